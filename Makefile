@@ -1,0 +1,66 @@
+# From a bare python3 (3.11 or newer): every target makes the environment it needs, once.
+#   make test PYTHON=/path/to/python    uses that interpreter and what it has: no venv, no installs
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON3 ?= python3
+ARGS ?=
+
+KIND := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+DEVICE := $(if $(filter gpu,$(KIND)),cuda,cpu)
+
+ifeq ($(origin PYTHON),command line)
+  PY := $(PYTHON)
+  READY := in-place
+  export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels$(if $(PYTHONPATH),:$(PYTHONPATH))
+else
+  PY := $(VENV)/bin/python
+  # The name of the stamp is a hash of all that decides what is installed: equal, nothing is done.
+  INPUTS := $(sort $(wildcard requirements/* csrc/*)) setup.py CMakeLists.txt pyproject.toml \
+            ovlt/_torchvision_shim.py
+  READY := $(VENV)/.ovlt-stamp-$(KIND)-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
+endif
+
+# The environment that must be there before Python starts (ovlt/_env.py holds the table).
+RUN = eval "$$($(PY) -m ovlt._env $(DEVICE))"; exec $(PY)
+
+.PHONY: help install demo results test lint format bench clean in-place
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@echo; echo 'Variables: ARGS="..." for the command, VENV=$(VENV), PYTHON3=$(PYTHON3) makes the venv,'
+	@echo 'PYTHON=/path/to/python uses that interpreter as it is, without a venv.'
+
+install: $(READY) ## make .venv with everything pinned, and build the C++ extension
+demo: $(READY) ## train a small model from start to end, and open the report
+	@$(RUN) -m ovlt.demo $(ARGS)
+results: $(READY) ## make the numbers of the README again
+	@$(RUN) -m ovlt.demo --results $(ARGS)
+test: $(READY) ## all tests
+	@requirements/system.sh browser
+	@$(RUN) -m pytest -q tests --durations=10 $(ARGS)
+lint: $(READY) ## ruff and basedpyright
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m basedpyright
+format: $(READY) ## let ruff mend and format the code
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+bench: $(READY) ## one benchmark for each kernel and stage, written to bench/results/
+	@mkdir -p bench/results
+	@$(RUN) -m pytest -q bench --benchmark-only \
+	  --benchmark-json=bench/results/$$(date -u +%F)-$(KIND).json $(ARGS)
+clean: ## remove what was built; .venv and runs/ stay
+	@rm -rf build dist *.egg-info kernels/ovlt_kernels/_C.so .pytest_cache .ruff_cache
+	@rm -f $(VENV)/.ovlt-stamp-*
+	@find ovlt kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ovlt-stamp-%:
+	@requirements/install.sh "$(VENV)" "$(PYTHON3)" $(KIND)
+	@rm -f $(VENV)/.ovlt-stamp-*
+	@touch $@
+
+in-place:
+	@$(PY) setup.py -q build_native || echo "ovlt: no C++ extension; plain PyTorch is used" >&2

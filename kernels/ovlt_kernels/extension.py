@@ -1,0 +1,33 @@
+"""Loads the compiled operators (csrc/) into ``torch.ops.ovlt`` where they were built.
+
+``HAS_EXTENSION`` says whether they are there, and ``WHY`` says in a sentence why or why not. Every
+operator has a plain PyTorch statement that runs without the extension.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_C.so")
+
+
+def load(library: Path = LIBRARY) -> tuple[bool, str]:
+    """Load ``library`` once per process; returns (loaded, why) and never raises."""
+    if not library.exists():
+        return False, (
+            f"{library.name} was not built: it needs cmake and a C++20 compiler when ovlt is installed. "
+            "`OVLT_REQUIRE_EXT=1 python setup.py build_native` builds it or shows what is missing."
+        )
+    try:
+        torch.ops.load_library(library)
+    except (OSError, RuntimeError) as error:
+        return False, (
+            f"{library.name} does not load in torch {torch.__version__}: {error}. Delete {library} "
+            "and build it again: `OVLT_REQUIRE_EXT=1 python setup.py build_native`."
+        )
+    return True, f"{library.name} is loaded"
+
+
+HAS_EXTENSION, WHY = load()

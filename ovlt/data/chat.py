@@ -1,0 +1,129 @@
+"""Text to token ids through the model's own chat template, with image placeholders expanded.
+
+The template comes with the tokenizer (jinja, through transformers). Text from a dataset may not
+contain the tokenizer's special tokens: spelled out in a question they would turn into control
+tokens, or into placeholders that no image stands behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ovlt.model import qwen2_5_vl as family
+
+IMAGE_TAG = "<image>"
+Message = dict[str, str]
+
+
+class BadText(ValueError):
+    """A text that cannot be trained on; the message is the reason, short enough to count by."""
+
+
+class Chat:
+    """Chat-formats conversations for one model folder's tokenizer and configuration."""
+
+    def __init__(self, tokenizer: Any, config: Any):
+        self.tokenizer = tokenizer
+        self.config = config
+        self.image_id = int(config.image_token_id)
+        self.end = str(tokenizer.eos_token)
+        self.end_id = int(tokenizer.eos_token_id)
+        self._special = tuple(
+            str(t) for t in tokenizer.added_tokens_decoder.values() if getattr(t, "special", False)
+        )
+
+    def prompt_ids(self, question: str, grids: Sequence[family.Grid]) -> np.ndarray:
+        """One user turn and the opening of the assistant's -> int64 [tokens]. Raises BadText."""
+        messages = [{"role": "user", "content": question}]
+        return self._encode(self._render(messages, len(grids), open_turn=True), grids)
+
+    def conversation_ids(
+        self, messages: Sequence[Message], grids: Sequence[family.Grid]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A labelled conversation -> ids int64 [tokens], loss_mask bool [tokens]. Raises BadText.
+
+        The loss covers each assistant turn and the token that ends it, nothing else.
+        """
+        if not any(m["role"] == "assistant" for m in messages):
+            raise BadText("conversation has no assistant turn")
+        pieces: list[tuple[str, bool]] = []
+        done = ""
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prefix = self._render(messages[:i], len(grids), open_turn=True)
+            whole = self._render(messages[: i + 1], len(grids), open_turn=False)
+            if not (prefix.startswith(done) and whole.startswith(prefix)):
+                raise BadText("chat template rewrites earlier turns, so its turns cannot be labelled")
+            said, end, rest = whole[len(prefix) :].partition(self.end)
+            pieces += [(prefix[len(done) :], False), (said + end, True), (rest, False)]
+            done = whole
+        while pieces and not pieces[-1][1]:
+            pieces.pop()  # what the template writes after the last end token is never sampled
+        ids, mask, used = [], [], 0
+        for text, labelled in pieces:
+            count = text.count("<|image_pad|>")
+            part = self._encode(text, grids[used : used + count])
+            used += count
+            ids.append(part)
+            mask.append(np.full(len(part), labelled))
+        return np.concatenate(ids), np.concatenate(mask)
+
+    def collapse(self, token_ids: np.ndarray, grids: Sequence[family.Grid]) -> list[int]:
+        """Expanded prompt -> one placeholder per image, as the engine's processor expects it."""
+        keep = np.ones(len(token_ids), dtype=bool)
+        where = np.flatnonzero(token_ids == self.image_id)
+        used = 0
+        for grid in grids:
+            count = family.tokens_per_image(self.config, grid)
+            keep[where[used + 1 : used + count]] = False
+            used += count
+        return token_ids[keep].tolist()
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Response text without special tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _render(self, messages: Sequence[Message], num_images: int, *, open_turn: bool) -> str:
+        """Chat-formatted text with one image placeholder per ``<image>`` tag.
+
+        Images without any tag in the conversation are put in front of the first user turn.
+        """
+        tags = sum(m["content"].count(IMAGE_TAG) for m in messages)
+        rendered = []
+        first_user = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
+        for i, message in enumerate(messages):
+            text = message["content"]
+            for token in self._special:
+                if token in text:
+                    raise BadText("text spells out a special token of the tokenizer")
+            if tags == 0 and num_images and i == first_user:
+                text = IMAGE_TAG * num_images + text
+            content: list[dict[str, str]] = []
+            parts = text.split(IMAGE_TAG)
+            for j, part in enumerate(parts):
+                if j:
+                    content.append({"type": "image"})
+                if part:
+                    content.append({"type": "text", "text": part})
+            rendered.append({"role": message["role"], "content": content})
+        if (tags or num_images) and (tags or num_images) != num_images:
+            raise BadText(f"{tags} {IMAGE_TAG} tags but {num_images} images")
+        return self.tokenizer.apply_chat_template(
+            rendered, tokenize=False, add_generation_prompt=open_turn
+        )
+
+    def _encode(self, text: str, grids: Sequence[family.Grid]) -> np.ndarray:
+        ids = np.asarray(
+            self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64
+        )
+        repeats = np.ones(len(ids), dtype=np.int64)
+        slots = np.flatnonzero(ids == self.image_id)
+        if len(slots) != len(grids):
+            raise BadText(f"{len(slots)} image placeholders but {len(grids)} images")
+        for slot, grid in zip(slots, grids, strict=True):
+            repeats[slot] = family.tokens_per_image(self.config, grid)
+        return np.repeat(ids, repeats)

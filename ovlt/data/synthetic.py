@@ -1,0 +1,336 @@
+"""A seeded world of pictures with exactly known answers: questions, captions, reasoning traces.
+
+Six families follow the data that OpenVLThinker trains on: ``shapes`` (CLEVR, Super-CLEVR),
+``bars``, ``charts`` (FigureQA), ``geometry`` (Geometry3K, GEOS), ``tables`` (TabMWP), ``maps``
+(MapQA).
+The same arguments give the same bytes; item i does not depend on how many are asked for; and the
+splits are disjoint by content, since the split of a scene is a function of its hash alone.
+
+    python -m ovlt.data.synthetic --out runs/world --size 336 --families charts,maps --n 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ovlt.data.worlds import FAMILIES
+from ovlt.data.worlds.base import LEVELS, Item, Question, Scene, WorldSpec
+from ovlt.data.worlds.files import IMAGE_TAG, Row, write_questions, write_sft
+
+__all__ = [
+    "FAMILIES", "Item", "WorldSpec", "base_rows", "contact_sheet", "format_response", "generate",
+    "split_of", "trace_rows", "vocabulary_corpus", "write_questions", "write_sft",
+]
+
+SPLITS = ("train", "validation", "held_out")
+_ATTEMPTS = 20_000
+
+_DESCRIBE = (
+    "Describe the image.",
+    "What does the image show?",
+    "List what you see.",
+    "Give a full description of the picture.",
+)
+_TOLD = (
+    "The image shows: {caption} {problem}",
+    "Description: {caption} {problem}",
+    "{caption} {problem}",
+)
+
+
+# --- what is asked ---------------------------------------------------------------------------
+
+
+def split_of(key: str) -> str:
+    """The split of a scene key: 80 % train, 10 % validation, 10 % held_out."""
+    bucket = int(key[:8], 16) % 10
+    return "train" if bucket < 8 else SPLITS[bucket - 7]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """An item before its picture is drawn."""
+
+    id: str
+    family: str
+    kind: str
+    level: int
+    key: str
+    scene: Scene
+    question: Question
+
+
+def _drafts(
+    families: Mapping[str, float] | Sequence[str],
+    split: str,
+    n: int,
+    seed: int,
+    spec: WorldSpec,
+    kinds: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+) -> Iterator[_Draft]:
+    if isinstance(families, str):
+        raise ValueError(f"families must be a list or a table of weights: write ['{families}']")
+    weights = dict(families) if isinstance(families, Mapping) else dict.fromkeys(families, 1.0)
+    unknown = sorted(set(weights) - set(FAMILIES))
+    if unknown or not weights:
+        raise ValueError(f"unknown or no families {unknown}: choose among {', '.join(FAMILIES)}")
+    if min(weights.values()) < 0 or sum(weights.values()) <= 0:
+        raise ValueError(f"family weights {weights} must be >= 0, with a sum above 0")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split '{split}': choose among {', '.join(SPLITS)}")
+    chosen_levels = tuple(levels) if levels else (spec.difficulty,)
+    if not set(chosen_levels) <= set(LEVELS):
+        raise ValueError(f"levels {chosen_levels} do not all exist: choose among 1, 2, 3")
+    active = [name for name, weight in weights.items() if weight > 0]
+    usable = {
+        name: [k for k in FAMILIES[name].kinds if kinds is None or k in kinds] for name in active
+    }
+    for name in active:
+        family, level = FAMILIES[name], max(chosen_levels)
+        if not usable[name]:
+            raise ValueError(f"no kind of '{name}' is wanted: it has {', '.join(family.kinds)}")
+        if min(spec.width, spec.height) < family.min_side[level - 1]:
+            raise ValueError(
+                f"'{name}' at level {level} is not legible at size {spec.size}: "
+                f"use at least {family.min_side[level - 1]} pixels, or a lower level"
+            )
+    for index in range(n):
+        rng = Random(f"ovlt/{seed}/{split}/{index}")  # so that item i stands alone
+        name = rng.choices(active, [weights[name] for name in active])[0]
+        kind, level = rng.choice(usable[name]), rng.choice(chosen_levels)
+        yield _draft(rng, name, kind, level, split, f"{name}-{split}-{seed}-{index:06d}")
+
+
+def _draft(rng: Random, name: str, kind: str, level: int, split: str, id: str) -> _Draft:
+    family = FAMILIES[name]
+    # each attempt asks with the same dice: what is rare in a scene (a crossing) would else be
+    # rare among the answers too
+    dice = rng.getrandbits(64)
+    for _ in range(_ATTEMPTS):
+        scene = family.make(rng, level, kind)
+        key = scene.key(name)
+        if split_of(key) != split:
+            continue
+        if (question := family.ask(scene, kind, Random(dice))) is not None:
+            return _Draft(id, name, kind, level, key, scene, question)
+    raise RuntimeError(f"no scene of {name}/{kind} at level {level} falls into '{split}'")
+
+
+def generate(
+    families: Mapping[str, float] | Sequence[str],
+    split: str,
+    n: int,
+    seed: int,
+    spec: WorldSpec | None = None,
+    kinds: Sequence[str] | None = None,
+    levels: Sequence[int] | None = None,
+) -> Iterator[Item]:
+    """``n`` items of a mixture of families.
+
+    Args:
+        families: names, or names with weights (any positive scale).
+        split: "train", "validation" or "held_out"; disjoint by content for any seeds.
+        spec: size in pixels and difficulty; 84 x 84 at level 1 by default.
+        kinds: the kinds of question wanted (of any family); all by default.
+        levels: levels to draw from evenly; by default ``spec.difficulty`` alone.
+
+    Raises:
+        ValueError: an unknown name, or a size at which a family cannot be read.
+    """
+    spec = spec or WorldSpec()
+    for draft in _drafts(families, split, n, seed, spec, kinds, levels):
+        family, question = FAMILIES[draft.family], draft.question
+        yield Item(
+            id=draft.id,
+            family=draft.family,
+            kind=draft.kind,
+            level=draft.level,
+            problem=question.problem,
+            answer=question.answer,
+            image=family.draw(draft.scene, spec.width, spec.height),
+            caption=family.caption(draft.scene),
+            short=question.short,
+            traces=question.traces,
+            summary=question.summary,
+            key=draft.key,
+            decoy=question.decoy,
+        )
+
+
+# --- what is trained on ----------------------------------------------------------------------
+
+
+def format_response(reasoning: str, summary: str, answer: str) -> str:
+    """The response format of the task, on one line."""
+    return f"<think>{reasoning}</think> {summary} <answer>{answer}</answer>"
+
+
+def _weighted(rng: Random, shares: Mapping[str, float]) -> str:
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def _checked(shares: Mapping[str, float], what: str) -> dict[str, float]:
+    if not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
+        raise ValueError(f"{what} {dict(shares)} must be >= 0, with a sum above 0")
+    return dict(shares)
+
+
+def _row(item: Item, id: str, user: str, assistant: str, with_image: bool, **marks: Any) -> Row:
+    return {
+        "messages": [
+            {"role": "user", "content": f"{IMAGE_TAG}{user}" if with_image else user},
+            {"role": "assistant", "content": assistant},
+        ],
+        "images": [item.image] if with_image else [],
+        "source": item.family,
+        "id": id,
+        **marks,
+    }
+
+
+def _swap_end(text: str, answer: str, decoy: str) -> str:
+    """The text with the answer that ends it replaced."""
+    assert text.endswith(f"{answer}."), text
+    return f"{text[: -len(answer) - 1]}{decoy}."
+
+
+def trace_rows(
+    items: Iterable[Item], styles: Mapping[str, float], seed: int, wrong_share: float = 0.0
+) -> Iterator[Row]:
+    """One SFT row per item: the question with its image, and a formatted response.
+
+    ``styles`` are shares per style of trace. A style that an item lacks passes its share to
+    ``steps`` where the item has that, and to the item's other styles otherwise. ``wrong_share`` of
+    the rows conclude with a wrong answer; each row has the marks ``style`` and ``correct``, and its
+    id ends in the style and, if wrong, "-wrong".
+    """
+    _checked(styles, "styles")
+    if not 0 <= wrong_share <= 1:
+        raise ValueError(f"wrong_share {wrong_share} must lie between 0 and 1")
+    for item in items:
+        rng = Random(f"trace/{seed}/{item.id}")
+        shares = {style: share for style, share in styles.items() if style in item.traces}
+        if "steps" in item.traces:
+            lost = sum(share for style, share in styles.items() if style not in item.traces)
+            shares["steps"] = shares.get("steps", 0.0) + lost
+        if sum(shares.values()) <= 0:
+            raise ValueError(
+                f"'{item.family}' has no trace of the styles {', '.join(styles)}: "
+                f"add one of {', '.join(item.traces)}"
+            )
+        style = _weighted(rng, shares)
+        reasoning, summary, answer = item.traces[style], item.summary, item.answer
+        correct = rng.random() >= wrong_share
+        if not correct:
+            reasoning = _swap_end(reasoning, answer, item.decoy)
+            summary, answer = _swap_end(summary, answer, item.decoy), item.decoy
+        yield _row(
+            item,
+            f"{item.id}-{style}" + ("" if correct else "-wrong"),
+            item.problem,
+            format_response(reasoning, summary, answer),
+            with_image=True,
+            style=style,
+            correct=correct,
+        )
+
+
+def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> Iterator[Row]:
+    """One row per item for the base model, which must know nothing of the response format.
+
+    ``shares`` are over "caption" (image -> its caption), "short" (image and question -> a short
+    sentence) and "text" (caption and question, no image -> reasoning and the answer in words).
+    """
+    unknown = sorted(set(_checked(shares, "shares")) - {"caption", "short", "text"})
+    if unknown:
+        raise ValueError(f"unknown base rows {unknown}: choose among caption, short, text")
+    for item in items:
+        rng = Random(f"base/{seed}/{item.id}")
+        what = _weighted(rng, shares)
+        id = f"{item.id}-{what}"
+        if what == "caption":
+            yield _row(item, id, rng.choice(_DESCRIBE), item.caption, with_image=True)
+        elif what == "short":
+            yield _row(item, id, item.problem, item.short, with_image=True)
+        else:
+            user = rng.choice(_TOLD).format(caption=item.caption, problem=item.problem)
+            style = rng.choice([style for style in item.traces if style != "direct"])
+            yield _row(item, id, user, f"{item.traces[style]} {item.short}", with_image=False)
+
+
+def vocabulary_corpus(
+    families: Sequence[str] = ("shapes", "bars"), n: int = 3000, levels: Sequence[int] = (1,)
+) -> Iterator[str]:
+    """Text of ``n`` training items, without drawing them: enough for a tokenizer to see each
+    template and word. The same for every caller."""
+    rng = Random("vocabulary")
+    yield from _DESCRIBE
+    for draft in _drafts(families, "train", n, 0, WorldSpec(size=1024), levels=levels):
+        question, caption = draft.question, FAMILIES[draft.family].caption(draft.scene)
+        yield question.problem
+        yield caption
+        yield question.short
+        yield rng.choice(_TOLD).format(caption=caption, problem=question.problem)
+        for trace in dict.fromkeys(question.traces.values()):
+            yield format_response(trace, question.summary, question.answer)
+
+
+def contact_sheet(
+    path: str | Path,
+    per_family: int = 6,
+    spec: WorldSpec | None = None,
+    seed: int = 0,
+    families: Sequence[str] = tuple(FAMILIES),
+    levels: Sequence[int] | None = None,
+) -> None:
+    """One PNG: a row per family, with question, answer and caption under each picture."""
+    from ovlt.data.worlds.sheet import draw_sheet
+
+    spec = spec or WorldSpec(size=336, difficulty=2)
+    rows = [list(generate([name], "train", per_family, seed, spec, levels=levels))
+            for name in families]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    draw_sheet(rows).save(path)
+
+
+# --- command line ----------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m ovlt.data.synthetic", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated names")
+    parser.add_argument("--n", type=int, default=1000, help="number of questions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", default="336", help="pixels: 336, or 672x504 (width x height)")
+    parser.add_argument("--levels", default="1", help="comma-separated levels of difficulty")
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet")
+    parser.add_argument("--contact-sheet", action="store_true", help="also draw contact_sheet.png")
+    args = parser.parse_args(argv)
+    try:
+        sides = [int(side) for side in args.size.lower().split("x")]
+        if len(sides) > 2:
+            raise ValueError(f"size '{args.size}' must be like 336 or 672x504")
+        spec = WorldSpec(sides[0] if len(sides) == 1 else (sides[0], sides[1]))
+        families, levels = args.families.split(","), [int(v) for v in args.levels.split(",")]
+        path = args.out / f"{args.split}.{args.format}"
+        items = generate(families, args.split, args.n, args.seed, spec, levels=levels)
+        print(f"wrote {write_questions(items, path)} questions to {path}")
+        if args.contact_sheet:
+            sheet = args.out / "contact_sheet.png"
+            contact_sheet(sheet, 4, spec, args.seed, families, levels)
+            print(f"wrote {sheet}")
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What every family of the synthetic world shares: its types, its palette and its drawing tools."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (214, 48, 49),
+    "blue": (45, 98, 220),
+    "green": (39, 158, 72),
+    "yellow": (245, 196, 24),
+    "purple": (142, 68, 190),
+    "black": (38, 38, 44),
+    "orange": (240, 128, 20),
+    "pink": (244, 130, 180),
+}
+COLORS = tuple(PALETTE)
+BACKGROUND = (250, 250, 248)
+INK = (35, 35, 40)
+GRID = (214, 214, 210)
+LEVELS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """How large and how hard. ``size`` is pixels of a side, or (width, height); ``difficulty`` is
+    the level (1 to 3) of every item unless ``generate`` is given ``levels``."""
+
+    size: int | tuple[int, int] = 84
+    difficulty: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height) < 56:
+            raise ValueError(f"size {self.size} is too small to draw on: use at least 56 pixels")
+        if self.difficulty not in LEVELS:
+            raise ValueError(f"difficulty {self.difficulty} does not exist: use 1, 2 or 3")
+
+    @property
+    def width(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. ``content`` is plain JSON data and decides the split; ``look`` seeds
+    what carries no meaning (jitter, rotation, hue) and so has no say in the split."""
+
+    content: dict[str, Any]
+    look: int = 0
+
+    def key(self, family: str) -> str:
+        """Hash of the content, 16 hex digits."""
+        text = json.dumps([family, self.content], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one scene. Every trace, and the summary, ends in the answer and a full stop;
+    ``decoy`` is a plausible wrong answer."""
+
+    problem: str
+    answer: str
+    decoy: str
+    traces: dict[str, str]
+    short: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its picture. ``problem`` holds no image tag: the writers put it in front.
+
+    ``traces`` maps a style to reasoning that ends in the answer; ``short`` and ``caption`` know
+    nothing of the response format. ``key`` is the hash of the scene's content.
+    """
+
+    id: str
+    family: str
+    kind: str
+    level: int
+    problem: str
+    answer: str
+    image: Image.Image = field(compare=False)
+    caption: str
+    short: str
+    traces: dict[str, str]
+    summary: str
+    key: str
+    decoy: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of picture. ``make`` draws a scene that suits a level and a kind of question,
+    ``ask`` returns None where the scene has no clear answer to that kind."""
+
+    name: str
+    kinds: tuple[str, ...]
+    min_side: tuple[int, int, int]  # shortest legible side in pixels, per level
+    make: Callable[[Random, int, str], Scene]
+    draw: Callable[[Scene, int, int], Image.Image]
+    caption: Callable[[Scene], str]
+    ask: Callable[[Scene, str, Random], Question | None]
+
+
+def near_miss(rng: Random, value: int, spread: int = 2) -> str:
+    """A whole number close to ``value``, not equal to it and not negative."""
+    steps = [d for d in range(-spread, spread + 1) if d and value + d >= 0]
+    return str(value + rng.choice(steps))
+
+
+def other(rng: Random, options: list[str], answer: str) -> str:
+    """One of ``options`` that is not the answer."""
+    return rng.choice([option for option in options if option != answer])
+
+
+def yes_no(truth: bool) -> tuple[str, str]:
+    """(answer, decoy) of a yes/no question."""
+    return ("yes", "no") if truth else ("no", "yes")
+
+
+def pick_by_truth(rng: Random, cases: list[tuple[Any, bool]]) -> tuple[Any, bool] | None:
+    """A case whose truth was decided by a fair coin; None when no case has that truth.
+
+    The scene is then drawn again but the coin is not, so yes and no stay near one half each.
+    """
+    want = rng.random() < 0.5
+    fitting = [case for case in cases if case[1] == want]
+    return rng.choice(fitting) if fitting else None
+
+
+@lru_cache(maxsize=128)
+def font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in face at a height in pixels."""
+    return ImageFont.load_default(max(6, pixels))
+
+
+def fit_font(
+    texts: list[str], max_width: float, max_height: float
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest built-in face in which each text stays within the width and height (pixels)."""
+    pixels = max(6, int(max_height))
+    widest = max((font(pixels).getlength(text) for text in texts), default=0.0)
+    if widest > max_width:
+        pixels = max(6, int(pixels * max_width / widest))
+    return font(pixels)
+
+
+class Canvas:
+    """A picture drawn at twice its size and halved at the end, which smooths lines and text.
+
+    Coordinates are those of the large picture (``width`` x ``height`` here are doubled).
+    """
+
+    scale = 2
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width * self.scale, height * self.scale
+        self.image = Image.new("RGB", (self.width, self.height), BACKGROUND)
+        self.pen = ImageDraw.Draw(self.image)
+        self.stroke = max(2, round(min(self.width, self.height) / 160))
+
+    def finish(self) -> Image.Image:
+        return self.image.reduce(self.scale)

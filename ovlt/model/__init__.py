@@ -1,0 +1,1 @@
+"""transformers' own modules, run over packed rows, sharded by FSDP2."""

@@ -1,0 +1,168 @@
+"""A Hugging Face folder -> a sharded, trainable model; and its tokenizer and processor.
+
+No rank ever holds the whole model: the modules are made on the meta device, sharded, and each rank
+reads only its own rows of every safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovlt.data.chat import Chat
+from ovlt.data.images import Patchify
+from ovlt.model import qwen2_5_vl as family
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The parts of a model folder that are not weights."""
+
+    path: Path
+    config: Any
+    tokenizer: Any
+    patchify: Patchify
+    chat: Chat
+    banned: tuple[int, ...]
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Read configuration, tokenizer and image processor. Raises ValueError with the mend."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+    path = Path(path)
+    if not str(path) or not path.is_dir():
+        raise ValueError(
+            f"no model folder at '{path}': give the path of a Hugging Face folder with config.json, "
+            "*.safetensors, tokenizer and preprocessor files (--model.path=...)"
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != "qwen2_5_vl":
+        raise ValueError(
+            f"{path} holds a '{config.model_type}' model; ovlt knows 'qwen2_5_vl' "
+            "(another family is another file beside ovlt/model/qwen2_5_vl.py)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} lacks tokenizer or image processor files: {error}") from None
+    return Folder(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        patchify=Patchify.from_processor(processor),
+        chat=Chat(tokenizer, config),
+        banned=tuple(family.banned_ids(config, tokenizer)),
+    )
+
+
+def empty_model(config: Any) -> nn.Module:
+    """The transformers module on the meta device: names and shapes, no storage."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32
+        )
+    model.tie_weights()
+    return model
+
+
+def weight_index(path: Path) -> dict[str, Path]:
+    """Live parameter name -> safetensors file that holds it. Raises ValueError."""
+    from safetensors import SafetensorError, safe_open
+
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{path} has no *.safetensors files; ovlt reads no pickled weights")
+    names: dict[str, Path] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    names[family.live_name(name)] = file
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file} is missing, truncated or not a safetensors file ({error}); "
+                "copy or download it again"
+            ) from None
+    return names
+
+
+def read_weights(model: nn.Module, path: Path) -> None:
+    """Fill a (sharded) model from a folder, each rank reading its own slices.
+
+    Raises ValueError when a parameter is missing or has another shape than the configuration says.
+    """
+    from safetensors import safe_open
+
+    index = weight_index(path)
+    parameters = dict(model.named_parameters())
+    missing = sorted(set(parameters) - set(index))
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of {len(parameters)} tensors, e.g. {missing[:3]}: "
+            "the folder is incomplete or of another model"
+        )
+    by_file: dict[Path, list[str]] = {}
+    for name in parameters:
+        by_file.setdefault(index[name], []).append(name)
+    for file, names in by_file.items():
+        with safe_open(file, "pt") as tensors, torch.no_grad():
+            on_disk = {family.live_name(n): n for n in tensors.keys()}  # noqa: SIM118
+            for name in names:
+                source = tensors.get_slice(on_disk[name])
+                target = parameters[name]
+                if tuple(source.get_shape()) != tuple(target.shape):
+                    raise ValueError(
+                        f"{file}: {name} has shape {source.get_shape()}, the configuration says "
+                        f"{list(target.shape)}"
+                    )
+                _copy_slice(target, source)
+
+
+def _copy_slice(target: Tensor, source: Any) -> None:
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if not isinstance(target, DTensor):
+        target.copy_(source[:])
+        return
+    shape, offset = compute_local_shape_and_global_offset(
+        target.shape, target.device_mesh, target.placements
+    )
+    local = target.to_local()
+    if local.numel():
+        where = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+        local.copy_(source[where])
+
+
+def fill_buffers(model: Any, device: torch.device) -> None:
+    """Recompute the rotary frequencies: they are in no checkpoint and ``to_empty`` leaves noise."""
+    text = model.model.language_model.rotary_emb
+    vision = model.model.visual.rotary_pos_emb
+    if hasattr(vision, "compute_axial_rope_parameters"):  # transformers >= 5.19
+        frequencies, _ = vision.compute_axial_rope_parameters(vision.config, device=device)
+    else:
+        head_dim = model.config.vision_config.hidden_size // model.config.vision_config.num_heads
+        steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device)
+        frequencies = 1.0 / (10000.0 ** (steps / (head_dim // 2)))
+    for module, value in (
+        (text, text.compute_default_rope_parameters(text.config, device=device)[0]),
+        (vision, frequencies),
+    ):
+        module.inv_freq = value.to(device)
+        if hasattr(module, "original_inv_freq"):
+            module.original_inv_freq = value.clone().to(device)

@@ -1,0 +1,72 @@
+"""FSDP2: float32 master shards, forward and backward in the compute dtype, reduction in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from ovlt.config import ModelConfig
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
+
+
+def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """Each tower block and decoder layer is a group; the root holds embedding, head, merger, norm.
+
+    Embedding and head share the root group because they may be one tensor. Inputs are not cast
+    (``cast_forward_inputs=False``): M-RoPE's cos and sin would otherwise lose their float32.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype if dtype != torch.float32 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for block in model.model.visual.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for layer in model.model.language_model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def load_sharded(
+    folder: Folder,
+    mesh: DeviceMesh,
+    device: torch.device,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    temperature: float = 1.0,
+    trainable: bool = True,
+) -> Any:
+    """The model of ``folder``, sharded over ``mesh`` and bound to take PackedBatch.
+
+    ``trainable=False`` freezes everything (the KL reference). With ``dtype`` bfloat16 the head's
+    logits are rounded to bfloat16, as the engine's are.
+    """
+    model: Any = empty_model(folder.config)
+    if config.activation_checkpointing and trainable:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.freeze_vision or not trainable:
+        model.model.visual.requires_grad_(False)
+    if not trainable:
+        model.requires_grad_(False)
+    shard(model, mesh, dtype)
+    model.to_empty(device=device)
+    fill_buffers(model, device)
+    read_weights(model, folder.path)
+    family.bind(
+        model,
+        temperature=temperature,
+        banned=folder.banned,
+        logits_dtype=torch.bfloat16 if dtype == torch.bfloat16 else None,
+    )
+    model.train(trainable)
+    return model
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

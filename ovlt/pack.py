@@ -1,0 +1,216 @@
+"""list[Sample] -> micro-batches without padding, balanced over ranks.
+
+Every rank gets the same number of micro-batches, none above the token budget, and the cost (text
+and vision-tower FLOPs) is spread evenly. Samples of one prompt stay together where they fit, so
+the tower sees each image once per micro-batch and its features are shared by the whole group.
+A sample is never cut. Nothing after this file pads, infers a boundary, or counts tokens again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ovlt.data.images import Patchify
+from ovlt.model import qwen2_5_vl as family
+from ovlt.types import PackedBatch, Sample
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Samples that are packed together: indices, tokens, and FLOPs with shared images."""
+
+    indices: tuple[int, ...]
+    tokens: int
+    cost: float
+
+
+@dataclass
+class Plan:
+    """``bins[rank][m]`` = indices of the samples in micro-batch m of that rank."""
+
+    bins: list[list[list[int]]]
+    fill: float  # mean tokens of a micro-batch / token budget
+    imbalance: float  # largest rank cost / mean rank cost
+
+
+def plan(samples: Sequence[Sample], *, ranks: int, budget: int, config: Any) -> Plan:
+    """Distribute samples over ``ranks`` x M micro-batches of at most ``budget`` tokens each.
+
+    M is the smallest number that works. Deterministic: the same samples give the same plan on
+    every rank. Raises ValueError for a sample longer than the budget.
+    """
+    for sample in samples:
+        if len(sample.token_ids) > budget:
+            raise ValueError(
+                f"a sample of {len(sample.token_ids)} tokens ({sample.prompt.id}) exceeds the token "
+                f"budget of {budget}: samples are never cut, so raise token_budget or lower the limits"
+            )
+    total = sum(len(s.token_ids) for s in samples)
+    micro = max(1, math.ceil(total / (budget * ranks)))
+    while True:
+        for size in (0, 4, 2, 1):  # whole groups first, then parts of groups, then single samples
+            units = _units(samples, config, size)
+            if (units and max(u.tokens for u in units) > budget) or len(units) < ranks:
+                if size != 1:
+                    continue
+            bins = _fit(units, micro * ranks, budget)
+            if bins is not None:
+                assigned = _assign(bins, ranks, micro)
+                costs = [sum(u.cost for b in rank for u in b) for rank in assigned]
+                mean = sum(costs) / ranks
+                return Plan(
+                    bins=[
+                        [[i for u in units for i in u.indices] for units in rank]
+                        for rank in assigned
+                    ],
+                    fill=total / (micro * ranks * budget),
+                    imbalance=max(costs) / mean if mean else 1.0,
+                )
+        micro += 1
+
+
+def _units(samples: Sequence[Sample], config: Any, size: int) -> list[Unit]:
+    """Consecutive samples of one prompt, at most ``size`` of them (0: no limit)."""
+    groups: list[list[int]] = []
+    for i, sample in enumerate(samples):
+        same = groups and samples[groups[-1][-1]].prompt is sample.prompt
+        if same and (size == 0 or len(groups[-1]) < size):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    units = []
+    for group in groups:
+        lengths = [len(samples[i].token_ids) for i in group]
+        text = sum(family.forward_flops(config, n, ()) for n in lengths)
+        vision = family.forward_flops(config, 0, _grids(samples[group[0]], config))
+        units.append(Unit(tuple(group), sum(lengths), text + vision))
+    return units
+
+
+def _grids(sample: Sample, config: Any) -> list[family.Grid]:
+    return [family.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
+
+
+def _fit(units: Sequence[Unit], count: int, budget: int) -> list[list[Unit]] | None:
+    """``count`` bins within the budget, evenly costed; None where that fails.
+
+    Longest processing time first by cost; where that runs out of room, by tokens, which fills best.
+    """
+    for key in ("cost", "tokens"):
+        bins: list[list[Unit]] = [[] for _ in range(count)]
+        tokens, load = [0] * count, [0.0] * count
+        for unit in sorted(units, key=lambda u: (-getattr(u, key), u.indices)):
+            room = [b for b in range(count) if tokens[b] + unit.tokens <= budget]
+            if not room:
+                break
+            best = min(room, key=lambda b: (load[b], b))
+            bins[best].append(unit)
+            tokens[best] += unit.tokens
+            load[best] += getattr(unit, key)
+        else:
+            return bins
+    return None
+
+
+def _assign(bins: list[list[Unit]], ranks: int, micro: int) -> list[list[list[Unit]]]:
+    """Micro-batches to ranks: dearest first, each to the cheapest rank with a free place."""
+    out: list[list[list[Unit]]] = [[] for _ in range(ranks)]
+    load = [0.0] * ranks
+    for units in sorted(bins, key=lambda b: -sum(u.cost for u in b)):
+        rank = min((r for r in range(ranks) if len(out[r]) < micro), key=lambda r: (load[r], r))
+        out[rank].append(units)
+        load[rank] += sum(u.cost for u in units)
+    return out
+
+
+def collate(
+    samples: Sequence[Sample],
+    weights: Sequence[float],
+    *,
+    config: Any,
+    patchify: Patchify,
+) -> PackedBatch:
+    """Join samples into one PackedBatch; ``weights[i]`` is sample i's loss weight per token.
+
+    No samples gives the filler: two text tokens without weight that still run the whole model.
+    """
+    if not samples:
+        return _filler(config)
+    positions, rows, labels, segment, loss_weight = [], [], [], [], []
+    advantage, engine_logp = [], []
+    image_start: dict[int, int] = {}  # id of an image array -> its first feature row
+    features, unique, grids = [], [], []
+    num_features = offset = 0
+    for s, sample in enumerate(samples):
+        own = _grids(sample, config)
+        positions.append(family.mrope_positions(sample.token_ids, own, config))
+        for image, grid in zip(sample.prompt.images, own, strict=True):
+            count = family.tokens_per_image(config, grid)
+            if id(image) not in image_start:
+                image_start[id(image)] = num_features
+                unique.append(image)
+                grids.append(grid)
+                num_features += count
+            features.append(image_start[id(image)] + np.arange(count))
+        predicted = np.flatnonzero(sample.loss_mask[1:]) + 1  # token 0 has nothing before it
+        rows.append(predicted - 1 + offset)
+        labels.append(sample.token_ids[predicted])
+        segment.append(np.full(len(predicted), s))
+        loss_weight.append(np.full(len(predicted), weights[s], dtype=np.float32))
+        if sample.engine_logp is not None:
+            advantage.append(np.full(len(predicted), sample.advantage, dtype=np.float32))
+            engine_logp.append(sample.engine_logp[predicted])
+        offset += len(sample.token_ids)
+    lengths = [len(s.token_ids) for s in samples]
+
+    def joined(parts: list[np.ndarray], dtype: Any = np.int64) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))
+
+    return PackedBatch(
+        input_ids=joined([s.token_ids for s in samples]),
+        position_ids=torch.from_numpy(np.concatenate(positions, axis=1)),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
+        segment_ids=joined(segment),
+        loss_index=joined(rows),
+        labels=joined(labels),
+        loss_weight=joined(loss_weight, np.float32),
+        patches=torch.from_numpy(np.concatenate([patchify(i) for i in unique])) if unique else None,
+        feature_index=joined(features) if features else None,
+        grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
+        vision_plan=family.vision_plan(grids, config) if grids else None,
+        max_len=max(lengths),
+        advantage=joined(advantage, np.float32) if advantage else None,
+        engine_logp=joined(engine_logp, np.float32) if engine_logp else None,
+        num_samples=len(samples),
+        cost=sum(family.forward_flops(config, n, ()) for n in lengths)
+        + family.forward_flops(config, 0, grids),
+    )
+
+
+def _filler(config: Any) -> PackedBatch:
+    zero = torch.zeros(1)
+    return PackedBatch(
+        input_ids=torch.zeros(2, dtype=torch.int64),
+        position_ids=torch.arange(2).expand(3, 2),
+        cu_seqlens=torch.tensor([0, 2], dtype=torch.int32),
+        segment_ids=torch.zeros(1, dtype=torch.int64),
+        loss_index=torch.zeros(1, dtype=torch.int64),
+        labels=torch.zeros(1, dtype=torch.int64),
+        loss_weight=zero,
+        patches=None,
+        feature_index=None,
+        grid_thw=None,
+        vision_plan=None,
+        max_len=2,
+        advantage=zero.clone(),
+        engine_logp=zero.clone(),
+        num_samples=1,
+        is_filler=True,
+        cost=family.forward_flops(config, 2, ()),
+    )

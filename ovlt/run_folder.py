@@ -1,0 +1,199 @@
+"""The folder of one run: who may use it, how a file in it is written, how ranks agree about it.
+
+A failure on one rank (a full disk, a torn file) that the others do not learn of leaves them waiting
+in the next collective until it times out, so whatever touches the folder goes through
+``on_all_ranks``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+
+# Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: where it
+# is kept, what is shown of it, how fast it is fed, how often it is saved ...
+MAY_CHANGE = (
+    "run.folder",
+    "run.resume",
+    "run.tensorboard",
+    "run.wandb",
+    "data.workers",
+    "*.reward.workers",
+    "*.title",
+    "*.save_every",
+    "*.log_groups",
+)
+# ... and how long it goes on. This moves schedules that end with the run, so it is said aloud.
+LENGTH = ("*.steps", "*.epochs")
+
+T = TypeVar("T")
+
+
+def claim_run_folder(folder: Path | str, recipe: dict[str, Any], resume: str) -> None:
+    """Make ``folder`` the home of the run that ``recipe`` describes, or say why not. Collective.
+
+    ``resume`` "never": the folder holds no metrics, no checkpoint and no other recipe. "auto": it
+    may hold the same run, whose recipe (JSON values) is this one but for the keys of ``MAY_CHANGE``
+    and ``LENGTH``; a change of length is warned of. Writes ``recipe.json``. Raises ValueError.
+    """
+    if resume not in ("never", "auto"):
+        raise ValueError(f"resume={resume!r}: give 'never' or 'auto'")
+
+    def claim() -> None:
+        if rank_and_world_size()[0] == 0:
+            _claim(Path(folder), json.loads(json.dumps(recipe)), resume)
+
+    on_all_ranks(claim)
+
+
+def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
+    elsewhere = "or give another --run.folder"
+    holds = [METRICS] if (folder / METRICS).exists() else []
+    for depth in ("", "*/"):  # and not `**`, which would not follow a link to a larger disk
+        holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
+    changes = []
+    if (folder / RECIPE).exists():
+        changes = _changes(_flat(read_json(folder / RECIPE)), _flat(recipe))
+    elif holds and resume == "auto":
+        raise ValueError(
+            f"{folder} holds {some(holds)} but no {RECIPE}, so there is no telling which run that "
+            f"was: delete that folder, {elsewhere}"
+        )
+    if forbidden := [text for key, text in changes if not _matches(key, MAY_CHANGE + LENGTH)]:
+        raise ValueError(
+            f"{folder} holds a run with another recipe: {some(forbidden)}; to continue that run "
+            f"give the former values and `--resume auto`; else delete that folder, {elsewhere}"
+        )
+    if holds and resume == "never":
+        raise ValueError(
+            f"{folder} holds a run already ({some(holds)}): continue it with `--resume auto`, "
+            f"{elsewhere}"
+        )
+    if holds and (longer := [text for key, text in changes if _matches(key, LENGTH)]):
+        warnings.warn(
+            f"{folder} is continued with another length: {some(longer)}; a learning-rate schedule "
+            "that ends with the run now ends there",
+            stacklevel=4,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECIPE, recipe)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, "key was A, is B") of all that differs between two flat recipes."""
+
+    def shown(values: Mapping[str, Any], key: str) -> str:
+        return json.dumps(values[key]) if key in values else "absent"
+
+    return [
+        (key, f"{key} was {shown(before, key)}, is {shown(now, key)}")
+        for key in sorted(before.keys() | now.keys())
+        if shown(before, key) != shown(now, key)
+    ]
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all, and on disk when this returns."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file of ours. Raises ValueError, naming the file, if it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it or restore it") from error
+
+
+def require_json(value: Any, where: str) -> None:
+    """Refuse what JSON changes on the way: tuples, keys that are not strings, numpy scalars."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: key {key!r} is no string; JSON has only such keys")
+            require_json(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            require_json(item, f"{where}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(
+            f"{where} is a {type(value).__name__}, which JSON would not give back: use dict, list, "
+            "str, int, float, bool or None"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on disk (its files are synced as they are written)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def some(items: list[Any], most: int = 3) -> str:
+    """The first few of a list, and how many more there are, for an error message."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(str(item) for item in items[:most]) + more
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_rank_zero(value: T) -> T:
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """``work()`` on every rank, then a barrier; where it fails on one, all raise and none waits.
+
+    ``work`` itself must call no collective.
+    """
+    result: T
+    failure = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    verdict = None if failure is None else (isinstance(failure, ValueError), str(failure))
+    verdicts = [verdict]
+    if dist.is_initialized():
+        verdicts = [None] * dist.get_world_size()
+        dist.all_gather_object(verdicts, verdict)
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(verdicts):
+        if other is not None:
+            raise (ValueError if other[0] else RuntimeError)(f"rank {rank}: {other[1]}")
+    return result

@@ -1,0 +1,128 @@
+"""The five types that pass between the parts of ovlt. Nothing else crosses a boundary.
+
+Shape letters used throughout the project:
+
+    T  tokens of one packed batch          S  samples (segments) of one packed batch
+    P  vision patches of one packed batch  I  images of one packed batch
+    R  rows that carry loss (R <= T)       V  vocabulary, H  hidden size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question, ready for the engine and the trainer.
+
+    ``token_ids`` holds the chat-formatted prompt with every image placeholder expanded to the
+    number of tokens its image takes; ``images`` are uint8 RGB arrays ``[height, width, 3]`` whose
+    sides are multiples of the merged patch (28 pixels for Qwen2.5-VL). Engine and trainer see this
+    very array, so no second resize can make them disagree.
+    """
+
+    id: str
+    source: str
+    question: str
+    answer: str
+    token_ids: np.ndarray  # int64 [prompt tokens]
+    images: tuple[np.ndarray, ...] = ()
+    image_paths: tuple[str, ...] = ()
+
+
+@dataclass
+class Sample:
+    """One response to a prompt (GRPO), or one labelled conversation (SFT).
+
+    ``token_ids`` = prompt + response. ``loss_mask[t]`` is True where token ``t`` is *predicted and
+    trained on*; it is False for the whole prompt. ``engine_logp[t]`` is the log-prob with which the
+    engine sampled token ``t`` (0 where ``loss_mask`` is False; None for SFT).
+    """
+
+    prompt: Prompt
+    token_ids: np.ndarray  # int64 [tokens]
+    loss_mask: np.ndarray  # bool  [tokens]
+    engine_logp: np.ndarray | None = None  # float32 [tokens]
+    text: str = ""
+    finished: bool = True  # ended by the stop token, not by the length limit
+    policy_version: int = 0  # optimizer steps behind the weights that sampled it
+    reward: float = 0.0
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    advantage: float = 0.0
+
+    @property
+    def num_response_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+
+@dataclass
+class Group:
+    """The n samples drawn for one prompt; advantages are relative to the group."""
+
+    prompt: Prompt
+    samples: list[Sample]
+
+
+@dataclass
+class PackedBatch:
+    """Samples joined end to end without padding: one micro-batch of one rank.
+
+    Row ``t`` of the per-loss-row tensors belongs to hidden state ``loss_index[t]``, which predicts
+    ``labels[t]``. ``loss_weight`` already holds aggregation *and* the normaliser of the whole
+    optimizer step, so the loss is the plain weighted sum and is the same for every split of the same
+    samples over micro-batches and ranks.
+    """
+
+    input_ids: Tensor  # int64 [T]
+    position_ids: Tensor  # int64 [3, T]  M-RoPE: time, height, width, restarting per sample
+    cu_seqlens: Tensor  # int32 [S + 1]
+    segment_ids: Tensor  # int64 [R]  sample of each loss row
+    loss_index: Tensor  # int64 [R]
+    labels: Tensor  # int64 [R]
+    loss_weight: Tensor  # float32 [R]
+    patches: Tensor | None  # float32 [P, channels * temporal * patch * patch], each image once
+    feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
+    grid_thw: Tensor | None  # int64 [I, 3]
+    vision_plan: dict[str, Any] | None  # the tower's window order and boundaries, made on the CPU
+    max_len: int = 0  # longest sample, tokens
+    advantage: Tensor | None = None  # float32 [R]
+    engine_logp: Tensor | None = None  # float32 [R]
+    old_logp: Tensor | None = None  # float32 [R], once computed
+    ref_logp: Tensor | None = None  # float32 [R], once computed
+    num_samples: int = 0  # S
+    is_filler: bool = False  # runs forward and backward with zero loss weight
+    cost: float = 0.0  # FLOPs, text + vision tower, forward
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.input_ids.numel())
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch with every tensor on ``device``."""
+        import torch
+
+        def move(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, dict):
+                return {key: move(item) for key, item in value.items()}
+            return value
+
+        return PackedBatch(**{name: move(value) for name, value in self.__dict__.items()})
+
+
+@dataclass
+class StepStats:
+    """What one optimizer step reports: scalars to log, and the seconds of each phase."""
+
+    step: int
+    metrics: dict[str, float]
+    seconds: dict[str, float]

@@ -1,0 +1,138 @@
+"""Packed log-probs and gradients equal the one-by-one Hugging Face forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_sample, tiny_folder
+
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
+from ovlt.pack import collate
+from ovlt.types import Sample
+
+SIZES = [[(84, 84)], [], [(56, 140), (196, 112)], [(28, 28)], [], [(252, 140), (84, 84), (56, 56)]]
+RESPONSES = [5, 7, 1, 13, 3, 8]
+
+
+def plain_model(folder: Folder) -> Any:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder.path, attn_implementation="eager", dtype=torch.float32
+    )
+
+
+def packed_model(folder: Folder, temperature: float = 1.0) -> Any:
+    model = empty_model(folder.config)
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    fill_buffers(model, torch.device("cpu"))
+    read_weights(model, folder.path)
+    family.bind(model, temperature=temperature, banned=folder.banned)
+    return model
+
+
+def one_by_one(model: Any, folder: Folder, sample: Sample, temperature: float) -> torch.Tensor:
+    """Hugging Face's own processor output and forward for one sample -> logp of the response."""
+    ids = torch.from_numpy(sample.token_ids)[None]
+    kwargs: dict[str, Any] = {}
+    if sample.prompt.images:
+        from transformers import AutoImageProcessor
+
+        features = AutoImageProcessor.from_pretrained(folder.path)(
+            images=list(sample.prompt.images), return_tensors="pt", do_resize=False
+        )
+        kwargs = {k: features[k] for k in ("pixel_values", "image_grid_thw")}
+    model.model.rope_deltas = None
+    types = (ids == folder.config.image_token_id).int()
+    logits = model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **kwargs).logits[0]
+    logits = logits.double() / temperature
+    logits[:, list(folder.banned)] = -torch.inf
+    logp = torch.log_softmax(logits, -1)
+    rows = np.flatnonzero(sample.loss_mask)
+    return logp[rows - 1, ids[0, rows]]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "m", tied=request.param)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_packed_equals_one_by_one(folder: Folder, temperature: float) -> None:
+    rng = np.random.default_rng(5)
+    samples = [
+        random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)
+    ]
+    # two answers to one prompt share its images, and the tower's features for them
+    shared = samples[2]
+    twin_ids = np.concatenate([shared.prompt.token_ids, shared.token_ids[-1:], [17, 23]])
+    twin = Sample(
+        shared.prompt, twin_ids, np.arange(len(twin_ids)) >= len(shared.prompt.token_ids)
+    )
+    samples.insert(3, twin)
+    weights = [float(w) for w in rng.normal(size=len(samples))]
+    packed, plain = packed_model(folder, temperature), plain_model(folder)
+    batch = collate(samples, weights, config=folder.config, patchify=folder.patchify)
+    assert batch.grid_thw is not None
+    assert len(batch.grid_thw) == 7  # the twin's two images are not seen twice
+
+    head = packed(batch)
+    expected = torch.cat([one_by_one(plain, folder, s, temperature) for s in samples])
+    assert (head.logp - expected).abs().max() < 1e-5
+
+    (head.logp * batch.loss_weight).sum().backward()
+    lengths = [s.num_response_tokens for s in samples]
+    (expected * torch.repeat_interleave(torch.tensor(weights), torch.tensor(lengths))).sum().backward()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in packed.named_parameters():
+        scale = theirs[name].grad.abs().max().clamp(min=1.0)
+        assert (parameter.grad - theirs[name].grad).abs().max() <= 1e-5 * scale, name
+
+
+def test_image_free_batch_runs_the_tower_and_gives_it_zero_gradient(folder: Folder) -> None:
+    rng = np.random.default_rng(6)
+    samples = [random_sample(folder, rng, [], 4)]
+    model = packed_model(folder)
+    batch = collate(samples, [1.0], config=folder.config, patchify=folder.patchify)
+    model(batch).logp.sum().backward()
+    grads = [p.grad for p in model.model.visual.parameters()]
+    assert all(g is not None and not g.any() for g in grads)
+
+
+def test_filler_runs_and_weighs_nothing(folder: Folder) -> None:
+    model = packed_model(folder)
+    batch = collate([], [], config=folder.config, patchify=folder.patchify)
+    (model(batch).logp * batch.loss_weight).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_positions_equal_transformers(folder: Folder) -> None:
+    rng = np.random.default_rng(7)
+    plain = plain_model(folder)
+    for sizes, response in zip(SIZES, RESPONSES, strict=True):
+        sample = random_sample(folder, rng, sizes, response)
+        ids = torch.from_numpy(sample.token_ids)[None]
+        grids = [family.image_grid(folder.config, h, w) for h, w in sizes]
+        expected, _ = plain.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == folder.config.image_token_id).int(),
+            image_grid_thw=torch.tensor(grids) if grids else None,
+        )
+        ours = family.mrope_positions(sample.token_ids, grids, folder.config)
+        assert (torch.from_numpy(ours) == expected[:, 0]).all()
+
+
+def test_a_cut_image_is_refused(folder: Folder) -> None:
+    rng = np.random.default_rng(8)
+    sample = random_sample(folder, rng, [(84, 84)], 2)
+    where = np.flatnonzero(sample.token_ids == folder.config.image_token_id)
+    with pytest.raises(ValueError, match="placeholder"):
+        family.mrope_positions(
+            np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config
+        )
