@@ -34,6 +34,7 @@ help: ## this list
 	@echo 'PYTHON=/path/to/python uses that interpreter as it is, without a venv.'
 
 install: $(READY) ## make .venv with everything pinned, and build the C++ extension
+	@echo "ovlt is installed for $(PY)"
 demo: $(READY) ## train a small model from start to end, and open the report
 	@$(RUN) -m ovlt.demo $(ARGS)
 results: $(READY) ## make the numbers of the README again
@@ -44,7 +45,7 @@ test: $(READY) ## all tests
 lint: $(READY) ## ruff and basedpyright
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m basedpyright
+	@$(PY) -m basedpyright --level error
 format: $(READY) ## let ruff mend and format the code
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .

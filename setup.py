@@ -1,9 +1,10 @@
 """Builds the C++ extension (csrc/) with CMake; all metadata is in pyproject.toml.
 
-The library is no Python module: it is loaded with ``torch.ops.load_library`` and speaks the libtorch
-stable ABI, so one file serves every Python and every torch from 2.10 on. Where it cannot be built
-(no torch, no compiler) the package installs without it, and ``ovlt_kernels.extension.WHY`` says so at
-run time; ``OVLT_REQUIRE_EXT=1`` makes that an error. ``python setup.py build_native`` builds in place.
+The library is no Python module: it is loaded with ``torch.ops.load_library`` and speaks the
+libtorch stable ABI, so one file serves every Python and every torch from 2.10 on. Where it cannot
+be built (no torch, no compiler) the package installs without it, and
+``ovlt_kernels.extension.WHY`` says so at run time; ``OVLT_REQUIRE_EXT=1`` makes that an error.
+``python setup.py build_native`` builds in place.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def up_to_date() -> bool:
 
 
 def cmake(arguments: list[str]) -> None:
-    done = subprocess.run(arguments, capture_output=True, text=True, errors="replace")  # noqa: S603
+    done = subprocess.run(arguments, capture_output=True, text=True, errors="replace")
     if done.returncode:
         LIBRARY.unlink(missing_ok=True)  # one of other sources would fail later, and less clearly
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
@@ -127,7 +128,7 @@ class Build(build):
 class Wheel(bdist_wheel):
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.root_is_pure = not LIBRARY.exists()
+        self.root_is_pure = False  # the library is only being built now
 
     def get_tag(self) -> tuple[str, str, str]:
         _, _, platform = super().get_tag()

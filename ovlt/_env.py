@@ -25,7 +25,7 @@ AT_IMPORT = {
     "DO_NOT_TRACK": "1",
 }
 AT_IMPORT_CPU = {
-    # vLLM's sampler calls torch.compile even when eager: 9 s of g++ before the first token, no gain.
+    # vLLM's sampler calls torch.compile even when eager: 9 s of g++ before the first token.
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, the ranks of one machine would share its cores
@@ -58,7 +58,7 @@ def usable_cores() -> int:
 
 
 def machine() -> Device:
-    """ "cuda" where nvidia-smi finds a GPU. Asks no torch, so it can run before any import."""
+    """Return "cuda" where nvidia-smi finds a GPU. Asks no torch: it runs before that."""
     if shutil.which("nvidia-smi") is None:
         return "cpu"
     import subprocess

@@ -5,11 +5,12 @@ missing operator ``torchvision::nms``. transformers (Qwen2.5-VL's processor) and
 torchvision, the latter in child processes of its own. We use its resize and normalise only, which
 are pure torch: so it is enough to declare the operators that it describes, before it does.
 
-:func:`install` puts a finder in ``sys.meta_path`` that does this when torchvision is first imported,
-and costs nothing before. Two callers: ``ovlt._env.apply`` (so every command and the tests, also
-where nothing is installed), and a ``.pth`` of the environment that the Makefile made, whose copy of
-this file reaches the processes that never import ovlt. So it imports nothing of ovlt, and nothing
-but ``sys`` until torchvision is asked for. With a CUDA torch, or a CPU torchvision, it does nothing.
+:func:`install` puts a finder in ``sys.meta_path`` that does this when torchvision is first
+imported, and costs nothing before. Two callers: ``ovlt._env.apply`` (so every command and the
+tests, also where nothing is installed), and a ``.pth`` of the environment that the Makefile made,
+whose copy of this file reaches the processes that never import ovlt. So it imports nothing of ovlt,
+and nothing but ``sys`` until torchvision is asked for. With a CUDA torch, or a torchvision that is
+no CUDA build, it does nothing.
 """
 
 import sys
@@ -28,7 +29,6 @@ class TorchvisionShim:
         if name.startswith("torchvision."):
             sys.meta_path.remove(cls)
             declare_operators(path)
-        return None
 
 
 def install():

@@ -145,7 +145,11 @@ class BaseConfig(Table):
     vision_heads: Positive = field(3, "Heads of the tower.")
     tie_embeddings: bool = field(False, "Share input and output embeddings (as the 3B does).")
     initializer_range: Rate = field(0.04, "Standard deviation of the initial weights.")
-    vocab_size: Positive = field(512, "Most entries the tokenizer may learn.")
+    vocab_size: Positive = field(640, "Most entries the tokenizer may learn.")
+    steps: Positive = field(640, "Optimizer steps that teach it to see.")
+    batch_samples: Positive = field(64, "Samples per optimizer step.")
+    token_budget: Positive = field(2048, "Most tokens in one packed micro-batch of one rank.")
+    optim: SftOptimConfig = SftOptimConfig(lr=2e-3, warmup_steps=20)
 
 
 class SftConfig(Table):
@@ -337,7 +341,7 @@ class Recipe(Table):
 
 
 def load_recipe(path: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
-    """Read a TOML recipe and lay ``table.key=value`` overrides over it.
+    """Read a recipe, TOML or a resolved one in JSON, and lay ``table.key=value`` over it.
 
     Values are read as TOML where they parse, else as a bare string, so ``--run.seed=1``,
     ``--sft.optim.lr=1e-3`` and ``--sft.start=runs/x`` all do what they say.
@@ -349,9 +353,10 @@ def load_recipe(path: str | Path | None = None, overrides: list[str] | None = No
         known = sorted(p.name for p in SMOKE_RECIPE.parent.glob("*.toml"))
         raise ValueError(f"no recipe at {path}; the repository has recipes/{{{', '.join(known)}}}")
     try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:  # of TOML, JSON or UTF-8
+        raise ValueError(f"{path} is not valid TOML (or JSON): {error}") from None
     for text in overrides or []:
         _set(tree, text)
     return recipe_from(tree, str(path))

@@ -22,6 +22,22 @@ from ovlt.types import PackedBatch, Sample
 
 
 @dataclass(frozen=True)
+class Extent:
+    """What planning needs of a sample: no pixels, no ids. Equal ``group``: the same images."""
+
+    tokens: int
+    grids: tuple[family.Grid, ...]
+    group: int
+    name: str = ""
+
+
+def extent(sample: Sample, config: Any) -> Extent:
+    """The extent of a sample at hand; samples of one prompt share their images."""
+    prompt = sample.prompt
+    return Extent(len(sample.token_ids), tuple(_grids(sample, config)), id(prompt), prompt.id)
+
+
+@dataclass(frozen=True)
 class Unit:
     """Samples that are packed together: indices, tokens, and FLOPs with shared images."""
 
@@ -37,28 +53,28 @@ class Plan:
     bins: list[list[list[int]]]
     fill: float  # mean tokens of a micro-batch / token budget
     imbalance: float  # largest rank cost / mean rank cost
+    cost: float  # forward FLOPs of all samples, shared images counted once per micro-batch
 
 
-def plan(samples: Sequence[Sample], *, ranks: int, budget: int, config: Any) -> Plan:
+def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> Plan:
     """Distribute samples over ``ranks`` x M micro-batches of at most ``budget`` tokens each.
 
     M is the smallest number that works. Deterministic: the same samples give the same plan on
     every rank. Raises ValueError for a sample longer than the budget.
     """
     for sample in samples:
-        if len(sample.token_ids) > budget:
+        if sample.tokens > budget:
             raise ValueError(
-                f"a sample of {len(sample.token_ids)} tokens ({sample.prompt.id}) exceeds the token "
+                f"a sample of {sample.tokens} tokens ({sample.name}) exceeds the token "
                 f"budget of {budget}: samples are never cut, so raise token_budget or lower the limits"
             )
-    total = sum(len(s.token_ids) for s in samples)
+    total = sum(s.tokens for s in samples)
     micro = max(1, math.ceil(total / (budget * ranks)))
     while True:
         for size in (0, 4, 2, 1):  # whole groups first, then parts of groups, then single samples
             units = _units(samples, config, size)
-            if (units and max(u.tokens for u in units) > budget) or len(units) < ranks:
-                if size != 1:
-                    continue
+            if size != 1 and max((u.tokens for u in units), default=0) > budget:
+                continue
             bins = _fit(units, micro * ranks, budget)
             if bins is not None:
                 assigned = _assign(bins, ranks, micro)
@@ -71,24 +87,25 @@ def plan(samples: Sequence[Sample], *, ranks: int, budget: int, config: Any) -> 
                     ],
                     fill=total / (micro * ranks * budget),
                     imbalance=max(costs) / mean if mean else 1.0,
+                    cost=sum(costs),
                 )
         micro += 1
 
 
-def _units(samples: Sequence[Sample], config: Any, size: int) -> list[Unit]:
-    """Consecutive samples of one prompt, at most ``size`` of them (0: no limit)."""
+def _units(samples: Sequence[Extent], config: Any, size: int) -> list[Unit]:
+    """Consecutive samples of one group, at most ``size`` of them (0: no limit)."""
     groups: list[list[int]] = []
     for i, sample in enumerate(samples):
-        same = groups and samples[groups[-1][-1]].prompt is sample.prompt
+        same = groups and samples[groups[-1][-1]].group == sample.group
         if same and (size == 0 or len(groups[-1]) < size):
             groups[-1].append(i)
         else:
             groups.append([i])
     units = []
     for group in groups:
-        lengths = [len(samples[i].token_ids) for i in group]
+        lengths = [samples[i].tokens for i in group]
         text = sum(family.forward_flops(config, n, ()) for n in lengths)
-        vision = family.forward_flops(config, 0, _grids(samples[group[0]], config))
+        vision = family.forward_flops(config, 0, samples[group[0]].grids)
         units.append(Unit(tuple(group), sum(lengths), text + vision))
     return units
 

@@ -8,8 +8,9 @@ venv=$1 python=$2 kind=$3
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { printf '\n%s\n' "$*" >&2; exit 1; }
 
+found=$("$python" -V 2>/dev/null || echo missing)
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || fail \
-  "ovlt needs Python 3.11 or newer, and '$python' is $("$python" -V 2>&1 || echo missing).
+  "ovlt needs Python 3.11 or newer, and '$python' is $found.
 Install one and name it: make install PYTHON3=/path/to/python3.11"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || fail \
   "'$python' has no venv module. On Debian and Ubuntu: apt-get install python3-venv.
@@ -18,7 +19,7 @@ Or name another Python: make install PYTHON3=/path/to/python3.11"
 requirements/system.sh build
 
 [ -x "$venv/bin/python" ] || { say "making $venv"; "$python" -m venv "$venv"; }
-py=$venv/bin/python
+py=$(realpath --no-symlinks "$venv")/bin/python
 pip() { "$py" -m pip --disable-pip-version-check "$1" --quiet "${@:2}"; }
 install() { pip install --retries 5 --timeout 120 "$@"; }
 
@@ -56,5 +57,5 @@ fi
 say "ovlt itself, and its C++ extension"
 # --no-deps: everything is here, and pip shall not look for other versions.
 install --no-build-isolation --no-deps --editable .
-(cd / && "$(realpath -s "$py")" -c 'from ovlt_kernels.extension import WHY; print("ovlt_kernels:", WHY)') 2>&1 ||
+(cd / && "$py" -c 'from ovlt_kernels.extension import WHY; print("ovlt_kernels:", WHY)') 2>&1 ||
   fail "ovlt was installed but cannot be imported; the lines above say why."

@@ -296,6 +296,7 @@ def test_filler_rows_are_nothing_even_as_nan(variant: str) -> None:
         head.entropy[filler] = math.nan
     output, expected = policy_loss(head, batch, config), policy_loss(clean_head, clean, config)
     assert flat(output) == flat(expected)
+    assert flat(output) == pytest.approx(by_hand(clean_head, clean, config), rel=1e-10)
     assert float(output.sums["tokens"]) == sum(LENGTHS) - 9
     output.loss.backward()
     expected.loss.backward()

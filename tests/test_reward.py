@@ -269,6 +269,10 @@ def test_workers_run_at_once_and_closing_ends_their_children(tmp_path):
     with RewardPool(f"{path}:score", workers=2, timeout_s=20) as pool:
         outputs = pool.score([ask(f"meet {met}/a"), ask(f"meet {met}/b")])
         assert [output.reason for output in outputs] == ["fine", "fine"]
+        before = list(pool._workers)
+        assert [output.reason for output in pool.score([ask("fork")] * 4)] == ["fine"] * 4
+        assert [output.reason for output in pool.score([ask("fine")] * 4)] == ["fine"] * 4
+        assert pool._workers == before  # the forks neither answered nor took a question
         child = int(pool.score([ask("child")])[0].reason)
         worker = int(pool.score([ask("pid")])[0].reason)
         assert Path(f"/proc/{child}").exists()
@@ -292,7 +296,10 @@ pool.score([RewardInput("hang_in_c", "")])
 """
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-c", code]
-    trainer = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    # ends when the last worker lets go of stderr
+    trainer = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, check=False, timeout=30
+    )
     assert trainer.returncode == -signal.SIGKILL, trainer.stderr
     pids = [int(pid) for pid in trainer.stdout.split()]
     assert len(pids) == 2

@@ -17,8 +17,9 @@ def load(library: Path = LIBRARY) -> tuple[bool, str]:
     """Load ``library`` once per process; returns (loaded, why) and never raises."""
     if not library.exists():
         return False, (
-            f"{library.name} was not built: it needs cmake and a C++20 compiler when ovlt is installed. "
-            "`OVLT_REQUIRE_EXT=1 python setup.py build_native` builds it or shows what is missing."
+            f"{library.name} was not built: it needs cmake and a C++20 compiler when ovlt is "
+            "installed. `OVLT_REQUIRE_EXT=1 python setup.py build_native` builds it or shows what "
+            "is missing."
         )
     try:
         torch.ops.load_library(library)

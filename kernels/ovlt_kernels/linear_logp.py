@@ -138,10 +138,11 @@ class _LinearLogp(torch.autograd.Function):
         return logp, entropy, lse
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, _: None
+    @once_differentiable  # pyright reads its result as taking ctx by position only
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Any
     ) -> tuple[Tensor | None, ...]:
+        grad_logp, grad_entropy, _ = grad_outputs  # None where nothing flows back
         hidden, weight, target, banned_ids, logp, entropy, lse = ctx.saved_tensors
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         wide = logp.dtype

@@ -89,13 +89,13 @@ def _check(logits: Tensor, target: Tensor, temperature: float) -> None:
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, logits are on {logits.device}.")
     if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, not {temperature}: greedy text has no log-prob.")
+        raise ValueError(f"temperature must be > 0, not {temperature}: greedy has no log-prob.")
     # Not while tracing: reading a value there would break the graph.
     if target.device.type == "cpu" and rows and not torch.compiler.is_compiling():
         low, high = torch.aminmax(target)
         if low < 0 or high >= vocab:
             bad = int(low if low < 0 else high)
             raise ValueError(
-                f"target holds the id {bad}, outside [0, {vocab}): pass only the rows that carry loss "
-                "(labels of -100 are no ids)."
+                f"target holds the id {bad}, outside [0, {vocab}): pass only the rows that carry "
+                "loss (labels of -100 are no ids)."
             )

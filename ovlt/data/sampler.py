@@ -21,12 +21,16 @@ class Sampler:
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
+    def at(self, position: int, count: int) -> list[int]:
+        """The ``count`` row indices from ``position`` on. A batch may span two epochs."""
+        return [self._at(position + i) for i in range(count)]
+
     def peek(self, count: int) -> list[int]:
         """The next ``count`` row indices, without moving on."""
-        return [self._at(self.position + i) for i in range(count)]
+        return self.at(self.position, count)
 
     def take(self, count: int) -> list[int]:
-        """The next ``count`` row indices. A batch may span two epochs."""
+        """The next ``count`` row indices."""
         rows = self.peek(count)
         self.position += count
         return rows

@@ -6,6 +6,7 @@ reads only its own rows of every safetensors file.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,16 @@ def open_folder(path: str | Path) -> Folder:
 
 
 def empty_model(config: Any) -> nn.Module:
-    """The transformers module on the meta device: names and shapes, no storage."""
+    """The transformers module on the meta device: names and shapes, no storage.
+
+    On a copy of ``config``: transformers writes the attention implementation into it, and a model
+    that shares the object would from then on attend across its samples, without a word.
+    """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration._from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32
+            copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.float32
         )
     model.tie_weights()
     return model

@@ -221,6 +221,12 @@ def packed_forward(self: Any, batch: PackedBatch, objective: Objective | None = 
     image, so no rank ever misses a collective. Only rows that carry loss reach the head.
     Returns ``objective(head_output, batch)``, or the HeadOutput itself.
     """
+    if self.config.text_config._attn_implementation != attention.TEXT_ATTENTION:
+        raise RuntimeError(
+            "the model's attention implementation was changed to "
+            f"'{self.config.text_config._attn_implementation}' after bind(): packed samples would "
+            "attend to each other; some code shares this model's config object"
+        )
     model = self.model
     hidden = model.language_model.embed_tokens(batch.input_ids)  # [T,H]
     if batch.patches is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ovlt.model import qwen2_5_vl as family
 
@@ -44,6 +45,11 @@ def full_weights(model: nn.Module, *, tied_head: bool) -> Iterator[tuple[str, Te
     ``tied_head`` also yields ``lm_head.weight`` where it is the embedding: an engine that keeps a
     prepared copy of the head would otherwise go on sampling with the old one.
     """
+    # After a forward without backward the root group is still gathered, in the compute dtype: go
+    # back to the float32 masters.
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     tied = is_tied(model)
     for name, parameter in model.named_parameters():
         value: Any = parameter.detach()

@@ -1,0 +1,284 @@
+"""``torchrun -m ovlt.grpo [RECIPE]``: group-relative policy optimisation with images.
+
+Follow one image: ``to_prompt`` decodes it, ``engine.generate`` answers its question n times,
+``score`` grades the answers, ``group_advantages`` compares them, ``plan`` and ``collate`` pack them,
+``model(batch, objective)`` runs tower, decoder and head, ``policy_loss`` is what is differentiated,
+``optimizer.step`` moves the weights and ``sync`` streams them back into the engine.
+
+Equations: DeepSeekMath (arXiv 2402.03300) section 4.1; the switches DAPO (2503.14476), Dr.GRPO
+(2503.20783), GSPO (2507.18071).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ovlt.config import Recipe, command_line
+
+
+def main() -> None:
+    recipe = command_line("grpo", "GRPO: sample groups, grade, update, sync.", "grpo")
+    from ovlt import _env
+
+    _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
+    from ovlt.runtime import start
+    from ovlt.smoke import ensure_inputs
+
+    runtime = start(recipe.run)
+    try:
+        ensure_inputs(runtime, recipe, "grpo")
+        train(runtime, recipe)
+    except ValueError as error:  # a user's mistake: one sentence, not a traceback
+        raise SystemExit(f"ovlt.grpo: {error}") from None
+    finally:
+        runtime.close()
+
+
+def train(runtime: Any, recipe: Recipe) -> None:
+    """Run the stage; every rank executes the same lines."""
+    from functools import partial
+
+    from ovlt import checkpoint
+    from ovlt.advantage import group_advantages
+    from ovlt.data.loader import Loader
+    from ovlt.data.sampler import Sampler
+    from ovlt.data.sources import to_prompt
+    from ovlt.loss import loss_weights, policy_loss
+    from ovlt.metrics import MetricsWriter, PhaseTimer
+    from ovlt.model.load import open_folder
+    from ovlt.model.parallel import load_sharded
+    from ovlt.model.weights import export_folder
+    from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
+    from ovlt.pack import collate, extent, plan
+    from ovlt.reward import RewardPool
+    from ovlt.rollout import open_engine
+    from ovlt.runtime import compute_dtype
+    from ovlt.sampling import Rollouts
+    from ovlt.stage import Stage, forward_backward, forward_only, means, mfu, read_rows
+    from ovlt.sync import WeightSync
+    from ovlt.validate import Validator, tolerance_of
+
+    cfg, rollout = recipe.grpo, recipe.grpo.rollout
+    stage = Stage(runtime, recipe, cfg.stage, cfg.title, "grpo")
+    folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    hidden = int(folder.config.text_config.hidden_size)
+    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
+    rows, limits = read_rows(
+        runtime, recipe, folder, cfg.data, what="questions", max_tokens=rollout.max_prompt_tokens
+    )
+    sampler = Sampler(len(rows), recipe.run.seed)
+    loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
+
+    # The engine first: it measures free memory, and the trainer is not there yet.
+    engine_dtype = dtype if rollout.dtype == "auto" else compute_dtype(rollout.dtype, runtime.device, 0)
+    engine = open_engine(
+        folder,
+        rollout,
+        device=runtime.device,
+        dtype=engine_dtype,
+        max_images=max(len(row.images) for row in rows.rows),
+    )
+    engine.sleep()
+    load = partial(load_sharded, mesh=runtime.mesh, device=runtime.device, config=recipe.model)
+    model = load(folder, dtype=dtype, temperature=rollout.temperature)
+    reference = None
+    if cfg.loss.kl_coef > 0:
+        frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else folder
+        reference = load(frozen, dtype=dtype, temperature=rollout.temperature, trainable=False)
+    optimizer = build_adamw(model, cfg.optim)
+    sync = WeightSync(
+        engine,
+        model,
+        folder,
+        temperature=rollout.temperature,
+        tolerance=tolerance_of(recipe, engine_dtype),
+    )
+    pool = RewardPool(
+        cfg.reward.function,
+        workers=cfg.reward.workers,
+        timeout_s=cfg.reward.timeout,
+        max_chars=cfg.reward.max_chars,
+    )
+    validator = Validator(
+        runtime, recipe, folder, model, stage, temperature=rollout.temperature,
+        engine=engine, sync=sync, pool=pool,
+    )  # fmt: skip
+
+    first = 0
+    if (saved := checkpoint.latest(stage.folder / "checkpoints")) is not None:
+        state = checkpoint.load(saved, model=model, optimizer=optimizer)
+        first, sampler.position = state["step"], state["position"]
+        runtime.say(f"continuing from {saved}")
+    metrics = MetricsWriter(
+        stage.folder,
+        tensorboard=recipe.run.tensorboard,
+        wandb=recipe.run.wandb or None,
+        is_main=runtime.is_main,
+        total_steps=cfg.steps,
+        start_step=first,
+        description=cfg.stage,
+    )
+    metrics.resume(first)
+    timer = PhaseTimer()
+    rollouts = Rollouts(runtime, recipe, folder, engine, pool, loader, sampler, timer)
+    objective = partial(policy_loss, config=cfg.loss)
+    total_updates = cfg.steps * cfg.updates_per_rollout
+    probe = sync()
+
+    for step in range(first, cfg.steps):
+        timer.reset()
+        # --- sample and grade: n answers to each prompt, on every rank its share ----------------
+        groups, drawn = rollouts.draw(step, version=step * cfg.updates_per_rollout)
+        engine.sleep()
+        with timer("pack"):
+            for group in groups:
+                scores = [sample.reward for sample in group.samples]
+                for sample, advantage in zip(
+                    group.samples, group_advantages(scores, cfg.advantage_std), strict=True
+                ):
+                    sample.advantage = float(advantage)
+            # --- pack: every optimizer step of this rollout, the same plan on every rank -------
+            size = len(groups) // cfg.updates_per_rollout
+            updates, plans = [], []
+            for u in range(cfg.updates_per_rollout):
+                samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
+                planned = plan(
+                    [extent(s, folder.config) for s in samples],
+                    ranks=runtime.world_size,
+                    budget=cfg.token_budget,
+                    config=folder.config,
+                )
+                weights = loss_weights(
+                    [s.num_response_tokens for s in samples],
+                    cfg.loss.aggregation,
+                    rollout.max_response_tokens,
+                )
+                updates.append(
+                    [
+                        collate(
+                            [samples[i] for i in bin_],
+                            [weights[i] for i in bin_],
+                            config=folder.config,
+                            patchify=folder.patchify,
+                        )
+                        for bin_ in planned.bins[runtime.rank]
+                    ]
+                )
+                plans.append(planned)
+        # --- log-probs before the update; one update per rollout needs none: its ratio is 1 -----
+        every = [batch for batches in updates for batch in batches]
+        if cfg.updates_per_rollout > 1:
+            with timer("old_logp"):
+                for batch, logp in zip(every, forward_only(model, every, runtime), strict=True):
+                    batch.old_logp = logp
+        if reference is not None:
+            with timer("ref_logp"):
+                for batch, logp in zip(every, forward_only(reference, every, runtime), strict=True):
+                    batch.ref_logp = logp
+        # --- update ------------------------------------------------------------------------------
+        totals: dict[str, float] = {}
+        worst: dict[str, float] = {}
+        norms = []
+        with timer("update"):
+            for u, batches in enumerate(updates):
+                sums, maxima = forward_backward(model, batches, objective, runtime)
+                norm = clip_gradients(model, cfg.optim.max_grad_norm)
+                _check(step, u, norm, sums, maxima)
+                lr = learning_rate(step * cfg.updates_per_rollout + u, total_updates, cfg.optim)
+                set_lr(optimizer, lr)
+                optimizer.step()
+                optimizer.zero_grad()
+                norms.append(norm)
+                totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
+                worst = {k: max(worst.get(k, 0.0), v) for k, v in maxima.items()}
+        with timer("sync"):
+            probe = sync()
+        # --- look, save, log ---------------------------------------------------------------------
+        done = step + 1
+        extra: dict[str, float] = {}
+        if cfg.eval_every and (done % cfg.eval_every == 0 or done == cfg.steps):
+            with timer("validation"):
+                extra = validator.measure()
+        if (cfg.save_every and done % cfg.save_every == 0) or done == cfg.steps:
+            with timer("checkpoint"):
+                checkpoint.save(
+                    stage.folder / "checkpoints",
+                    step=done,
+                    model=model,
+                    optimizer=optimizer,
+                    state={"step": done, "position": sampler.position},
+                    recipe=stage.identity,
+                )
+        seconds = timer.seconds()
+        everyone = [s for g in groups for s in g.samples]
+        tokens = sum(len(s.token_ids) for s in everyone)
+        working = sum(seconds.values()) - seconds.get("validation", 0) - seconds.get("checkpoint", 0)
+        responses = [s.num_response_tokens for s in everyone]
+        metrics.log(
+            done,
+            {
+                "reward/mean": sum(s.reward for s in everyone) / len(everyone),
+                "reward/timeouts": drawn["timeouts"],
+                "response/tokens_mean": sum(responses) / len(responses),
+                "response/unfinished_frac": sum(not s.finished for s in everyone) / len(everyone),
+                "groups/no_signal_frac": drawn["no_signal_frac"],
+                "groups/drawn": drawn["groups"],
+                "loss": totals["loss"] / cfg.updates_per_rollout,
+                "lr": lr,
+                "grad_norm": sum(norms) / len(norms),
+                **means(totals, ["entropy", "kl_ref"]),
+                "clip/frac": means(totals, ["clip_low"])["clip_low"]
+                + means(totals, ["clip_high"])["clip_high"],
+                "clip/dual_frac": means(totals, ["dual_clip"])["dual_clip"],
+                "is/truncated_frac": means(totals, ["is_truncated"])["is_truncated"],
+                "mismatch/kl": means(totals, ["mismatch_kl"])["mismatch_kl"],
+                "mismatch/max_abs": worst["mismatch_max"],
+                "mismatch/probe": probe,
+                "ratio/max_dev": worst["ratio_dev"],
+                "tokens": tokens,
+                "tokens_per_second": tokens / max(1e-9, working),
+                "pack/fill": sum(p.fill for p in plans) / len(plans),
+                "pack/imbalance": max(p.imbalance for p in plans),
+                "pack/micro_batches": len(every),
+                **mfu(3 * sum(p.cost for p in plans), seconds["update"], runtime),
+                **extra,
+            },
+            seconds,
+        )
+        metrics.log_rollouts(done, groups[: cfg.log_groups])
+        if math.isclose(sum(s.advantage**2 for s in everyone), 0.0) and not cfg.dynamic_sampling:
+            runtime.say(f"step {done}: no group has a signal; rewards are all equal within groups")
+    metrics.close()
+    loader.close()
+    export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)
+    runtime.barrier()
+    stage.update(steps=cfg.steps)
+    validator.finish(str(stage.folder / "model"))
+    stage.update(status="done")
+    runtime.say(f"{cfg.stage}: {cfg.steps} steps, model in {stage.folder / 'model'}")
+
+
+def _check(
+    step: int, update: int, norm: float, sums: dict[str, float], maxima: dict[str, float]
+) -> None:
+    """The invariants whose breach only bends the curve: stop with a sentence instead."""
+    if not math.isfinite(norm):
+        raise RuntimeError(
+            f"gradient norm is {norm} at step {step}: lower grpo.optim.lr, or look at the rollouts"
+        )
+    if update == 0 and maxima["ratio_dev"] > 0.02:
+        raise RuntimeError(
+            f"step {step}: before any update the policy ratio is already off 1 by "
+            f"{maxima['ratio_dev']:.3g}: the old log-probs belong to other weights or other packing"
+        )
+    mismatch = sums["mismatch_kl"] / max(1.0, sums["tokens"])
+    if mismatch > 0.1:
+        raise RuntimeError(
+            f"step {step}: KL(engine || trainer) is {mismatch:.3g} nats per token, far beyond what "
+            "numerics explain: the engine samples from other weights, temperature or images"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""``torchrun -m ovlt.sft [RECIPE]``: supervised fine-tuning on sharegpt messages, packed.
+
+Cross-entropy on the assistant's tokens, mean over all such tokens of the optimizer step, whatever
+ranks and micro-batches they fall on. The loop below is the whole of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ovlt.config import Recipe, command_line
+
+
+def main() -> None:
+    recipe = command_line("sft", "Supervised fine-tuning; loss on assistant tokens.", "sft")
+    from ovlt import _env
+
+    _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
+    from ovlt.smoke import ensure_inputs
+    from ovlt.runtime import start
+
+    runtime = start(recipe.run)
+    try:
+        ensure_inputs(runtime, recipe, "sft")
+        train(runtime, recipe)
+    except ValueError as error:  # a user's mistake: one sentence, not a traceback
+        raise SystemExit(f"ovlt.sft: {error}") from None
+    finally:
+        runtime.close()
+
+
+def train(runtime: Any, recipe: Recipe) -> None:
+    """Run the stage: rows -> packed micro-batches -> updates -> model folder -> held-out figures."""
+    from ovlt import checkpoint
+    from ovlt.data.loader import Loader
+    from ovlt.data.sampler import Sampler
+    from ovlt.data.sources import to_sample
+    from ovlt.loss import cross_entropy, loss_weights
+    from ovlt.metrics import MetricsWriter, PhaseTimer
+    from ovlt.model.load import open_folder
+    from ovlt.model.parallel import load_sharded
+    from ovlt.model.weights import export_folder
+    from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
+    from ovlt.pack import Extent, Plan, collate, plan
+    from ovlt.runtime import compute_dtype
+    from ovlt.stage import Stage, forward_backward, means, mfu, read_rows
+    from ovlt.validate import Validator
+
+    cfg = recipe.sft
+    stage = Stage(runtime, recipe, cfg.stage, cfg.title, "sft")
+    folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    dtype = compute_dtype(
+        recipe.model.compute_dtype, runtime.device, int(folder.config.text_config.hidden_size)
+    )
+    model = load_sharded(folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
+    optimizer = build_adamw(model, cfg.optim)
+    rows, limits = read_rows(
+        runtime, recipe, folder, cfg.data, what="conversations", max_tokens=cfg.token_budget
+    )
+    order = Sampler(len(rows), recipe.run.seed)
+    steps = cfg.steps or math.ceil(cfg.epochs * len(rows) / cfg.batch_samples)
+    loader = Loader(lambda i: to_sample(rows.rows[i], limits), recipe.data.workers)
+    validator = Validator(runtime, recipe, folder, model, stage, temperature=1.0)
+
+    first = 0
+    if (saved := checkpoint.latest(stage.folder / "checkpoints")) is not None:
+        state = checkpoint.load(saved, model=model, optimizer=optimizer)
+        first = state["step"]
+        runtime.say(f"continuing from {saved}")
+    metrics = MetricsWriter(
+        stage.folder,
+        tensorboard=recipe.run.tensorboard,
+        wandb=recipe.run.wandb or None,
+        is_main=runtime.is_main,
+        total_steps=steps,
+        start_step=first,
+        description=cfg.stage,
+    )
+    metrics.resume(first)
+    timer = PhaseTimer()
+
+    def lay_out(step: int) -> tuple[list[int], Plan, list[float]]:
+        """Rows of a step, their micro-batches, weights. Needs no pixels: the same on every rank."""
+        batch = order.at(step * cfg.batch_samples, cfg.batch_samples)
+        chosen = [rows.rows[i] for i in batch]
+        planned = plan(
+            [Extent(len(row.token_ids), row.grids, i, row.id) for i, row in enumerate(chosen)],
+            ranks=runtime.world_size,
+            budget=cfg.token_budget,
+            config=folder.config,
+        )
+        labelled = [int(row.loss_mask[1:].sum()) for row in chosen]
+        return batch, planned, loss_weights(labelled, "token_mean")
+
+    layout = lay_out(first)
+    for step in range(first, steps):
+        timer.reset()
+        with timer("data"):
+            batch, planned, weights = layout
+            micro = [
+                collate(
+                    loader.get([batch[i] for i in bin_]),
+                    [weights[i] for i in bin_],
+                    config=folder.config,
+                    patchify=folder.patchify,
+                )
+                for bin_ in planned.bins[runtime.rank]
+            ]
+            layout = lay_out(step + 1)  # its images are decoded while this step computes
+            loader.prefetch([layout[0][i] for bin_ in layout[1].bins[runtime.rank] for i in bin_])
+        with timer("update"):
+            sums, _ = forward_backward(model, micro, cross_entropy, runtime)
+            norm = clip_gradients(model, cfg.optim.max_grad_norm)
+            if not math.isfinite(norm):
+                raise RuntimeError(
+                    f"gradient norm is {norm} at step {step}: lower sft.optim.lr, or look for "
+                    "broken rows among this step's samples"
+                )
+            lr = learning_rate(step, steps, cfg.optim)
+            set_lr(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad()
+        done = step + 1
+        extra: dict[str, float] = {}
+        if cfg.eval_every and (done % cfg.eval_every == 0 or done == steps):
+            with timer("validation"):
+                extra = validator.measure()
+        if (cfg.save_every and done % cfg.save_every == 0) or done == steps:
+            with timer("checkpoint"):
+                checkpoint.save(
+                    stage.folder / "checkpoints",
+                    step=done,
+                    model=model,
+                    optimizer=optimizer,
+                    state={"step": done, "position": done * cfg.batch_samples},
+                    recipe=stage.identity,
+                )
+        seconds = timer.seconds()
+        tokens = sum(len(rows.rows[i].token_ids) for i in batch)
+        metrics.log(
+            done,
+            {
+                "loss": sums["loss"],
+                "lr": lr,
+                "grad_norm": norm,
+                **means(sums, ["nll", "entropy"]),
+                "tokens": tokens,
+                "tokens_per_second": tokens / max(1e-9, seconds["data"] + seconds["update"]),
+                "pack/fill": planned.fill,
+                "pack/imbalance": planned.imbalance,
+                "pack/micro_batches": len(micro),
+                **mfu(3 * planned.cost, seconds["update"], runtime),
+                **extra,
+            },
+            seconds,
+        )
+    metrics.close()
+    loader.close()
+    export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)
+    runtime.barrier()
+    stage.update(steps=steps)
+    validator.finish(str(stage.folder / "model"))
+    stage.update(status="done")
+    runtime.say(f"{cfg.stage}: {steps} steps, model in {stage.folder / 'model'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Makes what a recipe needs and lacks, where the recipe says how: world, base model, SFT model.
+
+So ``torchrun -m ovlt.grpo`` alone works from nothing. Only files inside [synthetic].folder and
+models that the recipe's own stages produce are ever made; a user's missing file stays an error.
+Stages run as processes of their own with a resolved recipe, as everything else does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ovlt.config import Recipe, recipe_from
+
+if TYPE_CHECKING:
+    from ovlt.runtime import Runtime
+
+WORLD_FILES = ("base", "sft", "grpo", "validation", "held_out")
+
+
+def ensure_inputs(runtime: Runtime, recipe: Recipe, stage: str) -> None:
+    """Rank 0 makes what ``stage`` lacks; the others wait. Collective."""
+    if runtime.is_main:
+        make_missing(recipe, stage, runtime.world_size)
+    runtime.barrier()
+
+
+def make_missing(recipe: Recipe, stage: str, ranks: int) -> None:
+    """World, base and SFT model for ``stage`` ('sft' or 'grpo'), as far as they are missing."""
+    table = getattr(recipe, stage)
+    world = Path(recipe.synthetic.folder)
+    wanted = [table.data, recipe.data.validation, recipe.data.held_out]
+    if any(path and Path(recipe.expand(path)).parent == world for path in wanted):
+        ensure_world(recipe)
+    start = Path(recipe.expand(table.start or recipe.model.path))
+    if start == base_model(recipe):
+        ensure_base(recipe, ranks)
+    elif stage == "grpo" and start == sft_model(recipe) and not start.is_dir():
+        print(f"{start} is not there yet: running ovlt.sft first", flush=True)
+        run_stage("sft", recipe, ranks)
+
+
+def base_model(recipe: Recipe) -> Path:
+    return Path(recipe.base.folder) / "model"
+
+
+def sft_model(recipe: Recipe) -> Path:
+    return recipe.folder / recipe.sft.stage / "model"
+
+
+def ensure_world(recipe: Recipe) -> None:
+    """Write the synthetic files unless they are there for exactly these settings."""
+    world = recipe.synthetic
+    folder = Path(world.folder)
+    record = folder / "world.json"
+    wanted = world.model_dump(mode="json")
+    if record.is_file() and json.loads(record.read_text()) == wanted:
+        return
+    from ovlt.data import synthetic
+
+    print(f"drawing the synthetic world into {folder}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
+    spec = synthetic.WorldSpec(size=world.size)
+
+    def items(split: str, count: int, stream: int) -> Any:
+        seed = world.seed * 1000 + stream
+        return synthetic.generate(world.families, split, count, seed, spec)
+
+    rows = synthetic.base_rows(items("train", world.base_rows, 1), world.base_mixture, world.seed)
+    synthetic.write_sft(rows, folder / "base.parquet")
+    rows = synthetic.trace_rows(items("train", world.sft_rows, 2), world.styles, world.seed)
+    synthetic.write_sft(rows, folder / "sft.parquet")
+    synthetic.write_questions(items("train", world.grpo_rows, 3), folder / "grpo.parquet")
+    for split, count in (("validation", world.validation_rows), ("held_out", world.held_out_rows)):
+        synthetic.write_questions(items(split, count, 4), folder / f"{split}.parquet")
+    synthetic.contact_sheet(folder / "contact_sheet.png")
+    record.write_text(json.dumps(wanted, indent=2))
+
+
+def base_recipe(recipe: Recipe) -> Recipe:
+    """The recipe whose SFT stage teaches the untrained model to see."""
+    base = recipe.base
+    folder = Path(base.folder)
+    tree = recipe.resolved()
+    tree["run"] |= {"folder": str(folder.parent), "seed": base.seed, "resume": "auto"}
+    tree["sft"] = {
+        "stage": folder.name,
+        "title": "Base: captions, short answers, text-only reasoning",
+        "start": str(folder / "untrained"),
+        "data": str(Path(recipe.synthetic.folder) / "base.parquet"),
+        "steps": base.steps,
+        "batch_samples": base.batch_samples,
+        "token_budget": base.token_budget,
+        "optim": base.optim.model_dump(mode="json"),
+    }
+    return recipe_from(tree)
+
+
+def ensure_base(recipe: Recipe, ranks: int) -> None:
+    """The base model, made from nothing unless it is there for these settings."""
+    folder = Path(recipe.base.folder)
+    record = folder / "base.json"
+    wanted = {k: recipe.resolved()[k] for k in ("base", "synthetic")}
+    if base_model(recipe).is_dir():
+        if record.is_file() and json.loads(record.read_text()) == wanted:
+            return
+        raise ValueError(
+            f"{folder} holds a base model made with other [base] or [synthetic] settings: delete "
+            "that folder to make it anew, or give another --base.folder"
+        )
+    print(f"{base_model(recipe)} is not there yet: making a base model first", flush=True)
+    ensure_world(recipe)
+    python_module("ovlt.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
+    run_stage("sft", base_recipe(recipe), ranks)
+    record.write_text(json.dumps(wanted, indent=2))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(recipe.resolved(), indent=2))
+    return path
+
+
+def run_stage(stage: str, recipe: Recipe, ranks: int) -> None:
+    """``torchrun -m ovlt.STAGE`` with this recipe, as a process of its own."""
+    table = getattr(recipe, stage)
+    path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    python_module(launch[0], [*launch[1:], f"ovlt.{stage}", str(path)])
+
+
+def python_module(module: str, arguments: list[str]) -> None:
+    """Run ``python -m module`` outside of any torchrun that we are in. Raises on failure."""
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
+    drop = (*ours, "MASTER_ADDR", "MASTER_PORT", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "ROLE_NAME")
+    env = {
+        k: v for k, v in os.environ.items() if k not in drop and not k.startswith("TORCHELASTIC")
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    if subprocess.run(command, env=env, check=False).returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")

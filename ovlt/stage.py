@@ -1,0 +1,172 @@
+"""What SFT and GRPO share round their loops: the stage folder, validated rows, one update."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovlt.config import Recipe
+from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load_questions
+from ovlt.loss import LossOutput
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder
+from ovlt.model.qwen2_5_vl import Objective
+from ovlt.run_folder import claim_run_folder
+from ovlt.runtime import Runtime
+from ovlt.types import PackedBatch
+
+# Peak dense bf16 FLOP/s, from the vendors' data sheets; used for MFU only.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+
+
+class Stage:
+    """The folder of one stage and its ``stage.json``, which the report reads."""
+
+    def __init__(self, runtime: Runtime, recipe: Recipe, name: str, title: str, table: str):
+        self.runtime, self.recipe = runtime, recipe
+        self.folder = recipe.folder / name
+        own = {k: recipe.resolved()[k] for k in ("run", "model", "data", table)}
+        claim_run_folder(self.folder, own, recipe.run.resume)
+        self.identity = own
+        self._started = time.time()
+        self._record = {
+            "stage": table,
+            "title": title,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "status": "running",
+            "command": " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+            "ranks": runtime.world_size,
+            "order": int(time.time()),
+        }
+        old = self.folder / "stage.json"
+        self._before = 0.0
+        if old.is_file():
+            earlier = json.loads(old.read_text())
+            self._record |= {k: earlier[k] for k in ("created", "order") if k in earlier}
+            self._before = float(earlier.get("seconds", 0.0))
+        self.update(steps=0)
+
+    def update(self, **values: Any) -> None:
+        """Merge values into stage.json (rank 0)."""
+        self._record |= values
+        self._record["seconds"] = round(self._before + time.time() - self._started, 1)
+        if self.runtime.is_main:
+            partial = self.folder / ".stage.json.partial"
+            partial.write_text(json.dumps(self._record, indent=2))
+            os.replace(partial, self.folder / "stage.json")
+
+
+def limits_of(recipe: Recipe, folder: Folder, max_tokens: int) -> Limits:
+    """What images and samples may be under this recipe and model. Raises ValueError."""
+    from transformers import AutoImageProcessor
+
+    size = AutoImageProcessor.from_pretrained(folder.path).size
+    low, high = size["shortest_edge"], size["longest_edge"]
+    if recipe.model.min_pixels < low or recipe.model.max_pixels > high:
+        raise ValueError(
+            f"model.min_pixels={recipe.model.min_pixels}, max_pixels={recipe.model.max_pixels} "
+            f"leave the range {low}..{high} of the model's own preprocessor_config.json, so the "
+            "engine would resize images again; stay inside that range"
+        )
+    return Limits(
+        factor=family.merged_patch(folder.config),
+        min_pixels=recipe.model.min_pixels,
+        max_pixels=recipe.model.max_pixels,
+        max_tokens=max_tokens,
+    )
+
+
+def read_rows(
+    runtime: Runtime,
+    recipe: Recipe,
+    folder: Folder,
+    path: str,
+    *,
+    what: str,
+    max_tokens: int,
+    limit: int = 0,
+) -> tuple[Rows, Limits]:
+    """Good rows of a questions ('questions') or SFT ('conversations') file, the same on all ranks.
+
+    Text is checked by every rank, pixels by each rank for its share. What is bad is said once.
+    """
+    path = recipe.expand(path)
+    if not path:
+        raise ValueError(f"no data file given for {what}; set it in the recipe or on the command line")
+    limits = limits_of(recipe, folder, max_tokens)
+    if what == "questions":
+        rows = load_questions(path, folder.chat, limits, suffix=recipe.data.suffix, limit=limit)
+    else:
+        rows = load_conversations(path, folder.chat, limits, limit=limit)
+    mine = range(runtime.rank, len(rows.rows), runtime.world_size)
+    broken = bad_images([rows.rows[i] for i in mine], limits, recipe.data.workers)
+    told = runtime.gather_json([[mine[i], reason] for i, reason in broken.items()])
+    bad = {int(i): str(reason) for rank in told for i, reason in rank}
+    rows.rows = [row for i, row in enumerate(rows.rows) if i not in bad]
+    rows.bad += Counter(bad.values())
+    runtime.say(rows.report())
+    return rows.require(recipe.data.max_bad_share), limits
+
+
+def forward_backward(
+    model: Any,
+    batches: Sequence[PackedBatch],
+    objective: Callable[[Any, PackedBatch], LossOutput],
+    runtime: Runtime,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Gradients of one optimizer step over this rank's micro-batches. Collective.
+
+    The loss weights already hold the normaliser of the step, so losses add up; FSDP averages
+    gradients over ranks, which the factor ``world_size`` undoes. Returns the step's sums (with
+    "loss" among them) and maxima over all ranks.
+    """
+    totals: dict[str, float] = Counter()
+    maxima: dict[str, float] = {}
+    for i, batch in enumerate(batches):
+        model.set_requires_gradient_sync(i == len(batches) - 1)
+        out = model(batch.to(runtime.device), objective)
+        (out.loss * runtime.world_size).backward()
+        totals["loss"] += float(out.loss.detach())
+        for name, value in out.sums.items():
+            totals[name] += float(value)
+        for name, value in out.maxima.items():
+            maxima[name] = max(maxima.get(name, 0.0), float(value))
+    everyone = runtime.gather_json([totals, maxima])
+    sums = {k: sum(t[k] for t, _ in everyone) for k in totals}
+    return sums, {k: max(m[k] for _, m in everyone) for k in maxima}
+
+
+def forward_only(
+    model: Any, batches: Sequence[PackedBatch], runtime: Runtime
+) -> list[torch.Tensor]:
+    """Log-probs [R] of every micro-batch, on its way to ``old_logp`` or ``ref_logp``. Collective."""
+    with torch.no_grad():
+        return [model(batch.to(runtime.device)).logp.cpu() for batch in batches]
+
+
+def means(sums: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    tokens = max(1.0, sums["tokens"])
+    return {name: sums[name] / tokens for name in names}
+
+
+def mfu(flops: float, seconds: float, runtime: Runtime) -> dict[str, float]:
+    """Model FLOP/s of the step, and the share of the chips' peak where that is known."""
+    rate = flops / max(seconds, 1e-9)
+    values = {"model_gflops_per_second": rate / 1e9}
+    if runtime.device.type == "cuda":
+        name = torch.cuda.get_device_name(runtime.device)
+        peak = next((v for k, v in PEAK_FLOPS.items() if k in name), None)
+        if peak:
+            values["mfu"] = rate / (peak * runtime.world_size)
+    return values
+
+
+__all__ = ["Objective", "Stage", "forward_backward", "forward_only", "means", "mfu", "read_rows"]

@@ -1,0 +1,133 @@
+"""Sampling-based validation during a stage, and the one held-out measurement at its end.
+
+Used by stages whose engine serves nothing else (SFT). The engine is opened at the first use, so a
+stage that never validates never pays for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ovlt.config import Recipe
+from ovlt.evaluate import evaluate_rows, held_out, sentence, write_evaluation
+from ovlt.model.load import Folder
+from ovlt.reward import RewardPool
+from ovlt.rollout import Engine, open_engine
+from ovlt.runtime import Runtime, compute_dtype
+from ovlt.stage import Stage, read_rows
+from ovlt.sync import WeightSync
+
+
+def tolerance_of(recipe: Recipe, dtype: Any) -> float:
+    """The largest probe difference that the engine's dtype explains."""
+    import torch
+
+    return recipe.grpo.rollout.max_mismatch or (1e-3 if dtype == torch.float32 else 0.5)
+
+
+class Validator:
+    """Validation questions, an engine fed with the model's weights, and a grader."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        recipe: Recipe,
+        folder: Folder,
+        model: Any,
+        stage: Stage,
+        *,
+        temperature: float,
+        engine: Engine | None = None,
+        sync: WeightSync | None = None,
+        pool: RewardPool | None = None,
+    ):
+        self.runtime, self.recipe, self.folder = runtime, recipe, folder
+        self.model, self.stage, self.temperature = model, stage, temperature
+        self._engine, self._sync, self._pool = engine, sync, pool
+        self._owns_engine = engine is None
+        self._rows: Any = None
+
+    def measure(self) -> dict[str, float]:
+        """Greedy and sampled accuracy on the validation questions. Collective."""
+        if not self.recipe.data.validation:
+            raise ValueError("eval_every is set but data.validation names no file of questions")
+        engine, pool = self._parts()
+        rollout = self.recipe.grpo.rollout
+        if self._rows is None:
+            self._rows = read_rows(
+                self.runtime,
+                self.recipe,
+                self.folder,
+                self.recipe.data.validation,
+                what="questions",
+                max_tokens=rollout.max_prompt_tokens,
+                limit=self.recipe.data.validation_questions,
+            )
+        rows, limits = self._rows
+        figures = evaluate_rows(
+            engine,
+            self.folder,
+            rows.rows,
+            limits,
+            self.runtime,
+            pool,
+            n=1,
+            temperature=self.temperature,
+            max_tokens=rollout.max_response_tokens,
+            seed=self.recipe.run.seed,
+            workers=self.recipe.data.workers,
+        )
+        if self._owns_engine:
+            engine.sleep()
+        return {
+            "val/greedy": figures["greedy"]["accuracy"],
+            "val/sampled": figures["sampled"]["accuracy"],
+            "val/tokens_mean": figures["response_tokens"]["sampled"],
+        }
+
+    def finish(self, model_path: str) -> None:
+        """Measure on held-out data, if the recipe has any, and close the engine. Collective."""
+        if self.recipe.data.held_out or self.recipe.evaluate.data:
+            engine, pool = self._parts()
+            figures = held_out(
+                engine, self.folder, self.recipe, self.runtime, pool, model_path
+            )
+            if self.runtime.is_main:
+                write_evaluation(self.stage.folder, figures)
+            self.runtime.say(f"held-out: {sentence(figures)}")
+        if self._pool is not None:
+            self._pool.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def _parts(self) -> tuple[Engine, RewardPool]:
+        rollout = self.recipe.grpo.rollout
+        if self._engine is None or self._sync is None:
+            hidden = int(self.folder.config.text_config.hidden_size)
+            name = self.recipe.model.compute_dtype if rollout.dtype == "auto" else rollout.dtype
+            dtype = compute_dtype(name, self.runtime.device, hidden)
+            self._engine = open_engine(
+                self.folder,
+                rollout,
+                device=self.runtime.device,
+                dtype=dtype,
+                max_images=8,
+            )
+            self._sync = WeightSync(
+                self._engine,
+                self.model,
+                self.folder,
+                temperature=self.temperature,
+                tolerance=tolerance_of(self.recipe, dtype),
+            )
+        if self._pool is None:
+            reward = self.recipe.grpo.reward
+            self._pool = RewardPool(
+                reward.function,
+                workers=reward.workers,
+                timeout_s=reward.timeout,
+                max_chars=reward.max_chars,
+            )
+        if self._owns_engine:
+            self._sync()
+        return self._engine, self._pool
