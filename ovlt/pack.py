@@ -155,10 +155,13 @@ def collate(
 ) -> PackedBatch:
     """Join samples into one PackedBatch; ``weights[i]`` is sample i's loss weight per token.
 
-    No samples gives the filler: two text tokens without weight that still run the whole model.
+    Samples are joined in order of their length. No samples gives the filler: two text tokens without weight that still run the whole model.
     """
     if not samples:
         return _filler(config)
+    # By length: attention on a CPU then finds segments of equal length side by side.
+    by_length = sorted(range(len(samples)), key=lambda i: len(samples[i].token_ids))
+    samples, weights = [samples[i] for i in by_length], [weights[i] for i in by_length]
     positions, rows, labels, segment, loss_weight = [], [], [], [], []
     advantage, engine_logp = [], []
     image_start: dict[int, int] = {}  # id of an image array -> its first feature row

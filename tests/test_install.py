@@ -68,9 +68,9 @@ os.chdir({str(ROOT)!r}); sys.argv = ["setup.py", "--quiet", "--version"]
 from distutils.core import run_setup
 made = run_setup("setup.py", stop_after="config")
 import ovlt
-print(made.get_version() == ovlt.__version__, {"ovlt", "ovlt_kernels"} <= set(made.packages))
+print(made.get_version() == ovlt.__version__ and {{"ovlt", "ovlt_kernels"}} <= set(made.packages))
 """
-    assert run_python(code).split()[-2:] == ["True", "True"]
+    assert run_python(code).split()[-1:] == ["True"]
 
 
 def test_every_requirement_is_pinned_once_and_the_files_agree() -> None:
