@@ -96,7 +96,8 @@ class SyntheticConfig(Table):
     seed: NonNegative = field(0, "Seed of the world; splits are disjoint by content for any seed.")
     base_rows: Positive = field(30000, "Rows of the base mixture.")
     base_mixture: dict[str, float] = field(
-        {"caption": 0.55, "short": 0.12, "text": 0.33}, "Shares: captions, short answers, text only."
+        {"caption": 0.55, "short": 0.12, "text": 0.33},
+        "Shares: captions, short answers, text only.",
     )
     sft_rows: Positive = field(12000, "Teacher traces for SFT.")
     styles: dict[str, float] = field(

@@ -40,8 +40,17 @@ def encode(groups: Sequence[Group]) -> bytes:
         for s in group.samples:
             assert s.engine_logp is not None
             samples.append(
-                [put(s.token_ids), put(s.loss_mask), put(s.engine_logp)]
-                + [s.text, s.finished, s.policy_version, s.reward, s.reward_parts, s.reason]
+                [
+                    put(s.token_ids),
+                    put(s.loss_mask),
+                    put(s.engine_logp),
+                    s.text,
+                    s.finished,
+                    s.policy_version,
+                    s.reward,
+                    s.reward_parts,
+                    s.reason,
+                ]
             )
         head.append([prompt, samples])
     text = json.dumps(head).encode("ascii")

@@ -71,7 +71,9 @@ def train(runtime: Any, recipe: Recipe) -> None:
     loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
 
     # The engine first: it measures free memory, and the trainer is not there yet.
-    engine_dtype = dtype if rollout.dtype == "auto" else compute_dtype(rollout.dtype, runtime.device, 0)
+    engine_dtype = (
+        dtype if rollout.dtype == "auto" else compute_dtype(rollout.dtype, runtime.device, 0)
+    )
     engine = open_engine(
         folder,
         rollout,
@@ -213,7 +215,9 @@ def train(runtime: Any, recipe: Recipe) -> None:
         seconds = timer.seconds()
         everyone = [s for g in groups for s in g.samples]
         tokens = sum(len(s.token_ids) for s in everyone)
-        working = sum(seconds.values()) - seconds.get("validation", 0) - seconds.get("checkpoint", 0)
+        working = (
+            sum(seconds.values()) - seconds.get("validation", 0) - seconds.get("checkpoint", 0)
+        )
         responses = [s.num_response_tokens for s in everyone]
         metrics.log(
             done,

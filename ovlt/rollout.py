@@ -209,9 +209,7 @@ class VllmEngine:
             for p in params:
                 p.stop_token_ids = []
         with guarded_rng():
-            outputs = self.llm.generate(
-                [self._request(p) for p in prompts], params, use_tqdm=False
-            )
+            outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
         result = []
         for prompt, output in zip(prompts, outputs, strict=True):
             if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
@@ -237,7 +235,9 @@ class VllmEngine:
     def reset_caches(self) -> None:
         """Empty the prefix cache (its verdict asserted) and the encoder cache."""
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM refused to reset its prefix cache: are requests still running?")
+            raise RuntimeError(
+                "vLLM refused to reset its prefix cache: are requests still running?"
+            )
         self.llm.llm_engine.reset_encoder_cache()
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -272,7 +272,10 @@ def _detached(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str
 def _completion(output: Any) -> Completion:
     ids = np.asarray(output.token_ids, dtype=np.int64)
     logp = np.asarray(
-        [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)],
+        [
+            step[token].logprob
+            for step, token in zip(output.logprobs, output.token_ids, strict=True)
+        ],
         dtype=np.float32,
     )
     return Completion(ids, logp, finished=output.finish_reason == "stop")

@@ -45,17 +45,16 @@ class Runtime:
             return [payload]
         size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
         sizes = torch.empty(self.world_size, dtype=torch.int64, device=self.device)
-        dist.all_gather_into_tensor(sizes, size)
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # torch < 2.13
+        gather(sizes, size)
         longest = int(sizes.max())
         if longest == 0:
             return [b""] * self.world_size
         padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
         if payload:
             padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        everyone = torch.empty(
-            self.world_size * longest, dtype=torch.uint8, device=self.device
-        )
-        dist.all_gather_into_tensor(everyone, padded)
+        everyone = torch.empty(self.world_size * longest, dtype=torch.uint8, device=self.device)
+        gather(everyone, padded)
         rows = everyone.cpu().numpy().reshape(self.world_size, longest)
         return [row[:n].tobytes() for row, n in zip(rows, sizes.tolist(), strict=True)]
 

@@ -17,8 +17,8 @@ def main() -> None:
     from ovlt import _env
 
     _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
-    from ovlt.smoke import ensure_inputs
     from ovlt.runtime import start
+    from ovlt.smoke import ensure_inputs
 
     runtime = start(recipe.run)
     try:

@@ -100,7 +100,9 @@ def read_rows(
     """
     path = recipe.expand(path)
     if not path:
-        raise ValueError(f"no data file given for {what}; set it in the recipe or on the command line")
+        raise ValueError(
+            f"no data file given for {what}; set it in the recipe or on the command line"
+        )
     limits = limits_of(recipe, folder, max_tokens)
     if what == "questions":
         rows = load_questions(path, folder.chat, limits, suffix=recipe.data.suffix, limit=limit)

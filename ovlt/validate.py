@@ -89,9 +89,7 @@ class Validator:
         """Measure on held-out data, if the recipe has any, and close the engine. Collective."""
         if self.recipe.data.held_out or self.recipe.evaluate.data:
             engine, pool = self._parts()
-            figures = held_out(
-                engine, self.folder, self.recipe, self.runtime, pool, model_path
-            )
+            figures = held_out(engine, self.folder, self.recipe, self.runtime, pool, model_path)
             if self.runtime.is_main:
                 write_evaluation(self.stage.folder, figures)
             self.runtime.say(f"held-out: {sentence(figures)}")

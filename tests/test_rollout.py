@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,9 +40,7 @@ def parts(
     engine_name, head = request.param.split("-")
     folder = tiny_folder(tmp_path_factory.mktemp("m") / "m", tied=head == "tied")
     config = ROLLOUT.model_copy(update={"engine": engine_name})
-    engine = open_engine(
-        folder, config, device=runtime.device, dtype=torch.float32, max_images=2
-    )
+    engine = open_engine(folder, config, device=runtime.device, dtype=torch.float32, max_images=2)
     model = load_sharded(
         folder, runtime.mesh, runtime.device, ModelConfig(), dtype=torch.float32, temperature=0.8
     )
@@ -82,9 +79,7 @@ def largest_difference(folder: Folder, model: Any, engine: Engine, seed: int) ->
         max_tokens=17,
     )
     samples = [sample_of(p, c) for p, group in zip(prompts, out, strict=True) for c in group]
-    batch = collate(
-        samples, [1.0] * len(samples), config=folder.config, patchify=folder.patchify
-    )
+    batch = collate(samples, [1.0] * len(samples), config=folder.config, patchify=folder.patchify)
     with torch.no_grad():
         head = model(batch)
     assert batch.engine_logp is not None

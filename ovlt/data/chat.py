@@ -57,7 +57,9 @@ class Chat:
             prefix = self._render(messages[:i], len(grids), open_turn=True)
             whole = self._render(messages[: i + 1], len(grids), open_turn=False)
             if not (prefix.startswith(done) and whole.startswith(prefix)):
-                raise BadText("chat template rewrites earlier turns, so its turns cannot be labelled")
+                raise BadText(
+                    "chat template rewrites earlier turns, so its turns cannot be labelled"
+                )
             said, end, rest = whole[len(prefix) :].partition(self.end)
             pieces += [(prefix[len(done) :], False), (said + end, True), (rest, False)]
             done = whole

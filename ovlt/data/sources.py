@@ -87,19 +87,20 @@ def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"no data file at {path}; give a .parquet, .jsonl or .json file of rows")
     if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow as pa
 
         try:
-            file = pyarrow.parquet.ParquetFile(path)
+            file = pa.parquet.ParquetFile(path)
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is not a readable parquet file: {error}") from None
     elif path.suffix in (".jsonl", ".json"):
         yield from _read_json(path)
     else:
-        raise ValueError(f"{path}: rows are read from .parquet, .jsonl or .json, not {path.suffix!r}")
+        raise ValueError(
+            f"{path}: rows are read from .parquet, .jsonl or .json, not {path.suffix!r}"
+        )
 
 
 def _read_json(path: Path) -> Iterator[dict[str, Any]]:
@@ -158,9 +159,7 @@ def load_conversations(path: str | Path, chat: Chat, limits: Limits, *, limit: i
         images = image_refs(raw.get("images"), Path(path).parent)
         grids = _grids(images, chat, limits)
         token_ids, mask = chat.conversation_ids(messages, grids)
-        return _row(
-            raw, index, path, messages[0]["content"], "", token_ids, mask, images, grids
-        )
+        return _row(raw, index, path, messages[0]["content"], "", token_ids, mask, images, grids)
 
     return _load(path, convert, limits, limit)
 

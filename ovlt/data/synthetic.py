@@ -23,8 +23,18 @@ from ovlt.data.worlds.base import LEVELS, Item, Question, Scene, WorldSpec
 from ovlt.data.worlds.files import IMAGE_TAG, Row, write_questions, write_sft
 
 __all__ = [
-    "FAMILIES", "Item", "WorldSpec", "base_rows", "contact_sheet", "format_response", "generate",
-    "split_of", "trace_rows", "vocabulary_corpus", "write_questions", "write_sft",
+    "FAMILIES",
+    "Item",
+    "WorldSpec",
+    "base_rows",
+    "contact_sheet",
+    "format_response",
+    "generate",
+    "split_of",
+    "trace_rows",
+    "vocabulary_corpus",
+    "write_questions",
+    "write_sft",
 ]
 
 SPLITS = ("train", "validation", "held_out")
@@ -293,8 +303,9 @@ def contact_sheet(
     from ovlt.data.worlds.sheet import draw_sheet
 
     spec = spec or WorldSpec(size=336, difficulty=2)
-    rows = [list(generate([name], "train", per_family, seed, spec, levels=levels))
-            for name in families]
+    rows = [
+        list(generate([name], "train", per_family, seed, spec, levels=levels)) for name in families
+    ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(rows).save(path)
 
@@ -303,8 +314,11 @@ def contact_sheet(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m ovlt.data.synthetic", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m ovlt.data.synthetic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated names")
     parser.add_argument("--n", type=int, default=1000, help="number of questions")

@@ -72,7 +72,9 @@ def groups_of(cu_seqlens: Tensor) -> Groups:
     return groups
 
 
-def sdpa_segments(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float, causal: bool) -> Tensor:
+def sdpa_segments(
+    q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float, causal: bool
+) -> Tensor:
     """Plain PyTorch varlen attention. q [T,Hq,D], k and v [T,Hkv,D], cu int32 [S+1] -> [T,Hq,D].
 
     One SDPA call per distinct segment length, which is about three times faster than one call per

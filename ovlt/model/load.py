@@ -87,7 +87,9 @@ def weight_index(path: Path) -> dict[str, Path]:
 
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted(
+            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
     else:
         files = sorted(path.glob("*.safetensors"))
     if not files:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp
 from torch import Tensor, nn
 
 from ovlt.model import attention
 from ovlt.types import PackedBatch
+from ovlt_kernels.linear_logp import HeadOutput, linear_logp
 
 Grid = tuple[int, int, int]  # (time, height, width) in patches
 
@@ -230,7 +230,8 @@ def packed_forward(self: Any, batch: PackedBatch, objective: Objective | None = 
     model = self.model
     hidden = model.language_model.embed_tokens(batch.input_ids)  # [T,H]
     if batch.patches is not None:
-        assert batch.feature_index is not None and batch.vision_plan is not None
+        assert batch.feature_index is not None
+        assert batch.vision_plan is not None
         features = model.visual(
             batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan
         ).pooler_output

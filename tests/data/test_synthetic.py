@@ -73,7 +73,7 @@ def test_split_shares_are_80_10_10():
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_every_kind_reaches_every_split_and_level(family, kind):
     for split, level in itertools.product(synthetic.SPLITS, (1, 2, 3)):
-        draft, = drafts(family, split, 1, 5, [kind], [level])
+        (draft,) = drafts(family, split, 1, 5, [kind], [level])
         assert (draft.family, draft.kind, draft.level) == (family, kind, level)
 
 
@@ -95,8 +95,10 @@ def test_trace_rows_end_in_the_right_answer_in_the_asked_shares():
         user, assistant = row["messages"]
         assert user == {"role": "user", "content": f"<image>{item.problem}"}
         assert assistant["content"] == format_response(
-            item.traces[row["style"]], item.summary, item.answer)
-        assert row["correct"] and row["images"] == [item.image]
+            item.traces[row["style"]], item.summary, item.answer
+        )
+        assert row["correct"]
+        assert row["images"] == [item.image]
     styles = Counter(row["style"] for row in rows)
     assert all(abs(styles[s] / 400 - share) < 0.08 for s, share in SHARES.items())
 
@@ -136,8 +138,10 @@ def test_base_rows_know_nothing_of_the_format():
             elif what == "short":
                 assert (user, assistant) == (f"<image>{item.problem}", item.short)
             else:
-                assert item.caption in user and item.problem in user
-                assert assistant.endswith(item.short) and len(assistant) > len(item.short) + 10
+                assert item.caption in user
+                assert item.problem in user
+                assert assistant.endswith(item.short)
+                assert len(assistant) > len(item.short) + 10
         assert set(seen) == set(shares)
 
 
@@ -149,8 +153,13 @@ def test_questions_survive_the_file(tmp_path, suffix):
     rows = read_rows(path)
     for item, row in zip(items, rows, strict=True):
         image = row.pop("images")
-        assert row == {"problem": f"<image>{item.problem}", "answer": item.answer,
-                       "source": "bars", "id": item.id, "kind": item.kind}
+        assert row == {
+            "problem": f"<image>{item.problem}",
+            "answer": item.answer,
+            "source": "bars",
+            "id": item.id,
+            "kind": item.kind,
+        }
         assert np.array_equal(image[0], np.asarray(item.image))
     assert not list(path.parent.glob("*.partial"))
 
@@ -161,7 +170,8 @@ def test_sft_rows_survive_the_file(tmp_path, suffix):
     assert write_sft(rows, tmp_path / f"s.{suffix}") == 12
     for row, read in zip(rows, read_rows(tmp_path / f"s.{suffix}"), strict=True):
         assert list(read) == ["messages", "images", "source", "id"]
-        assert read["messages"] == row["messages"] and read["id"] == row["id"]
+        assert read["messages"] == row["messages"]
+        assert read["id"] == row["id"]
         assert [i.shape for i in read["images"]] == [(84, 84, 3)] * len(row["images"])
 
 
@@ -200,15 +210,18 @@ def test_any_size(family, size):
         assert item.image.mode == "RGB"
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"families": ["shape"]}, "choose among shapes"),
-    ({"families": "shapes"}, r"write \['shapes'\]"),
-    ({"families": {"shapes": 0.0}}, "sum above 0"),
-    ({"split": "test"}, "train, validation, held_out"),
-    ({"kinds": ["tallest"]}, "it has count_all"),
-    ({"levels": [4]}, "1, 2, 3"),
-    ({"families": ["tables"]}, "at least 140 pixels"),
-])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"families": ["shape"]}, "choose among shapes"),
+        ({"families": "shapes"}, r"write \['shapes'\]"),
+        ({"families": {"shapes": 0.0}}, "sum above 0"),
+        ({"split": "test"}, "train, validation, held_out"),
+        ({"kinds": ["tallest"]}, "it has count_all"),
+        ({"levels": [4]}, "1, 2, 3"),
+        ({"families": ["tables"]}, "at least 140 pixels"),
+    ],
+)
 def test_mistakes_are_explained(change, text):
     good = {"families": ["shapes"], "split": "train", "n": 1, "seed": 0, "spec": WorldSpec(84)}
     with pytest.raises(ValueError, match=text):
@@ -216,8 +229,23 @@ def test_mistakes_are_explained(change, text):
 
 
 def test_command_writes_questions_and_sheet(tmp_path, capsys):
-    synthetic.main(["--out", str(tmp_path), "--size", "224x196", "--families", "charts,maps",
-                    "--n", "5", "--split", "held_out", "--format", "jsonl", "--contact-sheet"])
+    synthetic.main(
+        [
+            "--out",
+            str(tmp_path),
+            "--size",
+            "224x196",
+            "--families",
+            "charts,maps",
+            "--n",
+            "5",
+            "--split",
+            "held_out",
+            "--format",
+            "jsonl",
+            "--contact-sheet",
+        ]
+    )
     rows = read_rows(tmp_path / "held_out.jsonl")
     assert [row["images"][0].shape for row in rows] == [(196, 224, 3)] * 5
     assert Image.open(tmp_path / "contact_sheet.png").width > 800

@@ -92,8 +92,10 @@ def read_geometry(item):
     if item.kind == "isosceles":
         return str((180 - numbers[0]) // 2)
     if item.kind in ("ruler", "ruler_diff"):
-        bars = {m[1]: int(m[3]) - int(m[2])
-                for m in re.finditer(r"(\w+) bar from (\d+) to (\d+)", item.caption)}
+        bars = {
+            m[1]: int(m[3]) - int(m[2])
+            for m in re.finditer(r"(\w+) bar from (\d+) to (\d+)", item.caption)
+        }
         named = words_in(item.problem, bars)
         return str(bars[named[0]] - (bars[named[1]] if item.kind == "ruler_diff" else 0))
     w, h = numbers
@@ -113,15 +115,21 @@ def read_tables(item):
     if item.kind == "count_above":
         bound = int(re.search(r"\d+", item.problem)[0])
         return str(sum(v > bound for v in column.values()))
-    return str({"lookup": lambda: named[0], "sum_two": lambda: sum(named),
-                "difference": lambda: named[0] - named[1],
-                "column_total": lambda: sum(column.values())}[item.kind]())
+    return str(
+        {
+            "lookup": lambda: named[0],
+            "sum_two": lambda: sum(named),
+            "difference": lambda: named[0] - named[1],
+            "column_total": lambda: sum(column.values()),
+        }[item.kind]()
+    )
 
 
 def read_maps(item):
     classes = re.search(r"most: (.*?)\.", item.caption)[1].split(", ")
-    rows = [[r.split() for r in row.split(", ")]
-            for row in re.findall(r"Row \d: (.*?)\.", item.caption)]
+    rows = [
+        [r.split() for r in row.split(", ")] for row in re.findall(r"Row \d: (.*?)\.", item.caption)
+    ]
     value = {name: kind for row in rows for name, kind in row}
     place = {name: (r, c) for r, row in enumerate(rows) for c, (name, _) in enumerate(row)}
     named = words_in(item.problem, value)
@@ -131,14 +139,22 @@ def read_maps(item):
         return str(list(value.values()).count(words_in(item.problem, classes)[0]))
     x, y = named if "Compared" not in item.problem else named[::-1]
     (r0, c0), (r1, c1) = place[x], place[y]
-    truth = {"same_class": value[x] == value[y],
-             "higher": classes.index(value[x]) > classes.index(value[y]),
-             "borders": abs(r0 - r1) + abs(c0 - c1) == 1}[item.kind]
+    truth = {
+        "same_class": value[x] == value[y],
+        "higher": classes.index(value[x]) > classes.index(value[y]),
+        "borders": abs(r0 - r1) + abs(c0 - c1) == 1,
+    }[item.kind]
     return "yes" if truth else "no"
 
 
-READERS = {"shapes": read_shapes, "bars": read_bars, "charts": read_charts,
-           "geometry": read_geometry, "tables": read_tables, "maps": read_maps}
+READERS = {
+    "shapes": read_shapes,
+    "bars": read_bars,
+    "charts": read_charts,
+    "geometry": read_geometry,
+    "tables": read_tables,
+    "maps": read_maps,
+}
 
 
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
@@ -147,7 +163,8 @@ def test_answer_follows_from_caption_and_question(family, kind):
         told = FAMILIES[family].caption(draft.scene)
         item = SimpleNamespace(**vars(draft.question), caption=told, kind=kind)
         assert item.answer == READERS[family](item), (item.caption, item.problem)
-        assert item.decoy != item.answer and len(item.answer) <= 8
+        assert item.decoy != item.answer
+        assert len(item.answer) <= 8
         assert not item.answer.isdigit() or len(item.answer) <= 2
         assert item.answer in item.short.lower() or item.answer in item.short
         assert {"direct"} < set(item.traces)
@@ -216,7 +233,7 @@ def test_shapes_in_the_pixels_are_those_of_the_caption(size, level):
 def shape_of(mask):
     """Which shape of level 1 a mask shows, from how it fills its bounding box."""
     rows, columns = np.nonzero(mask)
-    box = mask[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
+    box = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     half = len(box) // 2
     if box[-half:].sum() > 1.5 * box[:half].sum():
         return "triangle"
@@ -230,7 +247,7 @@ def test_caption_lists_the_cells_of_28_pixels_row_by_row():
             cell = item.image.crop((left, top, left + 28, top + 28))
             drawn = np.abs(np.asarray(cell).astype(int) - BACKGROUND).max(-1) > 100
             if drawn.any():
-                color, = [c for c in PALETTE if color_mask(cell, c).sum() > 20]
+                (color,) = [c for c in PALETTE if color_mask(cell, c).sum() > 20]
                 seen.append(f"{color} {shape_of(drawn)}")
         assert ", ".join(seen) + "." == item.caption
 
@@ -282,8 +299,9 @@ def test_chart_bars_in_the_pixels():
 
 
 def test_ruler_can_be_read_from_the_pixels():
-    for item in items_of("geometry", 20, (401, 260), kinds=["ruler", "ruler_diff"],
-                         levels=(1, 2, 3)):
+    for item in items_of(
+        "geometry", 20, (401, 260), kinds=["ruler", "ruler_diff"], levels=(1, 2, 3)
+    ):
         unit = 401 * 0.88 / 15
         for color, first, last in re.findall(r"(\w+) bar from (\d+) to (\d+)", item.caption):
             columns = np.nonzero(color_mask(item.image, color).sum(axis=0) > 4)[0]
@@ -314,11 +332,19 @@ def test_map_tints_in_the_pixels_follow_the_classes():
     from ovlt.data.worlds.maps import _SCALES
 
     for item in items_of("maps", 12, 320, levels=[2]):
-        value = [part.split() for row in re.findall(r"Row \d: (.*?)\.", item.caption)
-                 for part in row.split(", ")]
+        value = [
+            part.split()
+            for row in re.findall(r"Row \d: (.*?)\.", item.caption)
+            for part in row.split(", ")
+        ]
         pixels = np.asarray(item.image).astype(int)
-        scale = min(_SCALES, key=lambda s: np.abs(pixels[:250] - s[1]).sum(-1).min()
-                    + np.abs(pixels[:310] - s[0]).sum(-1).min())
+        scale = min(
+            _SCALES,
+            key=lambda s: (
+                np.abs(pixels[:250] - s[1]).sum(-1).min()
+                + np.abs(pixels[:310] - s[0]).sum(-1).min()
+            ),
+        )
         assert len(value) == 9
         top, left, cell = 0.07 * 320, 0.06 * 320, (0.70 / 3 * 320, 0.88 / 3 * 320)
         for index, (_, kind) in enumerate(value):

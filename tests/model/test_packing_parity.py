@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,15 +65,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_equals_one_by_one(folder: Folder, temperature: float) -> None:
     rng = np.random.default_rng(5)
-    samples = [
-        random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)
-    ]
+    samples = [random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)]
     # two answers to one prompt share its images, and the tower's features for them
     shared = samples[2]
     twin_ids = np.concatenate([shared.prompt.token_ids, shared.token_ids[-1:], [17, 23]])
-    twin = Sample(
-        shared.prompt, twin_ids, np.arange(len(twin_ids)) >= len(shared.prompt.token_ids)
-    )
+    twin = Sample(shared.prompt, twin_ids, np.arange(len(twin_ids)) >= len(shared.prompt.token_ids))
     samples.insert(3, twin)
     weights = [float(w) for w in rng.normal(size=len(samples))]
     packed, plain = packed_model(folder, temperature), plain_model(folder)
@@ -88,7 +83,9 @@ def test_packed_equals_one_by_one(folder: Folder, temperature: float) -> None:
 
     (head.logp * batch.loss_weight).sum().backward()
     lengths = [s.num_response_tokens for s in samples]
-    (expected * torch.repeat_interleave(torch.tensor(weights), torch.tensor(lengths))).sum().backward()
+    (
+        expected * torch.repeat_interleave(torch.tensor(weights), torch.tensor(lengths))
+    ).sum().backward()
     theirs = dict(plain.named_parameters())
     for name, parameter in packed.named_parameters():
         scale = theirs[name].grad.abs().max().clamp(min=1.0)
@@ -133,6 +130,4 @@ def test_a_cut_image_is_refused(folder: Folder) -> None:
     sample = random_sample(folder, rng, [(84, 84)], 2)
     where = np.flatnonzero(sample.token_ids == folder.config.image_token_id)
     with pytest.raises(ValueError, match="placeholder"):
-        family.mrope_positions(
-            np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config
-        )
+        family.mrope_positions(np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config)

@@ -7,6 +7,7 @@ questions use the name. Values are whole numbers on drawn grid lines; pie shares
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 from typing import Any
 
@@ -68,7 +69,7 @@ def _shares(rng: Random, slices: int, gap: int) -> list[list[int]]:
         cuts = sorted(rng.sample(range(1, 20), slices - 1))
         parts = [5 * (b - a) for a, b in zip([0, *cuts], [*cuts, 20], strict=True)]
         ordered = sorted(parts)
-        if all(b - a >= gap for a, b in zip(ordered, ordered[1:], strict=False)):
+        if all(b - a >= gap for a, b in itertools.pairwise(ordered)):
             return [[part] for part in parts]
 
 
@@ -179,9 +180,11 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     measure = _MEASURE[chart]
     final = {x: values[-1] for x, values in subjects.items()}
     pairs = [(x, y) for x in subjects for y in subjects if x != y]
-    readings = f"The {measure}s are " + ", ".join(
-        f"{x.removeprefix('the ')} {value}" for x, value in final.items()
-    ) + "."
+    readings = (
+        f"The {measure}s are "
+        + ", ".join(f"{x.removeprefix('the ')} {value}" for x, value in final.items())
+        + "."
+    )
     if kind in ("is_max", "is_min"):
         best = (max if kind == "is_max" else min)(final, key=final.__getitem__)
         word = "highest" if kind == "is_max" else "lowest"
@@ -195,18 +198,22 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         word = "higher" if higher else "lower"
         problem = rng.choice(_GREATER).format(x=x, y=y, word=word, measure=measure)
         relation = "more" if final[x] > final[y] else "less"
-        body = f"{x} has {final[x]} and {y} has {final[y]}. {final[x]} is {relation}" \
-            f" than {final[y]}."
+        body = (
+            f"{x} has {final[x]} and {y} has {final[y]}. {final[x]} is {relation} than {final[y]}."
+        )
     elif kind == "crosses":
         picked = pick_by_truth(rng, [((x, y), _cross(subjects[x], subjects[y])) for x, y in pairs])
         if picked is None:
             return None
         (x, y), truth = picked
         problem = rng.choice(_CROSSES).format(x=x, y=y)
-        order = ["above" if a > b else "below"
-                 for a, b in zip(subjects[x], subjects[y], strict=True)]
-        body = f"From point to point, {x} is {', '.join(order)} {y}. The order " \
+        order = [
+            "above" if a > b else "below" for a, b in zip(subjects[x], subjects[y], strict=True)
+        ]
+        body = (
+            f"From point to point, {x} is {', '.join(order)} {y}. The order "
             f"{'changes' if truth else 'stays the same'}."
+        )
     else:
         cases = [(x, v[-1] > v[0]) for x, v in subjects.items() if v[-1] != v[0]]
         picked = pick_by_truth(rng, cases)
@@ -221,8 +228,10 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         problem=problem,
         answer=answer,
         decoy=decoy,
-        traces={"steps": f"{body} So the answer is {answer}.",
-                "direct": f"I look at the chart. So the answer is {answer}."},
+        traces={
+            "steps": f"{body} So the answer is {answer}.",
+            "direct": f"I look at the chart. So the answer is {answer}.",
+        },
         short=f"{answer.capitalize()}.",
         summary=f"The answer is {answer}.",
     )

@@ -29,7 +29,14 @@ from ovlt.data.worlds.base import (
 )
 
 KINDS = (
-    "angle", "angle_type", "missing_angle", "isosceles", "ruler", "ruler_diff", "perimeter", "area",
+    "angle",
+    "angle_type",
+    "missing_angle",
+    "isosceles",
+    "ruler",
+    "ruler_diff",
+    "perimeter",
+    "area",
 )
 RULER = 15  # units on the ruler
 _STEP = {1: 10, 2: 10, 3: 5}  # degrees between the places where a ray may lie, per level
@@ -77,10 +84,14 @@ _PHRASES = {
 
 def make(rng: Random, level: int, kind: str) -> Scene:
     maker = {
-        "angle": _make_angle, "angle_type": _make_angle,
-        "missing_angle": _make_triangle, "isosceles": _make_triangle,
-        "ruler": _make_ruler, "ruler_diff": _make_ruler,
-        "perimeter": _make_rectangle, "area": _make_rectangle,
+        "angle": _make_angle,
+        "angle_type": _make_angle,
+        "missing_angle": _make_triangle,
+        "isosceles": _make_triangle,
+        "ruler": _make_ruler,
+        "ruler_diff": _make_ruler,
+        "perimeter": _make_rectangle,
+        "area": _make_rectangle,
     }[kind]
     return Scene(maker(rng, level, kind), rng.getrandbits(32))
 
@@ -136,8 +147,10 @@ def _make_rectangle(rng: Random, level: int, kind: str) -> dict[str, Any]:
 def draw(scene: Scene, width: int, height: int) -> Image.Image:
     canvas = Canvas(width, height)
     drawer = {
-        "angle": _draw_angle, "triangle": _draw_triangle,
-        "ruler": _draw_ruler, "rectangle": _draw_rectangle,
+        "angle": _draw_angle,
+        "triangle": _draw_triangle,
+        "ruler": _draw_ruler,
+        "rectangle": _draw_rectangle,
     }[scene.content["figure"]]
     drawer(canvas, scene.content, Random(scene.look))
     return canvas.finish()
@@ -173,12 +186,16 @@ def _draw_triangle(canvas: Canvas, content: dict[str, Any], look: Random) -> Non
     corners = [(0.0, 0.0), (side, 0.0), (reach * cos(radians(a)), reach * sin(radians(a)))]
     turn = look.uniform(0, 360)
     spun = [
-        (x * cos(radians(turn)) - y * sin(radians(turn)),
-         x * sin(radians(turn)) + y * cos(radians(turn))) for x, y in corners
+        (
+            x * cos(radians(turn)) - y * sin(radians(turn)),
+            x * sin(radians(turn)) + y * cos(radians(turn)),
+        )
+        for x, y in corners
     ]
     xs, ys = [x for x, _ in spun], [y for _, y in spun]
-    scale = min(canvas.width * 0.62 / (max(xs) - min(xs)),
-                canvas.height * 0.66 / (max(ys) - min(ys)))
+    scale = min(
+        canvas.width * 0.62 / (max(xs) - min(xs)), canvas.height * 0.66 / (max(ys) - min(ys))
+    )
     mid_x, mid_y = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     points = [
         (canvas.width / 2 + (x - mid_x) * scale, canvas.height / 2 - (y - mid_y) * scale)
@@ -224,8 +241,9 @@ def _draw_ruler(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
     row = min(canvas.height * 0.2, unit * 2)
     count = len(content["bars"])
     top = (canvas.height - band + row * (count + 0.2)) / 2
-    pen.rectangle((left - unit * 0.8, top, right + unit * 0.8, top + band), (255, 240, 205), INK,
-                  stroke)
+    pen.rectangle(
+        (left - unit * 0.8, top, right + unit * 0.8, top + band), (255, 240, 205), INK, stroke
+    )
     face = fit_font(["15"], unit * 0.75, band * 0.42)
     for value in range(RULER + 1):
         x = left + value * unit
@@ -243,8 +261,9 @@ def _draw_rectangle(canvas: Canvas, content: dict[str, Any], look: Random) -> No
     scale = min(canvas.width * 0.68 / width, canvas.height * 0.68 / height)
     w, h = width * scale / 2, height * scale / 2
     x, y = canvas.width * 0.46, canvas.height * 0.46
-    canvas.pen.rectangle((x - w, y - h, x + w, y + h), PALETTE[content["color"]], INK,
-                         canvas.stroke)
+    canvas.pen.rectangle(
+        (x - w, y - h, x + w, y + h), PALETTE[content["color"]], INK, canvas.stroke
+    )
     size = min(canvas.width, canvas.height)
     face = font(int(size * 0.07))
     canvas.pen.text((x, y + h + size * 0.06), str(width), INK, face, anchor="mm")
@@ -321,21 +340,22 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         problem=problem,
         answer=answer,
         decoy=decoy,
-        traces={"steps": f"{body} So the {label} is {answer}.",
-                "direct": f"I look at the figure. So the {label} is {answer}."},
+        traces={
+            "steps": f"{body} So the {label} is {answer}.",
+            "direct": f"I look at the figure. So the {label} is {answer}.",
+        },
         short=f"It is {answer}.",
         summary=f"The {label} is {answer}.",
     )
 
 
-def _read_ruler(
-    bars: list[list[Any]], kind: str, rng: Random
-) -> tuple[str, int, dict[str, str]]:
+def _read_ruler(bars: list[list[Any]], kind: str, rng: Random) -> tuple[str, int, dict[str, str]]:
     """(reasoning, value, words of the question); the value is <= 0 for two equal lengths."""
     if kind == "ruler":
         color, first, last = rng.choice(bars)
-        body = f"The {color} bar goes from {first} to {last}. {last} minus {first} is " \
-            f"{last - first}."
+        body = (
+            f"The {color} bar goes from {first} to {last}. {last} minus {first} is {last - first}."
+        )
         return body, last - first, {"x": color}
     (x, x0, x1), (y, y0, y1) = sorted(bars, key=lambda bar: bar[1] - bar[2])[:2]
     long, short = x1 - x0, y1 - y0

@@ -7,6 +7,7 @@ asked about.
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 from PIL import Image
@@ -26,11 +27,28 @@ from ovlt.data.worlds.base import (
 
 KINDS = ("class_of", "count_class", "same_class", "higher", "borders")
 NAMES = (
-    "Avon", "Brix", "Colm", "Dorn", "Elba", "Fenn", "Gale", "Holt", "Iver", "Jura", "Kell", "Lorn",
-    "Mira", "Nore", "Oren", "Pell",
+    "Avon",
+    "Brix",
+    "Colm",
+    "Dorn",
+    "Elba",
+    "Fenn",
+    "Gale",
+    "Holt",
+    "Iver",
+    "Jura",
+    "Kell",
+    "Lorn",
+    "Mira",
+    "Nore",
+    "Oren",
+    "Pell",
 )
-CLASSES = {1: ("low", "medium", "high"), 2: ("low", "medium", "high", "extreme"),
-           3: ("scarce", "low", "medium", "high", "extreme")}
+CLASSES = {
+    1: ("low", "medium", "high"),
+    2: ("low", "medium", "high", "extreme"),
+    3: ("scarce", "low", "medium", "high", "extreme"),
+}
 _GRID = {1: (3, 2), 2: (3, 3), 3: (4, 3)}  # level -> columns, rows
 _MEASURES = ("rainfall", "population", "income", "farming", "tourism")
 _SCALES = (  # lightest and darkest tint
@@ -87,9 +105,13 @@ def _wavy(
     points = [start, end]
     for _ in range(3):
         finer = [points[0]]
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-            finer.append(((x0 + x1) / 2 + look.uniform(-size, size),
-                          (y0 + y1) / 2 + look.uniform(-size, size)))
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            finer.append(
+                (
+                    (x0 + x1) / 2 + look.uniform(-size, size),
+                    (y0 + y1) / 2 + look.uniform(-size, size),
+                )
+            )
             finer.append((x1, y1))
         points, size = finer, size / 2
     return points
@@ -114,19 +136,28 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     top, bottom = canvas.height * 0.07, canvas.height * 0.77
     cell_w, cell_h = (right - left) / columns, (bottom - top) / rows
     nodes = [
-        [(left + (c + look.uniform(-0.12, 0.12)) * cell_w,
-          top + (r + look.uniform(-0.10, 0.10)) * cell_h) for c in range(columns + 1)]
+        [
+            (
+                left + (c + look.uniform(-0.12, 0.12)) * cell_w,
+                top + (r + look.uniform(-0.10, 0.10)) * cell_h,
+            )
+            for c in range(columns + 1)
+        ]
         for r in range(rows + 1)
     ]
     wave = min(cell_w, cell_h) * 0.07
-    across = [[_wavy(nodes[r][c], nodes[r][c + 1], wave, look) for c in range(columns)]
-              for r in range(rows + 1)]
-    down = [[_wavy(nodes[r][c], nodes[r + 1][c], wave, look) for c in range(columns + 1)]
-            for r in range(rows)]
+    across = [
+        [_wavy(nodes[r][c], nodes[r][c + 1], wave, look) for c in range(columns)]
+        for r in range(rows + 1)
+    ]
+    down = [
+        [_wavy(nodes[r][c], nodes[r + 1][c], wave, look) for c in range(columns + 1)]
+        for r in range(rows)
+    ]
     face = fit_font([name for name, _ in content["regions"]], cell_w * 0.6, cell_h * 0.3)
     for index, (_, kind) in enumerate(content["regions"]):
         r, c = divmod(index, columns)
-        outline = (across[r][c] + down[r][c + 1] + across[r + 1][c][::-1] + down[r][c][::-1])
+        outline = across[r][c] + down[r][c + 1] + across[r + 1][c][::-1] + down[r][c][::-1]
         canvas.pen.polygon(outline, fill=colors[kind])
     for path in [p for row in (*across, *down) for p in row]:
         canvas.pen.line(path, fill=INK, width=canvas.stroke, joint="curve")
@@ -139,9 +170,7 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     return canvas.finish()
 
 
-def _draw_legend(
-    canvas: Canvas, measure: str, colors: dict[str, tuple[int, int, int]]
-) -> None:
+def _draw_legend(canvas: Canvas, measure: str, colors: dict[str, tuple[int, int, int]]) -> None:
     """What is measured, over one field per class: its tint with its name on it."""
     left, right = canvas.width * 0.06, canvas.width * 0.94
     top, bottom = canvas.height * 0.89, canvas.height * 0.98
@@ -171,15 +200,28 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     if kind == "class_of":
         x, answer = rng.choice(list(regions.items()))
         body = f"I find {x} and compare its tint with the legend: it is {answer}."
-        return _question(rng.choice(_CLASS).format(x=x, m=measure), answer,
-                         other(rng, classes, answer), body, "level")
+        return _question(
+            rng.choice(_CLASS).format(x=x, m=measure),
+            answer,
+            other(rng, classes, answer),
+            body,
+            "level",
+        )
     if kind == "count_class":
         wanted = rng.choice(classes)
         found = [name for name, value in regions.items() if value == wanted]
-        body = f"Regions that are {wanted}: " + (
-            ", ".join(f"{name} {i}" for i, name in enumerate(found, 1)) or "none 0") + "."
-        return _question(rng.choice(_COUNT).format(k=wanted, m=measure), str(len(found)),
-                         near_miss(rng, len(found)), body, "count")
+        body = (
+            f"Regions that are {wanted}: "
+            + (", ".join(f"{name} {i}" for i, name in enumerate(found, 1)) or "none 0")
+            + "."
+        )
+        return _question(
+            rng.choice(_COUNT).format(k=wanted, m=measure),
+            str(len(found)),
+            near_miss(rng, len(found)),
+            body,
+            "count",
+        )
     names = list(regions)
     pairs = [(x, y) for x in names for y in names if x != y]
     if kind == "borders":
@@ -195,8 +237,9 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         return None
     (x, y), truth = picked
     body = f"{x} is {regions[x]} and {y} is {regions[y]}."
-    return _question(rng.choice(phrases).format(x=x, y=y, m=measure), *yes_no(truth), body,
-                     "answer")
+    return _question(
+        rng.choice(phrases).format(x=x, y=y, m=measure), *yes_no(truth), body, "answer"
+    )
 
 
 def _ask_borders(
@@ -223,8 +266,10 @@ def _question(problem: str, answer: str, decoy: str, body: str, label: str) -> Q
         problem=problem,
         answer=answer,
         decoy=decoy,
-        traces={"steps": f"{body} So the {label} is {answer}.",
-                "direct": f"I look at the map. So the {label} is {answer}."},
+        traces={
+            "steps": f"{body} So the {label} is {answer}.",
+            "direct": f"I look at the map. So the {label} is {answer}.",
+        },
         short=short,
         summary=f"The {label} is {answer}.",
     )

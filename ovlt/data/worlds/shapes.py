@@ -62,9 +62,7 @@ def make(rng: Random, level: int, kind: str) -> Scene:
 
 def _star(radius: float) -> list[tuple[float, float]]:
     radii = (radius, radius * 0.45)
-    return [
-        (radii[i % 2] * sin(i * pi / 5), -radii[i % 2] * cos(i * pi / 5)) for i in range(10)
-    ]
+    return [(radii[i % 2] * sin(i * pi / 5), -radii[i % 2] * cos(i * pi / 5)) for i in range(10)]
 
 
 @lru_cache(maxsize=256)
@@ -88,8 +86,9 @@ def _mask(shape: str, diameter: int) -> Image.Image:
     elif shape == "star":
         pen.polygon([(end / 2 + x, big * 0.53 + y) for x, y in _star(big * 0.53)], fill=255)
     else:
-        pen.polygon([(end / 2, 0), (end * 0.9, end / 2), (end / 2, end), (end * 0.1, end / 2)],
-                    fill=255)
+        pen.polygon(
+            [(end / 2, 0), (end * 0.9, end / 2), (end / 2, end), (end * 0.1, end / 2)], fill=255
+        )
     return mask.reduce(8)
 
 

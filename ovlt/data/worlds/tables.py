@@ -91,8 +91,12 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     for r, row in enumerate(table):
         for c, text in enumerate(row):
             x, y = left + c * column_w, top + r * row_h
-            pen.rectangle((x, y, x + column_w, y + row_h), tint if r == 0 else (255, 255, 255),
-                          (120, 120, 125), max(2, stroke // 2))
+            pen.rectangle(
+                (x, y, x + column_w, y + row_h),
+                tint if r == 0 else (255, 255, 255),
+                (120, 120, 125),
+                max(2, stroke // 2),
+            )
             pen.text((x + column_w / 2, y + row_h / 2), text, INK, face, anchor="mm")
     return canvas.finish()
 
@@ -133,8 +137,9 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
             return None
         answer = next(name for name, value in values.items() if value == best)
         body = f"On {day}: {listed}. The largest is {best}."
-        return _question(rng.choice(_MOST).format(c=day), answer,
-                         other(rng, list(values), answer), body, "name")
+        return _question(
+            rng.choice(_MOST).format(c=day), answer, other(rng, list(values), answer), body, "name"
+        )
     else:
         bound = rng.choice(list(values.values())) - rng.randint(0, 1)
         above = [name for name, value in values.items() if value > bound]
@@ -148,8 +153,10 @@ def _question(problem: str, answer: str, decoy: str, body: str, label: str) -> Q
         problem=problem,
         answer=answer,
         decoy=decoy,
-        traces={"steps": f"{body} So the {label} is {answer}.",
-                "direct": f"I look at the table. So the {label} is {answer}."},
+        traces={
+            "steps": f"{body} So the {label} is {answer}.",
+            "direct": f"I look at the table. So the {label} is {answer}.",
+        },
         short=f"It is {answer}.",
         summary=f"The {label} is {answer}.",
     )

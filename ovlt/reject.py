@@ -1,0 +1,112 @@
+"""``python -m ovlt.reject RECIPE``: a model's own correct answers as SFT rows (rejection sampling).
+
+The control that GRPO must beat to be worth its trouble: answer questions n times at the rollout
+temperature, keep the shortest correct answer of each (the papers' rule), and fine-tune the base
+model on these. No reinforcement learning. Reads [grpo] for the questions and [demo] for sizes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ovlt.config import Recipe, command_line
+
+STAGE = "rejection"
+
+
+def main() -> None:
+    recipe = command_line("reject", "Rejection-sample SFT rows from a model.", "demo")
+    from ovlt import _env
+
+    _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
+    from ovlt.runtime import start
+
+    runtime = start(recipe.run)
+    try:
+        sample(runtime, recipe)
+    except ValueError as error:
+        raise SystemExit(f"ovlt.reject: {error}") from None
+    finally:
+        runtime.close()
+
+
+def rows_path(recipe: Recipe) -> Path:
+    return recipe.folder / STAGE / "rows.parquet"
+
+
+def sample(runtime: Any, recipe: Recipe) -> None:
+    """Answer, grade, keep the shortest correct answer per question, write sharegpt rows."""
+    from ovlt.data import synthetic
+    from ovlt.data.loader import Loader
+    from ovlt.data.sources import to_prompt
+    from ovlt.model.load import open_folder
+    from ovlt.reward import RewardInput, RewardPool
+    from ovlt.rollout import open_engine, request_seeds
+    from ovlt.runtime import compute_dtype
+    from ovlt.stage import read_rows
+
+    rollout, n = recipe.grpo.rollout, recipe.demo.rejection_n
+    folder = open_folder(recipe.expand(recipe.grpo.start))
+    rows, limits = read_rows(
+        runtime, recipe, folder, recipe.grpo.data, what="questions",
+        max_tokens=rollout.max_prompt_tokens, limit=recipe.demo.rejection_prompts,
+    )  # fmt: skip
+    mine = list(range(runtime.rank, len(rows), runtime.world_size))
+    loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
+    prompts = loader.get(mine)
+    loader.close()
+    hidden = int(folder.config.text_config.hidden_size)
+    engine = open_engine(
+        folder, rollout, device=runtime.device,
+        dtype=compute_dtype(recipe.model.compute_dtype, runtime.device, hidden),
+        max_images=8, shares_device=False,
+    )  # fmt: skip
+    answers = engine.generate(
+        prompts, n=n, seeds=request_seeds(recipe.run.seed, 1 << 20, mine, n),
+        temperature=rollout.temperature, max_tokens=rollout.max_response_tokens,
+    )  # fmt: skip
+    texts = [[folder.chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
+    reward = recipe.grpo.reward
+    with RewardPool(reward.function, workers=reward.workers, timeout_s=reward.timeout) as pool:
+        outputs = pool.score(
+            [
+                RewardInput(text, prompt.answer, prompt.question, prompt.source, prompt.image_paths)
+                for prompt, group in zip(prompts, texts, strict=True)
+                for text in group
+            ]
+        )
+    kept = []
+    for k, (i, group) in enumerate(zip(mine, answers, strict=True)):
+        right = [
+            (len(c.token_ids), j)
+            for j, c in enumerate(group)
+            if c.finished and outputs[k * n + j].score >= 1.0
+        ]
+        if right:
+            kept.append([i, texts[k][min(right)[1]]])
+    everyone = sorted(a for rank in runtime.gather_json(kept) for a in rank)
+    runtime.say(f"rejection sampling kept {len(everyone)} of {len(rows)} questions")
+    if runtime.is_main:
+        path = rows_path(recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        synthetic.write_sft(
+            (
+                {
+                    "messages": [
+                        {"role": "user", "content": rows.rows[i].question + recipe.data.suffix},
+                        {"role": "assistant", "content": text},
+                    ],
+                    "images": [ref.open() for ref in rows.rows[i].images],
+                    "source": rows.rows[i].source,
+                    "id": rows.rows[i].id,
+                }
+                for i, text in everyone
+            ),
+            path,
+        )
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
