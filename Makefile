@@ -35,7 +35,7 @@ help: ## this list
 
 install: $(READY) ## make .venv with everything pinned, and build the C++ extension
 	@echo "ovlt is installed for $(PY)"
-demo: $(READY) ## train a small model from start to end, and open the report
+demo: $(READY) ## train a small model from start to end, and write its report
 	@$(RUN) -m ovlt.demo $(ARGS)
 results: $(READY) ## make the numbers of the README again
 	@$(RUN) -m ovlt.demo --results $(ARGS)

@@ -75,8 +75,8 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Any:
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     return Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - a token of the vocabulary
+        pad_token="<|endoftext|>",  # noqa: S106
         unk_token=None,
         chat_template=CHAT_TEMPLATE,
         model_max_length=4096,

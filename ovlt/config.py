@@ -12,10 +12,12 @@ import difflib
 import json
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMOKE_RECIPE = REPOSITORY / "recipes" / "smoke.toml"
@@ -24,10 +26,12 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinity and NaN pass every comparison the wrong way, and JSON has no word for them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def field(default: Any, sentence: str) -> Any:
@@ -116,7 +120,7 @@ class OptimConfig(Table):
     warmup_steps: NonNegative = field(0, "Optimizer steps of linear warm-up.")
     warmup_ratio: Share = field(0.0, "Warm-up as a share of all steps; used if warmup_steps is 0.")
     min_lr_ratio: Share = field(0.1, "Where cosine and linear schedules end, as a share of lr.")
-    betas: tuple[float, float] = field((0.9, 0.999), "AdamW's moment decays.")
+    betas: tuple[Decay, Decay] = field((0.9, 0.999), "AdamW's moment decays.")
     eps: Rate = field(1e-8, "AdamW's epsilon.")
     weight_decay: Annotated[float, Field(ge=0)] = field(0.01, "Decoupled decay of matrices.")
     max_grad_norm: Rate = field(1.0, "Clip the global gradient norm to this.")
@@ -128,6 +132,13 @@ class SftOptimConfig(OptimConfig):
     lr: Rate = field(5e-6, "Peak learning rate.")
     schedule: Literal["constant", "cosine", "linear"] = field("cosine", "Shape after warm-up.")
     warmup_ratio: Share = field(0.1, "Warm-up as a share of all steps; used if warmup_steps is 0.")
+
+
+class BaseOptimConfig(SftOptimConfig):
+    """The same for the base model, which learns from nothing."""
+
+    lr: Rate = field(2e-3, "Peak learning rate.")
+    warmup_steps: NonNegative = field(20, "Optimizer steps of linear warm-up.")
 
 
 class BaseConfig(Table):
@@ -150,7 +161,7 @@ class BaseConfig(Table):
     steps: Positive = field(640, "Optimizer steps that teach it to see.")
     batch_samples: Positive = field(64, "Samples per optimizer step.")
     token_budget: Positive = field(2048, "Most tokens in one packed micro-batch of one rank.")
-    optim: SftOptimConfig = SftOptimConfig(lr=2e-3, warmup_steps=20)
+    optim: BaseOptimConfig = BaseOptimConfig()
 
 
 class SftConfig(Table):
@@ -180,8 +191,8 @@ class LossConfig(Table):
     )
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = field(
         "token_mean",
-        "token_mean: all tokens of the step weigh the same (DAPO); sequence_mean: mean of the means "
-        "of the responses (GRPO); constant_length: sum / (responses x max tokens) (Dr.GRPO).",
+        "token_mean: all tokens of the step weigh the same (DAPO); sequence_mean: mean of the "
+        "responses' means (GRPO); constant_length: sum / (responses x max tokens) (Dr.GRPO).",
     )
     kl_coef: Annotated[float, Field(ge=0)] = field(
         1e-2, "Weight of the KL to the frozen reference; 0: off, and no reference model is held."
@@ -228,7 +239,7 @@ class RolloutConfig(Table):
 class RewardConfig(Table):
     """The verifiable reward."""
 
-    function: str = field("answer", "'answer', 'released', or file.py:function.")
+    function: str = field("answer", "'answer', 'released', 'exact', or file.py:function.")
     workers: Positive = field(2, "Killable grading processes per rank.")
     timeout: Rate = field(5.0, "Seconds one answer may take before its worker is killed.")
     max_chars: Positive = field(20000, "Longer responses score 0 unread.")
@@ -265,8 +276,8 @@ class GrpoConfig(Table):
         if self.rollout.top_p < 1 and self.loss.importance != "off":
             raise ValueError(
                 "grpo.rollout.top_p < 1 cannot be combined with grpo.loss.importance="
-                f"'{self.loss.importance}': the engine's log-probs are renormalised over the nucleus "
-                "and no trainer reproduces that; set top_p = 1.0 or importance = 'off'"
+                f"'{self.loss.importance}': the engine's log-probs are renormalised over the "
+                "nucleus and no trainer reproduces that; set top_p = 1.0 or importance = 'off'"
             )
         if self.rollout.n < 2:
             raise ValueError(
@@ -358,6 +369,8 @@ def load_recipe(path: str | Path | None = None, overrides: list[str] | None = No
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:  # of TOML, JSON or UTF-8
         raise ValueError(f"{path} is not valid TOML (or JSON): {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold tables like [grpo], not a list or a single value")
     for text in overrides or []:
         _set(tree, text)
     return recipe_from(tree, str(path))
@@ -380,6 +393,9 @@ def _set(tree: dict[str, Any], text: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value
     *tables, last = key.split(".")
+    info = _fields_at(tables).get(last)
+    if info is not None and info.annotation is str and not isinstance(parsed, str):
+        parsed = value  # a folder may be called 7 or 2026-01-31
     node = tree
     for table in tables:
         node = node.setdefault(table, {})
@@ -388,14 +404,15 @@ def _set(tree: dict[str, Any], text: str) -> None:
     node[last] = parsed
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
+def _fields_at(location: Sequence[Any]) -> dict[str, FieldInfo]:
+    """The fields of the table at a path of keys; none where there is no such table."""
     model: Any = Recipe
     for part in location:
         info = getattr(model, "model_fields", {}).get(part)
         if info is None:
-            return []
+            return {}
         model = info.annotation
-    return list(getattr(model, "model_fields", {}))
+    return getattr(model, "model_fields", {})
 
 
 def _explain(error: ValidationError, origin: str) -> str:
@@ -404,7 +421,7 @@ def _explain(error: ValidationError, origin: str) -> str:
         location = tuple(item["loc"])
         name = ".".join(str(part) for part in location)
         if item["type"] == "extra_forbidden":
-            known = _keys_at(location[:-1])
+            known = list(_fields_at(location[:-1]))
             near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown key '{name}'; {hint}")
@@ -454,8 +471,7 @@ def _help(command: str, summary: str, table: str) -> str:
         f"usage: torchrun -m ovlt.{command} [RECIPE.toml] [--table.key=value ...] [--resume auto]",
         "",
         summary,
-        f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys of [{table}] and [run]:",
-        "",
+        f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys and their defaults:",
     ]
 
     def walk(model: type[BaseModel], prefix: str) -> None:
@@ -464,10 +480,14 @@ def _help(command: str, summary: str, table: str) -> str:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 walk(kind, f"{prefix}.{name}")
             else:
-                lines.append(f"  --{prefix}.{name}={info.default!r:<24} {info.description}")
+                chosen = " | ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+                lines.append(f"  --{prefix}.{name}={info.default}".ljust(42) + f" {info.description}")
+                if chosen:
+                    lines.append(" " * 43 + f"One of: {chosen}.")
 
-    for name in (table, "run"):
+    for name in (table, "run", "model", "data"):
         annotation = Recipe.model_fields[name].annotation
         assert annotation is not None
+        lines += ["", f"[{name}] {annotation.__doc__}"]
         walk(annotation, name)
     return "\n".join(lines)

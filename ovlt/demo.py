@@ -43,6 +43,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
     started = time.time()
     seeds = SEEDS if results else (recipe.run.seed,)
+    report = Path()
     for seed in seeds:
         one = with_values(recipe, run={"seed": seed, "resume": "auto"})
         main_job(one, ranks)
@@ -92,8 +93,11 @@ def main_job(recipe: Recipe, ranks: int) -> None:
 
 
 def controls(recipe: Recipe, ranks: int) -> None:
-    """The two comparisons, same seed, same base, same held-out questions."""
+    """The two comparisons, same seed, same base, same held-out questions; and the base itself."""
     from ovlt import reject
+
+    asked = {"stage": "base_answers", "model": str(smoke.base_model(recipe)), "n": 1}
+    run_if_needed("evaluate", with_values(recipe, evaluate=asked), ranks)
 
     steps = recipe.demo.control_steps or matched_steps(recipe)
     longer = {"stage": "sft_long", "title": "Control: SFT alone, compute of SFT + GRPO"}
@@ -141,9 +145,9 @@ def write_report(recipe: Recipe) -> Path:
 
 
 # --- figures -----------------------------------------------------------------------------------
-STAGES = ("base", "sft", "grpo", "sft_long", "sft_rejection")
+STAGES = ("base_answers", "sft", "grpo", "sft_long", "sft_rejection")
 TITLES = {
-    "base": "base (sees, knows no format)",
+    "base_answers": "base, asked the same",
     "sft": "SFT on teacher traces",
     "grpo": "**GRPO** from SFT",
     "sft_long": "control: SFT alone, same compute",
@@ -162,7 +166,7 @@ def figures(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def table(seeds: list[dict[str, dict[str, Any]]], names: tuple[int, ...]) -> str:
-    """Markdown: accuracy per stage and seed, and sampled accuracy minus SFT's, question by question."""
+    """Markdown: accuracy per stage and seed, and sampled accuracy minus SFT's per question."""
     from ovlt.stats import paired_difference
 
     head = " | ".join(f"seed {n}: greedy / sampled" for n in names)

@@ -1,7 +1,7 @@
 """``torchrun -m ovlt.grpo [RECIPE]``: group-relative policy optimisation with images.
 
 Follow one image: ``to_prompt`` decodes it, ``engine.generate`` answers its question n times,
-``score`` grades the answers, ``group_advantages`` compares them, ``plan`` and ``collate`` pack them,
+``score`` grades the answers, ``group_advantages`` compares them, ``plan`` and ``collate`` pack,
 ``model(batch, objective)`` runs tower, decoder and head, ``policy_loss`` is what is differentiated,
 ``optimizer.step`` moves the weights and ``sync`` streams them back into the engine.
 
@@ -69,6 +69,12 @@ def train(runtime: Any, recipe: Recipe) -> None:
     )
     sampler = Sampler(len(rows), recipe.run.seed)
     loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
+    pool = RewardPool(
+        cfg.reward.function,
+        workers=cfg.reward.workers,
+        timeout_s=cfg.reward.timeout,
+        max_chars=cfg.reward.max_chars,
+    )
 
     # The engine first: it measures free memory, and the trainer is not there yet.
     engine_dtype = (
@@ -96,12 +102,6 @@ def train(runtime: Any, recipe: Recipe) -> None:
         temperature=rollout.temperature,
         tolerance=tolerance_of(recipe, engine_dtype),
     )
-    pool = RewardPool(
-        cfg.reward.function,
-        workers=cfg.reward.workers,
-        timeout_s=cfg.reward.timeout,
-        max_chars=cfg.reward.max_chars,
-    )
     validator = Validator(
         runtime, recipe, folder, model, stage, temperature=rollout.temperature,
         engine=engine, sync=sync, pool=pool,
@@ -128,8 +128,8 @@ def train(runtime: Any, recipe: Recipe) -> None:
     total_updates = cfg.steps * cfg.updates_per_rollout
     probe = sync()
 
+    timer.reset()
     for step in range(first, cfg.steps):
-        timer.reset()
         # --- sample and grade: n answers to each prompt, on every rank its share ----------------
         groups, drawn = rollouts.draw(step, version=step * cfg.updates_per_rollout)
         engine.sleep()
@@ -181,7 +181,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
         # --- update ------------------------------------------------------------------------------
         totals: dict[str, float] = {}
         worst: dict[str, float] = {}
-        norms = []
+        norms, lr, first_dev = [], 0.0, 0.0
         with timer("update"):
             for u, batches in enumerate(updates):
                 sums, maxima = forward_backward(model, batches, objective, runtime)
@@ -194,24 +194,16 @@ def train(runtime: Any, recipe: Recipe) -> None:
                 norms.append(norm)
                 totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
                 worst = {k: max(worst.get(k, 0.0), v) for k, v in maxima.items()}
+                if u == 0:
+                    first_dev = maxima["ratio_dev"]
         with timer("sync"):
             probe = sync()
-        # --- look, save, log ---------------------------------------------------------------------
+        # --- look, log, save ---------------------------------------------------------------------
         done = step + 1
         extra: dict[str, float] = {}
         if cfg.eval_every and (done % cfg.eval_every == 0 or done == cfg.steps):
             with timer("validation"):
                 extra = validator.measure()
-        if (cfg.save_every and done % cfg.save_every == 0) or done == cfg.steps:
-            with timer("checkpoint"):
-                checkpoint.save(
-                    stage.folder / "checkpoints",
-                    step=done,
-                    model=model,
-                    optimizer=optimizer,
-                    state={"step": done, "position": sampler.position},
-                    recipe=stage.identity,
-                )
         seconds = timer.seconds()
         everyone = [s for g in groups for s in g.samples]
         tokens = sum(len(s.token_ids) for s in everyone)
@@ -239,10 +231,12 @@ def train(runtime: Any, recipe: Recipe) -> None:
                 "mismatch/kl": means(totals, ["mismatch_kl"])["mismatch_kl"],
                 "mismatch/max_abs": worst["mismatch_max"],
                 "mismatch/probe": probe,
+                "ratio/first_dev": first_dev,
                 "ratio/max_dev": worst["ratio_dev"],
                 "tokens": tokens,
                 "tokens_per_second": tokens / max(1e-9, working),
                 "pack/fill": sum(p.fill for p in plans) / len(plans),
+                "pack/filler_frac": max(p.filler for p in plans),
                 "pack/imbalance": max(p.imbalance for p in plans),
                 "pack/micro_batches": len(every),
                 **mfu(3 * sum(p.cost for p in plans), seconds["update"], runtime),
@@ -253,6 +247,19 @@ def train(runtime: Any, recipe: Recipe) -> None:
         metrics.log_rollouts(done, groups[: cfg.log_groups])
         if math.isclose(sum(s.advantage**2 for s in everyone), 0.0) and not cfg.dynamic_sampling:
             runtime.say(f"step {done}: no group has a signal; rewards are all equal within groups")
+        timer.reset()
+        # After the log: killed in between, the run logs this step again; before, never. Its seconds
+        # are those of the next step.
+        if (cfg.save_every and done % cfg.save_every == 0) or done == cfg.steps:
+            with timer("checkpoint"):
+                checkpoint.save(
+                    stage.folder / "checkpoints",
+                    step=done,
+                    model=model,
+                    optimizer=optimizer,
+                    state={"step": done, "position": sampler.position},
+                    recipe=stage.identity,
+                )
     metrics.close()
     loader.close()
     export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)

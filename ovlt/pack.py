@@ -21,6 +21,9 @@ from ovlt.model import qwen2_5_vl as family
 from ovlt.types import PackedBatch, Sample
 
 
+FILLER_TOKENS = 2
+
+
 @dataclass(frozen=True)
 class Extent:
     """What planning needs of a sample: no pixels, no ids. Equal ``group``: the same images."""
@@ -53,6 +56,7 @@ class Plan:
     bins: list[list[list[int]]]
     fill: float  # mean tokens of a micro-batch / token budget
     imbalance: float  # largest rank cost / mean rank cost
+    filler: float  # tokens of filler samples and dummy images / all tokens
     cost: float  # forward FLOPs of all samples, shared images counted once per micro-batch
 
 
@@ -66,7 +70,8 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> 
         if sample.tokens > budget:
             raise ValueError(
                 f"a sample of {sample.tokens} tokens ({sample.name}) exceeds the token "
-                f"budget of {budget}: samples are never cut, so raise token_budget or lower the limits"
+                f"budget of {budget}: samples are never cut, so raise token_budget or lower the "
+                "limits"
             )
     total = sum(s.tokens for s in samples)
     micro = max(1, math.ceil(total / (budget * ranks)))
@@ -80,6 +85,8 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> 
                 assigned = _assign(bins, ranks, micro)
                 costs = [sum(u.cost for b in rank for u in b) for rank in assigned]
                 mean = sum(costs) / ranks
+                idle = sum(FILLER_TOKENS for b in bins if not b)
+                idle += sum(1 for b in bins if not any(samples[u.indices[0]].grids for u in b))
                 return Plan(
                     bins=[
                         [[i for u in units for i in u.indices] for units in rank]
@@ -87,6 +94,7 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> 
                     ],
                     fill=total / (micro * ranks * budget),
                     imbalance=max(costs) / mean if mean else 1.0,
+                    filler=idle / (total + idle),
                     cost=sum(costs),
                 )
         micro += 1
@@ -155,7 +163,8 @@ def collate(
 ) -> PackedBatch:
     """Join samples into one PackedBatch; ``weights[i]`` is sample i's loss weight per token.
 
-    Samples are joined in order of their length. No samples gives the filler: two text tokens without weight that still run the whole model.
+    Samples are joined in order of their length. No samples gives the filler: two text tokens
+    without weight that still run the whole model.
     """
     if not samples:
         return _filler(config)
@@ -216,9 +225,9 @@ def collate(
 def _filler(config: Any) -> PackedBatch:
     zero = torch.zeros(1)
     return PackedBatch(
-        input_ids=torch.zeros(2, dtype=torch.int64),
-        position_ids=torch.arange(2).expand(3, 2),
-        cu_seqlens=torch.tensor([0, 2], dtype=torch.int32),
+        input_ids=torch.zeros(FILLER_TOKENS, dtype=torch.int64),
+        position_ids=torch.arange(FILLER_TOKENS).expand(3, FILLER_TOKENS),
+        cu_seqlens=torch.tensor([0, FILLER_TOKENS], dtype=torch.int32),
         segment_ids=torch.zeros(1, dtype=torch.int64),
         loss_index=torch.zeros(1, dtype=torch.int64),
         labels=torch.zeros(1, dtype=torch.int64),
@@ -227,10 +236,10 @@ def _filler(config: Any) -> PackedBatch:
         feature_index=None,
         grid_thw=None,
         vision_plan=None,
-        max_len=2,
+        max_len=FILLER_TOKENS,
         advantage=zero.clone(),
         engine_logp=zero.clone(),
         num_samples=1,
         is_filler=True,
-        cost=family.forward_flops(config, 2, ()),
+        cost=family.forward_flops(config, FILLER_TOKENS, ()),
     )

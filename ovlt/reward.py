@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ovlt.grading import extract_answer, grade
 from ovlt.reward_process import WorkerProcess
@@ -96,6 +96,12 @@ def released_reward(x: RewardInput) -> RewardOutput:
     return RewardOutput(score, parts, f"{reason}; no summary" if right and no_summary else reason)
 
 
+def exact_reward(x: RewardInput) -> RewardOutput:
+    """1 if the whole response is the answer, blanks apart: for captions with one right form."""
+    right = x.response.split() == x.answer.split()
+    return RewardOutput(float(right), {"accuracy": float(right)}, "same" if right else "differs")
+
+
 def soft_overlong_penalty(num_tokens: int, max_tokens: int, cache_tokens: int) -> float:
     """DAPO's length penalty (arXiv 2503.14476, eq. 13), in [-1, 0], to be added to a score.
 
@@ -112,7 +118,11 @@ def soft_overlong_penalty(num_tokens: int, max_tokens: int, cache_tokens: int) -
 
 # --- Loading and checking ------------------------------------------------------------------------
 
-_SHIPPED: dict[str, RewardFunction] = {"answer": answer_reward, "released": released_reward}
+_SHIPPED: dict[str, RewardFunction] = {
+    "answer": answer_reward,
+    "released": released_reward,
+    "exact": exact_reward,
+}
 
 
 def load_reward(spec: str) -> RewardFunction:
@@ -152,7 +162,7 @@ def load_reward(spec: str) -> RewardFunction:
             f"{name!r} in reward file {path} must take one argument, a RewardInput: "
             f"def {name}(x: RewardInput) -> RewardOutput ({error})"
         ) from None
-    return function
+    return cast(RewardFunction, function)
 
 
 def _module_name(path: Path) -> str:

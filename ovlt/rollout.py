@@ -27,7 +27,7 @@ from ovlt.model.load import Folder
 from ovlt.runtime import guarded_rng
 from ovlt.types import Prompt
 
-# What the engine's own log-prob must be for the trainer to correct by it: after temperature and bans.
+# What the engine's log-prob must be for the trainer to correct by it: after temperature and bans.
 LOGPROBS_MODE = "processed_logprobs"
 BAN = -100.0  # added to a logit; e^-100 is nothing in float32, and no -inf reaches a log-prob
 
@@ -88,8 +88,8 @@ def open_engine(
         import vllm  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"rollout.engine='vllm' but vllm cannot be imported ({error}); install it (make install) "
-            "or set rollout.engine='transformers', which is slower"
+            f"rollout.engine='vllm' but vllm cannot be imported ({error}); install it (make "
+            "install) or set rollout.engine='transformers', which is slower"
         ) from None
     return VllmEngine(
         folder,
@@ -214,9 +214,10 @@ class VllmEngine:
         for prompt, output in zip(prompts, outputs, strict=True):
             if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
                 raise RuntimeError(
-                    f"prompt {prompt.id}: the engine saw {len(output.prompt_token_ids or [])} tokens, "
-                    f"we train on {len(prompt.token_ids)}: the engine's image processor disagrees "
-                    "with ovlt's; check preprocessor_config.json and model.min_pixels/max_pixels"
+                    f"prompt {prompt.id}: the engine saw {len(output.prompt_token_ids or [])} "
+                    f"tokens, we train on {len(prompt.token_ids)}: the engine's image processor "
+                    "disagrees with ovlt's; check preprocessor_config.json and "
+                    "model.min_pixels, model.max_pixels"
                 )
             result.append([_completion(c) for c in output.outputs])
         return result

@@ -62,7 +62,7 @@ class TransformersEngine:
         max_tokens: int,
         ignore_stop: bool = False,
     ) -> list[list[Completion]]:
-        """``n`` completions for each prompt, in order. ``temperature`` 0 is greedy (then n is 1)."""
+        """``n`` completions per prompt, in order. ``temperature`` 0 is greedy (then n is 1)."""
         if self.config.top_p < 1:
             raise ValueError("rollout.engine='transformers' samples with top_p = 1 only")
         return [

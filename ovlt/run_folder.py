@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -180,7 +180,7 @@ def on_all_ranks(work: Callable[[], T]) -> T:
 
     ``work`` itself must call no collective.
     """
-    result: T
+    result: T | None = None
     failure = None
     try:
         result = work()
@@ -196,4 +196,4 @@ def on_all_ranks(work: Callable[[], T]) -> T:
     for rank, other in enumerate(verdicts):
         if other is not None:
             raise (ValueError if other[0] else RuntimeError)(f"rank {rank}: {other[1]}")
-    return result
+    return cast(T, result)  # no failure, so ``work`` has returned

@@ -67,8 +67,8 @@ class Rollouts:
         late = sum(self.runtime.gather_json(self.pool.timeouts - timeouts))
         if late > drawn * cfg.rollout.n / 2:
             raise RuntimeError(
-                f"{late} of {drawn * cfg.rollout.n} gradings timed out after {cfg.reward.timeout} s: "
-                "the reward function hangs, or grpo.reward.timeout is too short"
+                f"{late} of {drawn * cfg.rollout.n} gradings timed out after {cfg.reward.timeout} "
+                "s: the reward function hangs, or grpo.reward.timeout is too short"
             )
         counts = {"groups": drawn, "no_signal_frac": silent / drawn, "timeouts": late}
         return kept[:wanted], counts

@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def train(runtime: Any, recipe: Recipe) -> None:
-    """Run the stage: rows -> packed micro-batches -> updates -> model folder -> held-out figures."""
+    """Run the stage: rows -> packed micro-batches -> updates -> model folder -> figures."""
     from ovlt import checkpoint
     from ovlt.data.loader import Loader
     from ovlt.data.sampler import Sampler
@@ -90,12 +90,12 @@ def train(runtime: Any, recipe: Recipe) -> None:
             budget=cfg.token_budget,
             config=folder.config,
         )
-        labelled = [int(row.loss_mask[1:].sum()) for row in chosen]
+        labelled = [row.num_labels for row in chosen]
         return batch, planned, loss_weights(labelled, "token_mean")
 
     layout = lay_out(first)
+    timer.reset()
     for step in range(first, steps):
-        timer.reset()
         with timer("data"):
             batch, planned, weights = layout
             micro = [
@@ -126,16 +126,6 @@ def train(runtime: Any, recipe: Recipe) -> None:
         if cfg.eval_every and (done % cfg.eval_every == 0 or done == steps):
             with timer("validation"):
                 extra = validator.measure()
-        if (cfg.save_every and done % cfg.save_every == 0) or done == steps:
-            with timer("checkpoint"):
-                checkpoint.save(
-                    stage.folder / "checkpoints",
-                    step=done,
-                    model=model,
-                    optimizer=optimizer,
-                    state={"step": done, "position": done * cfg.batch_samples},
-                    recipe=stage.identity,
-                )
         seconds = timer.seconds()
         tokens = sum(len(rows.rows[i].token_ids) for i in batch)
         metrics.log(
@@ -148,6 +138,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
                 "tokens": tokens,
                 "tokens_per_second": tokens / max(1e-9, seconds["data"] + seconds["update"]),
                 "pack/fill": planned.fill,
+                "pack/filler_frac": planned.filler,
                 "pack/imbalance": planned.imbalance,
                 "pack/micro_batches": len(micro),
                 **mfu(3 * planned.cost, seconds["update"], runtime),
@@ -155,6 +146,19 @@ def train(runtime: Any, recipe: Recipe) -> None:
             },
             seconds,
         )
+        timer.reset()
+        # After the log: killed in between, the run logs this step again; before, never. Its seconds
+        # are those of the next step.
+        if (cfg.save_every and done % cfg.save_every == 0) or done == steps:
+            with timer("checkpoint"):
+                checkpoint.save(
+                    stage.folder / "checkpoints",
+                    step=done,
+                    model=model,
+                    optimizer=optimizer,
+                    state={"step": done, "position": done * cfg.batch_samples},
+                    recipe=stage.identity,
+                )
     metrics.close()
     loader.close()
     export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)

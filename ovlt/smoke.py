@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ from ovlt.config import Recipe, recipe_from
 
 if TYPE_CHECKING:
     from ovlt.runtime import Runtime
-
-WORLD_FILES = ("base", "sft", "grpo", "validation", "held_out")
 
 
 def ensure_inputs(runtime: Runtime, recipe: Recipe, stage: str) -> None:
@@ -78,6 +77,11 @@ def ensure_world(recipe: Recipe) -> None:
     synthetic.write_questions(items("train", world.grpo_rows, 3), folder / "grpo.parquet")
     for split, count in (("validation", world.validation_rows), ("held_out", world.held_out_rows)):
         synthetic.write_questions(items(split, count, 4), folder / f"{split}.parquet")
+    described = (
+        replace(item, problem=synthetic.DESCRIBE[0], answer=item.caption)
+        for item in items("held_out", world.validation_rows, 5)
+    )
+    synthetic.write_questions(described, folder / "captions.parquet")
     synthetic.contact_sheet(folder / "contact_sheet.png")
     record.write_text(json.dumps(wanted, indent=2))
 
@@ -88,6 +92,10 @@ def base_recipe(recipe: Recipe) -> Recipe:
     folder = Path(base.folder)
     tree = recipe.resolved()
     tree["run"] |= {"folder": str(folder.parent), "seed": base.seed, "resume": "auto"}
+    # Measured by what it is for: held-out images described exactly, greedily.
+    tree["data"] |= {"held_out": str(Path(recipe.synthetic.folder) / "captions.parquet")}
+    tree["grpo"]["reward"]["function"] = "exact"
+    tree["evaluate"] |= {"data": "", "n": 0, "limit": 0}
     tree["sft"] = {
         "stage": folder.name,
         "title": "Base: captions, short answers, text-only reasoning",
@@ -105,7 +113,9 @@ def ensure_base(recipe: Recipe, ranks: int) -> None:
     """The base model, made from nothing unless it is there for these settings."""
     folder = Path(recipe.base.folder)
     record = folder / "base.json"
-    wanted = {k: recipe.resolved()[k] for k in ("base", "synthetic")}
+    seen = ("families", "size", "seed", "base_rows", "base_mixture")
+    world = {k: v for k, v in recipe.resolved()["synthetic"].items() if k in seen}
+    wanted = {"base": recipe.resolved()["base"], "synthetic": world}
     if base_model(recipe).is_dir():
         if record.is_file() and json.loads(record.read_text()) == wanted:
             return

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def forward_backward(
     gradients over ranks, which the factor ``world_size`` undoes. Returns the step's sums (with
     "loss" among them) and maxima over all ranks.
     """
-    totals: dict[str, float] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
     maxima: dict[str, float] = {}
     for i, batch in enumerate(batches):
         model.set_requires_gradient_sync(i == len(batches) - 1)
@@ -142,14 +142,14 @@ def forward_backward(
         for name, value in out.maxima.items():
             maxima[name] = max(maxima.get(name, 0.0), float(value))
     everyone = runtime.gather_json([totals, maxima])
-    sums = {k: sum(t[k] for t, _ in everyone) for k in totals}
+    sums: dict[str, float] = {k: sum(t[k] for t, _ in everyone) for k in totals}
     return sums, {k: max(m[k] for _, m in everyone) for k in maxima}
 
 
 def forward_only(
     model: Any, batches: Sequence[PackedBatch], runtime: Runtime
 ) -> list[torch.Tensor]:
-    """Log-probs [R] of every micro-batch, on its way to ``old_logp`` or ``ref_logp``. Collective."""
+    """Log-probs [R] of each micro-batch, for its ``old_logp`` or ``ref_logp``. Collective."""
     with torch.no_grad():
         return [model(batch.to(runtime.device)).logp.cpu() for batch in batches]
 

@@ -57,9 +57,9 @@ class WeightSync:
         difference = self._probe_difference()
         if not difference <= self.tolerance:  # also catches NaN
             raise RuntimeError(
-                f"after the weight sync the engine scores the image probe {difference:.3g} away from "
-                f"the trainer (allowed {self.tolerance:.3g}): the engine samples from other weights "
-                "or stale image features. Check the vLLM version, or raise "
+                f"after the weight sync the engine scores the image probe {difference:.3g} away "
+                f"from the trainer (allowed {self.tolerance:.3g}): the engine samples from other "
+                "weights or stale image features. Check the vLLM version, or raise "
                 "grpo.rollout.max_mismatch if the engine's dtype explains it"
             )
         return difference

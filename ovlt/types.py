@@ -77,8 +77,8 @@ class PackedBatch:
 
     Row ``t`` of the per-loss-row tensors belongs to hidden state ``loss_index[t]``, which predicts
     ``labels[t]``. ``loss_weight`` already holds aggregation *and* the normaliser of the whole
-    optimizer step, so the loss is the plain weighted sum and is the same for every split of the same
-    samples over micro-batches and ranks.
+    optimizer step, so the loss is the plain weighted sum and is the same for every split of the
+    same samples over micro-batches and ranks.
     """
 
     input_ids: Tensor  # int64 [T]

@@ -7,15 +7,18 @@ tokens, or into placeholders that no image stands behind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from ovlt.model import qwen2_5_vl as family
 
 IMAGE_TAG = "<image>"
 Message = dict[str, str]
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character; no tokenizer takes it
 
 
 class BadText(ValueError):
@@ -37,8 +40,8 @@ class Chat:
 
     def prompt_ids(self, question: str, grids: Sequence[family.Grid]) -> np.ndarray:
         """One user turn and the opening of the assistant's -> int64 [tokens]. Raises BadText."""
-        messages = [{"role": "user", "content": question}]
-        return self._encode(self._render(messages, len(grids), open_turn=True), grids)
+        turns = self._turns([{"role": "user", "content": question}], len(grids))
+        return self._encode(self._render(turns, open_turn=True), grids)
 
     def conversation_ids(
         self, messages: Sequence[Message], grids: Sequence[family.Grid]
@@ -49,13 +52,16 @@ class Chat:
         """
         if not any(m["role"] == "assistant" for m in messages):
             raise BadText("conversation has no assistant turn")
+        if messages[0]["role"] == "assistant":
+            raise BadText("conversation starts with the assistant")
+        turns = self._turns(messages, len(grids))
         pieces: list[tuple[str, bool]] = []
         done = ""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prefix = self._render(messages[:i], len(grids), open_turn=True)
-            whole = self._render(messages[: i + 1], len(grids), open_turn=False)
+            prefix = self._render(turns[:i], open_turn=True)
+            whole = self._render(turns[: i + 1], open_turn=False)
             if not (prefix.startswith(done) and whole.startswith(prefix)):
                 raise BadText(
                     "chat template rewrites earlier turns, so its turns cannot be labelled"
@@ -72,6 +78,8 @@ class Chat:
             used += count
             ids.append(part)
             mask.append(np.full(len(part), labelled))
+        if used != len(grids):
+            raise BadText("an image stands after the last assistant turn")
         return np.concatenate(ids), np.concatenate(mask)
 
     def collapse(self, token_ids: np.ndarray, grids: Sequence[family.Grid]) -> list[int]:
@@ -89,19 +97,22 @@ class Chat:
         """Response text without special tokens."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def _render(self, messages: Sequence[Message], num_images: int, *, open_turn: bool) -> str:
-        """Chat-formatted text with one image placeholder per ``<image>`` tag.
+    def _turns(self, messages: Sequence[Message], num_images: int) -> list[dict[str, Any]]:
+        """Messages as lists of text and image parts, one image for each ``<image>`` tag.
 
         Images without any tag in the conversation are put in front of the first user turn.
         """
         tags = sum(m["content"].count(IMAGE_TAG) for m in messages)
-        rendered = []
+        if tags and tags != num_images:
+            raise BadText(f"{tags} {IMAGE_TAG} tags but {num_images} images")
+        turns = []
         first_user = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
         for i, message in enumerate(messages):
             text = message["content"]
-            for token in self._special:
-                if token in text:
-                    raise BadText("text spells out a special token of the tokenizer")
+            if any(token in text for token in self._special):
+                raise BadText("text spells out a special token of the tokenizer")
+            if _SURROGATE.search(text):
+                raise BadText("text is not valid Unicode")
             if tags == 0 and num_images and i == first_user:
                 text = IMAGE_TAG * num_images + text
             content: list[dict[str, str]] = []
@@ -111,17 +122,22 @@ class Chat:
                     content.append({"type": "image"})
                 if part:
                     content.append({"type": "text", "text": part})
-            rendered.append({"role": message["role"], "content": content})
-        if (tags or num_images) and (tags or num_images) != num_images:
-            raise BadText(f"{tags} {IMAGE_TAG} tags but {num_images} images")
-        return self.tokenizer.apply_chat_template(
-            rendered, tokenize=False, add_generation_prompt=open_turn
-        )
+            turns.append({"role": message["role"], "content": content})
+        return turns
+
+    def _render(self, turns: Sequence[dict[str, Any]], *, open_turn: bool) -> str:
+        """Chat-formatted text with one placeholder per image."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=open_turn
+            )
+        except TemplateError as error:
+            raise BadText(f"chat template refuses the conversation ({error})") from None
 
     def _encode(self, text: str, grids: Sequence[family.Grid]) -> np.ndarray:
-        ids = np.asarray(
-            self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64
-        )
+        # Not tokenizer(text): its bookkeeping costs five times the encoding, on every row of a file.
+        encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        ids = np.asarray(encoded.ids, dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)
         slots = np.flatnonzero(ids == self.image_id)
         if len(slots) != len(grids):

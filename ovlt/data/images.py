@@ -19,6 +19,19 @@ from PIL import Image
 MAX_ASPECT = 200  # Qwen2-VL's own limit on long side / short side
 MAX_DECODE_PIXELS = 200_000_000  # refuse decompression bombs before decoding them
 Image.MAX_IMAGE_PIXELS = MAX_DECODE_PIXELS
+TOO_LARGE = f"image has more than {MAX_DECODE_PIXELS:,} pixels"
+# What datasets hold. Pillow knows more, and for some of it starts programs (EPS: Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # JPEG opens MPO too
+ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(ValueError):
@@ -38,23 +51,50 @@ class ImageRef:
             if self.data is not None:
                 if not self.data:
                     raise BadImage("image has zero bytes")
-                image = Image.open(io.BytesIO(self.data))
+                image = Image.open(io.BytesIO(self.data), formats=FORMATS)
             else:
                 if not Path(self.path).is_file():
                     raise BadImage("image file is missing")
-                image = Image.open(self.path)
+                if not Path(self.path).stat().st_size:
+                    raise BadImage("image has zero bytes")
+                image = Image.open(self.path, formats=FORMATS)
         except BadImage:
             raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise BadImage(TOO_LARGE) from None
         except Exception as error:  # PIL raises many kinds for hostile bytes
             raise BadImage(f"image cannot be read ({type(error).__name__})") from None
         width, height = image.size
+        reason = ""
         if width < 1 or height < 1:
-            raise BadImage("image has a side of zero pixels")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise BadImage(f"image is more than {MAX_ASPECT} times longer than wide")
-        if width * height > MAX_DECODE_PIXELS:
-            raise BadImage(f"image has more than {MAX_DECODE_PIXELS:,} pixels")
+            reason = "image has a side of zero pixels"
+        elif max(width, height) > MAX_ASPECT * min(width, height):
+            reason = f"one side of the image is more than {MAX_ASPECT} times the other"
+        elif width * height > MAX_DECODE_PIXELS:
+            reason = TOO_LARGE
+        if reason:
+            image.close()
+            raise BadImage(reason)
         return image
+
+
+def upright(image: Image.Image) -> tuple[int, int, Image.Transpose | None]:
+    """(height, width, turn) of an opened image once ``turn`` has set it upright.
+
+    A camera's EXIF orientation is obeyed, as transformers' and vLLM's own loaders do: whoever wrote
+    the question saw the picture upright. It is read from the header alone, by both who need it, so
+    the grid of a row and its pixels cannot disagree. Pillow turns TIFF files itself.
+    """
+    turn = None
+    if "exif" in image.info and image.format != "TIFF":
+        try:
+            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        except Exception:  # a broken EXIF block says nothing about the pixels
+            turn = None
+    width, height = image.size
+    if turn is not None and turn.name not in ("FLIP_LEFT_RIGHT", "FLIP_TOP_BOTTOM", "ROTATE_180"):
+        return width, height, turn
+    return height, width, turn
 
 
 def target_size(
@@ -63,9 +103,11 @@ def target_size(
     """Sides (height, width) that are multiples of ``factor`` with an area within the limits.
 
     The rule of Qwen2-VL's processor: round both sides; if the area is out of bounds, scale both by
-    the same number and round inwards. Applying it to its own result changes nothing.
+    the same number and round inwards. That rule breaks its own limit where a short side would
+    vanish; there the long side is cut, so that applying the rule again changes nothing (given
+    max_pixels >= 4 min_pixels; a narrower range may hold no such size).
     """
-    h, w = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
+    h, w = round(height / factor) * factor, round(width / factor) * factor
     if h * w > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
         h = max(factor, math.floor(height / scale / factor) * factor)
@@ -74,28 +116,50 @@ def target_size(
         scale = math.sqrt(min_pixels / (height * width))
         h = math.ceil(height * scale / factor) * factor
         w = math.ceil(width * scale / factor) * factor
+    if h * w > max_pixels:
+        short = min(h, w)
+        long = max(factor, max_pixels // short // factor * factor)
+        h, w = (short, long) if h < w else (long, short)
     return h, w
 
 
 def load_image(ref: ImageRef, *, factor: int, min_pixels: int, max_pixels: int) -> np.ndarray:
-    """Decode, flatten onto white, resize (bicubic) -> uint8 [height, width, 3]. Raises BadImage."""
-    image = ref.open()
-    try:
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            image = Image.new("RGB", rgba.size, (255, 255, 255))
-            image.paste(rgba, mask=rgba.getchannel("A"))
-        rgb = image.convert("RGB")
-    except BadImage:
-        raise
-    except Exception as error:
-        raise BadImage(f"image cannot be decoded ({type(error).__name__})") from None
-    height, width = target_size(
-        rgb.height, rgb.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
-    )
-    if (rgb.width, rgb.height) != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    """Decode, set upright, flatten onto white, resize (bicubic) -> uint8 [height, width, 3].
+
+    Raises BadImage.
+    """
+    with ref.open() as image:
+        height, width, turn = upright(image)
+        size = target_size(
+            height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        try:
+            rgb = _flat(image)
+            if turn is not None:
+                rgb = rgb.transpose(turn)
+            if (rgb.height, rgb.width) != (height, width):
+                raise BadImage("image has another size than its header says")
+            if (height, width) != size:
+                rgb = rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        except BadImage:
+            raise
+        except Exception as error:
+            raise BadImage(f"image cannot be decoded ({type(error).__name__})") from None
     return np.asarray(rgb)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB of any mode; what is transparent becomes white, as in a document."""
+    if image.mode in ("I", "F"):
+        raise BadImage("image has 32-bit pixels, whose white is unknown")
+    if image.mode.startswith("I;16"):  # Pillow clips these at 255 instead of scaling them
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,9 @@ class Loader(Generic[T]):
                 self._pending[index] = self._pool.submit(self._make, index)
 
     def get(self, indices: Sequence[int]) -> list[T]:
-        """The items of these rows, waiting for those still being decoded."""
+        """The items of these rows, in order, waiting for them. Raises what making one raised."""
         self.prefetch(indices)
-        items = {index: self._pending[index].result() for index in set(indices)}
-        for index in items:
-            del self._pending[index]
+        items = {index: self._pending.pop(index).result() for index in set(indices)}
         return [items[index] for index in indices]
 
     def close(self) -> None:

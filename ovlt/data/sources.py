@@ -19,9 +19,13 @@ from typing import Any
 import numpy as np
 
 from ovlt.data.chat import BadText, Chat
-from ovlt.data.images import BadImage, ImageRef, load_image, target_size
+from ovlt.data.images import BadImage, ImageRef, load_image, target_size, upright
 from ovlt.model import qwen2_5_vl as family
 from ovlt.types import Prompt, Sample
+
+
+class BadRow(ValueError):
+    """Why a row is left out."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Row:
     loss_mask: np.ndarray | None  # bool [tokens], conversations only
     images: tuple[ImageRef, ...]
     grids: tuple[family.Grid, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens trained on; the first token of a sample is predicted by nothing."""
+        return 0 if self.loss_mask is None else int(self.loss_mask[1:].sum())
 
 
 @dataclass
@@ -81,19 +90,22 @@ class Rows:
         return self
 
 
-def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .parquet, .jsonl or .json file. Raises ValueError on what it cannot read."""
+def read_table(path: str | Path) -> Iterator[Any]:
+    """Rows of a .parquet, .jsonl or .json file; a broken line of JSONL comes as the BadRow it is.
+
+    Raises ValueError on a file that it cannot read.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no data file at {path}; give a .parquet, .jsonl or .json file of rows")
     if path.suffix == ".parquet":
-        import pyarrow as pa
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
 
         try:
-            file = pa.parquet.ParquetFile(path)
-            for batch in file.iter_batches(batch_size=256):
+            for batch in ParquetFile(path).iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a readable parquet file: {error}") from None
     elif path.suffix in (".jsonl", ".json"):
         yield from _read_json(path)
@@ -103,12 +115,12 @@ def read_table(path: str | Path) -> Iterator[dict[str, Any]]:
         )
 
 
-def _read_json(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+def _read_json(path: Path) -> Iterator[Any]:
+    with path.open("rb") as lines:  # bytes: a line that is no UTF-8 is one bad row, not the end
         if path.suffix == ".json":
             try:
                 rows = json.load(lines)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from None
             if not isinstance(rows, list):
                 raise ValueError(f"{path} must hold a JSON list of rows")
@@ -118,12 +130,8 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError:
-                    yield {}  # counted as a bad row by its missing columns
-
-
-class BadRow(ValueError):
-    """Why a row is left out."""
+                except (ValueError, RecursionError):  # of JSON, of UTF-8, or nested for ever
+                    yield BadRow("line is not valid JSON")
 
 
 def load_questions(
@@ -176,7 +184,7 @@ def _row(
     grids: tuple[family.Grid, ...],
 ) -> Row:
     return Row(
-        id=str(raw.get("id") or f"{Path(path).stem}/{index}"),
+        id=f"{Path(path).stem}/{index}" if raw.get("id") in (None, "") else str(raw["id"]),
         source=str(raw.get("source") or Path(path).stem),
         kind=str(raw.get("kind") or ""),
         question=question,
@@ -199,6 +207,8 @@ def _load(
         if limit and len(result.rows) >= limit:
             break
         try:
+            if isinstance(raw, BadRow):
+                raise raw
             if not isinstance(raw, dict):
                 raise BadRow("row is not an object")
             row = convert(raw, index)
@@ -237,10 +247,11 @@ def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
 def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[family.Grid, ...]:
     grids = []
     for ref in images:
-        header = ref.open()
+        with ref.open() as header:
+            height, width, _ = upright(header)
         height, width = target_size(
-            header.height,
-            header.width,
+            height,
+            width,
             factor=limits.factor,
             min_pixels=limits.min_pixels,
             max_pixels=limits.max_pixels,

@@ -40,7 +40,7 @@ __all__ = [
 SPLITS = ("train", "validation", "held_out")
 _ATTEMPTS = 20_000
 
-_DESCRIBE = (
+DESCRIBE = (
     "Describe the image.",
     "What does the image show?",
     "List what you see.",
@@ -265,7 +265,7 @@ def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> 
         what = _weighted(rng, shares)
         id = f"{item.id}-{what}"
         if what == "caption":
-            yield _row(item, id, rng.choice(_DESCRIBE), item.caption, with_image=True)
+            yield _row(item, id, rng.choice(DESCRIBE), item.caption, with_image=True)
         elif what == "short":
             yield _row(item, id, item.problem, item.short, with_image=True)
         else:
@@ -280,7 +280,7 @@ def vocabulary_corpus(
     """Text of ``n`` training items, without drawing them: enough for a tokenizer to see each
     template and word. The same for every caller."""
     rng = Random("vocabulary")
-    yield from _DESCRIBE
+    yield from DESCRIBE
     for draft in _drafts(families, "train", n, 0, WorldSpec(size=1024), levels=levels):
         question, caption = draft.question, FAMILIES[draft.family].caption(draft.scene)
         yield question.problem

@@ -39,8 +39,8 @@ def open_folder(path: str | Path) -> Folder:
     path = Path(path)
     if not str(path) or not path.is_dir():
         raise ValueError(
-            f"no model folder at '{path}': give the path of a Hugging Face folder with config.json, "
-            "*.safetensors, tokenizer and preprocessor files (--model.path=...)"
+            f"no model folder at '{path}': give the path of a Hugging Face folder with "
+            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
         )
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")

@@ -1,4 +1,4 @@
-"""All that ovlt knows about Qwen2.5-VL: placeholders, M-RoPE positions, the tower call, cost, names.
+"""All that ovlt knows about Qwen2.5-VL: placeholders, M-RoPE positions, tower call, cost, names.
 
 Another family is another file with the same functions. transformers' own modules do the
 arithmetic; this file decides what they are called with. ``packed_forward`` is bound on the

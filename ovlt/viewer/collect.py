@@ -150,7 +150,8 @@ def _evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
     questions = _questions(raw.get("questions"))
     modes: dict[str, Any] = {}
     for mode in ("greedy", "sampled"):
-        given = raw.get(mode) if isinstance(raw.get(mode), dict) else {}
+        given = raw.get(mode)
+        given = given if isinstance(given, dict) else {}
         accuracy, interval = number(given.get("accuracy")), _pair(given.get("ci95"))
         per_question = questions.get(mode)
         if per_question and (accuracy is None or interval is None):

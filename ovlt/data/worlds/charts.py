@@ -188,13 +188,17 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     if kind in ("is_max", "is_min"):
         best = (max if kind == "is_max" else min)(final, key=final.__getitem__)
         word = "highest" if kind == "is_max" else "lowest"
-        x, truth = pick_by_truth(rng, [(x, x == best) for x in subjects])
+        picked = pick_by_truth(rng, [(x, x == best) for x in subjects])
+        assert picked is not None  # two subjects and more: one is the best, another is not
+        x, truth = picked
         problem = rng.choice(_EXTREME).format(x=x, word=word, measure=measure)
         body = f"{readings} The {word} is {final[best]}, of {best}."
     elif kind == "greater":
         higher = rng.random() < 0.5
         cases = [((x, y), (final[x] > final[y]) == higher) for x, y in pairs]
-        (x, y), truth = pick_by_truth(rng, cases)
+        picked = pick_by_truth(rng, cases)
+        assert picked is not None  # of two different values, each pair holds for one order
+        (x, y), truth = picked
         word = "higher" if higher else "lower"
         problem = rng.choice(_GREATER).format(x=x, y=y, word=word, measure=measure)
         relation = "more" if final[x] > final[y] else "less"

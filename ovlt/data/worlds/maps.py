@@ -120,10 +120,11 @@ def _wavy(
 def tints(look: int, count: int) -> list[tuple[int, int, int]]:
     """The colours of the classes, lightest first."""
     light, dark = Random(look).choice(_SCALES)
-    return [
-        tuple(round(a + (b - a) * i / (count - 1)) for a, b in zip(light, dark, strict=True))
-        for i in range(count)
-    ]
+    r, g, b = (
+        [round(x + (y - x) * i / (count - 1)) for i in range(count)]
+        for x, y in zip(light, dark, strict=True)
+    )
+    return list(zip(r, g, b, strict=True))
 
 
 def draw(scene: Scene, width: int, height: int) -> Image.Image:

@@ -1,0 +1,410 @@
+"""``ovlt.sft`` and ``ovlt.grpo`` as a user runs them: processes, vLLM, kills, and mistakes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import tiny_folder
+
+from ovlt.checkpoint import latest
+from ovlt.data import synthetic
+from ovlt.metrics import read_metrics
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMEOUT_S = 240
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Random weights never answer right, so the reward is one that random text differs in.
+REWARD = """
+from ovlt.reward import RewardOutput
+def odd(x):
+    return RewardOutput(float(sum(map(ord, x.response)) % 2), {"accuracy": 1.0})
+"""
+RECIPE = """
+[run]
+device = "cpu"
+tensorboard = false
+folder = "{home}/runs/default"
+[model]
+path = "{home}/model"
+compute_dtype = "float32"
+[data]
+workers = 1
+validation = "{home}/questions.parquet"
+validation_questions = 3
+[sft]
+data = "{home}/traces.parquet"
+steps = 5
+batch_samples = 6
+token_budget = 400
+save_every = 2
+[sft.optim]
+lr = 3e-3
+[grpo]
+data = "{home}/questions.parquet"
+steps = 5
+prompts_per_step = 4
+updates_per_rollout = 1
+token_budget = 300
+save_every = 2
+eval_every = 0
+log_groups = 4
+[grpo.optim]
+lr = 1e-3
+schedule = "cosine"
+[grpo.loss]
+kl_coef = 0.0
+[grpo.rollout]
+n = 3
+temperature = 0.9
+max_prompt_tokens = 160
+max_response_tokens = 7
+max_sequences = 16
+kv_cache_gib = 0.2
+[grpo.reward]
+function = "{home}/odd.py:odd"
+workers = 1
+[evaluate]
+n = 2
+limit = 3
+max_response_tokens = 5
+"""
+
+
+class Server:
+    """Forks commands, see workers/loop_server.py."""
+
+    def __init__(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if k not in TORCHRUN}
+        self.path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+        self.process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "tests" / "workers" / "loop_server.py")],
+            env=environment | {"PYTHONPATH": self.path, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, "the server of commands has died; what it said is above"
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+class Command:
+    """One command on one rank or more, each a process with the variables torchrun gives it."""
+
+    def __init__(self, server: Server, module: str, argv: list[str], ranks: int, log: Path):
+        self.server = server
+        environment: dict[str, str] = {}
+        if ranks > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = str(probe.getsockname()[1])
+            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        self.logs, self.pids = [], []
+        self.codes: dict[int, int] = {}
+        for rank in range(ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            self.logs.append(log.with_name(f"{log.name}-{rank}.stderr"))
+            request = {"module": module, "argv": argv, "env": environment | own}
+            self.pids.append(server.ask(request | {"stderr": str(self.logs[-1])}))
+        self.deadline = time.monotonic() + TIMEOUT_S
+
+    def stderr(self) -> str:
+        return "".join(path.read_text() for path in self.logs)
+
+    def running(self) -> list[int]:
+        for pid in self.pids:
+            if pid not in self.codes and (code := self.server.ask({"wait": pid})) is not None:
+                self.codes[pid] = code
+        return [pid for pid in self.pids if pid not in self.codes]
+
+    def wait(self) -> list[int]:
+        """The exit status of each rank."""
+        while self.running():
+            if time.monotonic() > self.deadline:
+                self.kill()
+                raise TimeoutError(self.stderr()[-6000:])
+            time.sleep(0.05)
+        return [self.codes[pid] for pid in self.pids]
+
+    def finish(self) -> None:
+        """Wait; the command must succeed."""
+        assert self.wait() == [0] * len(self.pids), self.stderr()[-6000:]
+
+    def kill_when(self, condition: Callable[[], object]) -> None:
+        """SIGKILL every process of the command, its children too, once ``condition`` holds."""
+        while not condition():
+            assert len(self.running()) == len(self.pids), self.stderr()[-6000:]
+            assert time.monotonic() < self.deadline
+            time.sleep(0.002)
+        self.kill()
+
+    def kill(self) -> None:
+        tree = [psutil.Process(pid) for pid in self.running()]
+        for process in [*tree, *(c for p in tree for c in p.children(recursive=True))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        while self.running():
+            time.sleep(0.01)
+
+
+class Bench:
+    """A model, data and a recipe in one folder, and how commands are started on them."""
+
+    def __init__(self, home: Path, server: Server):
+        self.home, self.server = home, server
+        self.started = 0
+        tiny_folder(home / "model", initializer_range=0.2)
+        items = list(synthetic.generate(["shapes"], "train", 12, 5, synthetic.WorldSpec(size=84)))
+        synthetic.write_questions(items, home / "questions.parquet")
+        rows = synthetic.trace_rows(items, {"direct": 1.0}, 5)
+        synthetic.write_sft(rows, home / "traces.parquet")
+        (home / "odd.py").write_text(REWARD)
+        (home / "recipe.toml").write_text(RECIPE.replace("{home}", str(home)))
+
+    def start(self, stage: str, ranks: int, run: str, *overrides: str) -> Command:
+        self.started += 1
+        argv = [str(self.home / "recipe.toml"), f"--run.folder={self.home / 'runs' / run}"]
+        argv += overrides
+        log = self.home / f"{self.started}-{run}"
+        return Command(self.server, f"ovlt.{stage}", argv, ranks, log)
+
+    def folder(self, stage: str, run: str) -> Path:
+        return self.home / "runs" / run / stage
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    server = Server()
+    yield Bench(tmp_path_factory.mktemp("loops"), server)
+    server.close()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model-00001.safetensors")
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """What was logged of each step, without what the clock has a part in."""
+    clock = ("tokens_per_second", "model_gflops_per_second")
+    return [
+        {"step": line["step"]} | {k: v for k, v in line["metrics"].items() if k not in clock}
+        for line in read_metrics(folder)
+    ]
+
+
+def rollouts(folder: Path, step: int) -> list[dict[str, Any]]:
+    lines = (folder / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def kill_after_checkpoint(bench: Bench, command: Command, stage: str, run: str) -> None:
+    folder = bench.folder(stage, run)
+    first = folder / "checkpoints" / "step_000002"
+    command.kill_when(lambda: (first / "manifest.json").exists())
+    assert not (folder / "model").exists()  # it was killed while it ran
+    newest = latest(folder / "checkpoints")
+    assert newest is not None
+    assert newest.name in ("step_000002", "step_000004")
+
+
+@pytest.fixture(scope="module")
+def finished(bench: Bench) -> Callable[[str, int], Path]:
+    """The stage folder of an uninterrupted run, of a stage on so many ranks."""
+    done: dict[tuple[str, int], Path] = {}
+
+    def get(stage: str, ranks: int) -> Path:
+        if (stage, ranks) not in done:
+            run = f"{stage}-{ranks}"
+            whole = bench.start(stage, ranks, f"{run}-whole")
+            if ranks == 1:  # side by side: two processes, as the ranks are
+                killed = bench.start(stage, ranks, f"{run}-killed")
+                kill_after_checkpoint(bench, killed, stage, f"{run}-killed")
+            whole.finish()
+            if ranks > 1:
+                killed = bench.start(stage, ranks, f"{run}-killed")
+                kill_after_checkpoint(bench, killed, stage, f"{run}-killed")
+            done[stage, ranks] = bench.folder(stage, f"{run}-whole")
+        return done[stage, ranks]
+
+    return get
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_killed_run_resumes_to_bitwise_the_same_weights(
+    bench: Bench, finished: Callable[[str, int], Path], stage: str, ranks: int
+) -> None:
+    whole = finished(stage, ranks)
+    bench.start(stage, ranks, f"{stage}-{ranks}-killed", "--resume", "auto").finish()
+    resumed = bench.folder(stage, f"{stage}-{ranks}-killed")
+    start, want, got = (
+        load_file(bench.home / "model" / "model.safetensors"),
+        weights(whole),
+        weights(resumed),
+    )
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert any(not torch.equal(want[name], start[name]) for name in want if "visual" in name)
+    assert [line["step"] for line in figures(whole)] == [1, 2, 3, 4, 5]
+    assert figures(resumed) == figures(whole)
+    assert json.loads((resumed / "stage.json").read_text())["status"] == "done"
+    if stage == "grpo":
+        for step in range(1, 6):
+            assert rollouts(resumed, step) == rollouts(whole, step)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_one_rank_and_two_ranks_take_the_same_first_step(
+    finished: Callable[[str, int], Path], stage: str
+) -> None:
+    one, two = (figures(finished(stage, ranks))[0] for ranks in (1, 2))
+    exact = ["tokens"]
+    if stage == "grpo":
+        exact += ["reward/mean", "response/tokens_mean", "groups/no_signal_frac"]
+        assert 0 < one["reward/mean"] < 1
+        texts = [
+            [
+                [(g["prompt_id"], s["text"], s["reward"], s["advantage"]) for s in g["samples"]]
+                for g in rollouts(finished(stage, ranks), 1)
+            ]
+            for ranks in (1, 2)
+        ]
+        assert texts[0] == texts[1]
+    for name in exact:
+        assert one[name] == two[name], name
+    for name in ("loss", "grad_norm", "entropy", "lr"):
+        assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6), name
+
+
+PHASES = ["data", "rollout", "reward", "exchange", "pack", "old_logp", "ref_logp", "update", "sync"]
+
+
+def test_four_updates_per_rollout_with_reference_and_the_slow_engine(bench: Bench) -> None:
+    """Old and reference log-probs, validation, the held-out measurement, and what is logged."""
+    bench.start(
+        "grpo", 1, "reference",
+        "--grpo.rollout.engine=transformers",
+        "--grpo.loss.kl_coef=0.05",
+        "--grpo.updates_per_rollout=4",
+        "--grpo.steps=2",
+        "--grpo.eval_every=2",
+        "--grpo.log_groups=3",
+        f"--data.held_out={bench.home / 'questions.parquet'}",
+    ).finish()  # fmt: skip
+    folder = bench.folder("grpo", "reference")
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        values = line["metrics"]
+        assert set(PHASES) <= set(line["seconds"])
+        assert all(seconds >= 0 for seconds in line["seconds"].values())
+        assert "non_finite" not in line
+        assert values["ratio/first_dev"] <= 1e-5  # before any update the ratio is 1
+        assert values["ratio/max_dev"] > 1e-4  # and after the first it is not
+        assert values["mismatch/max_abs"] <= 1e-4
+        assert values["mismatch/kl"] <= 1e-6
+        assert values["mismatch/probe"] <= 1e-4
+        assert values["is/truncated_frac"] == 0
+        assert 0 < values["pack/fill"] <= 1
+        assert values["pack/micro_batches"] == 4
+        assert values["grad_norm"] > 0
+        assert values["entropy"] > 0
+        assert values["tokens"] > 0
+        assert values["reward/timeouts"] == 0
+    assert lines[1]["metrics"]["kl_ref"] > lines[0]["metrics"]["kl_ref"] > 0
+    assert lines[1]["metrics"]["lr"] < lines[0]["metrics"]["lr"]  # one schedule over 8 updates
+    assert {"val/greedy", "val/sampled", "val/tokens_mean"} <= set(lines[1]["metrics"])
+    assert "validation" in lines[1]["seconds"]
+
+    groups = rollouts(folder, 1)
+    assert len(groups) == 3
+    for group in groups:
+        assert len(group["samples"]) == 3
+        assert sum(s["advantage"] for s in group["samples"]) == pytest.approx(0, abs=1e-5)
+        (image,) = group["images"]
+        with Image.open(folder / image) as picture:
+            assert picture.size == (84, 84)
+    held_out = json.loads((folder / "evaluation.json").read_text())
+    assert held_out["num_questions"] == 3
+    assert held_out["sampled"]["n"] == 2
+    assert latest(folder / "checkpoints") == folder / "checkpoints" / "step_000002"
+
+
+def assert_one_sentence(code: int, stderr: str, start: str, *words: str) -> None:
+    assert code != 0
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith(start)
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_missing_model_is_one_sentence(bench: Bench) -> None:
+    """Here the real ``python -m``, with nothing imported before."""
+    environment = {k: v for k, v in os.environ.items() if k not in TORCHRUN}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "ovlt.grpo", str(bench.home / "recipe.toml")),
+            f"--model.path={bench.home / 'absent'}",
+            f"--run.folder={bench.home / 'runs' / 'absent'}",
+        ],
+        env=environment | {"PYTHONPATH": bench.server.path},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert_one_sentence(
+        done.returncode, done.stderr, "ovlt.grpo: ", str(bench.home / "absent"), "--model.path"
+    )
+
+
+def test_other_mistakes_are_one_sentence_too(
+    bench: Bench, finished: Callable[[str, int], Path]
+) -> None:
+    broken = bench.home / "broken"
+    shutil.copytree(bench.home / "model", broken)
+    with (broken / "model.safetensors").open("rb+") as file:
+        file.truncate(file.seek(0, os.SEEK_END) // 2)
+    finished("sft", 1)
+    mistakes = [
+        ("sft", "broken", [f"--model.path={broken}"], "truncated"),
+        ("grpo", "no-reward", ["--grpo.reward.function=rewards.py:f"], "rewards.py does not exist"),
+        ("sft", "sft-1-whole", ["--sft.batch_samples=7"], "sft.batch_samples was 6, is 7"),
+        ("sft", "sft-1-whole", [], "--resume auto"),
+        ("sft", "no-data", [f"--sft.data={bench.home / 'none.parquet'}"], "none.parquet"),
+        ("sft", "no-gpu", ["--run.device=cuda"], "CUDA"),
+    ]
+    if torch.cuda.is_available():
+        mistakes.pop()
+    for stage, run, overrides, words in mistakes:
+        command = bench.start(stage, 1, run, *overrides)
+        assert_one_sentence(command.wait()[0], command.stderr(), f"ovlt.{stage}: ", words)

@@ -1,0 +1,183 @@
+"""Run by tests/test_stage.py, alone and under torchrun on two ranks.
+
+stage_worker.py HOME OUT: the same samples through ``forward_backward`` in several splits, and
+the same questions through ``Rollouts.draw``; rank 0 writes what it saw to OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ovlt import _env
+
+_env.apply("cpu")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from ovlt.config import LossConfig, ModelConfig, RunConfig, recipe_from  # noqa: E402
+from ovlt.data.loader import Loader  # noqa: E402
+from ovlt.data.sampler import Sampler  # noqa: E402
+from ovlt.exchange import encode  # noqa: E402
+from ovlt.loss import cross_entropy, loss_weights, policy_loss  # noqa: E402
+from ovlt.metrics import PhaseTimer  # noqa: E402
+from ovlt.model.load import Folder, open_folder  # noqa: E402
+from ovlt.model.parallel import load_sharded  # noqa: E402
+from ovlt.pack import collate, extent, plan  # noqa: E402
+from ovlt.reward import RewardPool  # noqa: E402
+from ovlt.rollout import open_engine  # noqa: E402
+from ovlt.runtime import Runtime, start  # noqa: E402
+from ovlt.sampling import Rollouts  # noqa: E402
+from ovlt.stage import forward_backward, forward_only  # noqa: E402
+from ovlt.types import PackedBatch, Sample  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import random_sample  # noqa: E402
+
+SIZES = [[(84, 56)], [], [(56, 56), (28, 84)], [], [(112, 56)], [], [(56, 84)], [], []]
+RESPONSES = [9, 23, 7, 16, 5, 19, 11, 21, 1]
+LOSS = LossConfig(kl_coef=0.1, entropy_coef=0.01, ratio="sequence")
+
+
+def make_samples(folder: Folder) -> list[Sample]:
+    rng = np.random.default_rng(17)
+    samples = [random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)]
+    ids = np.concatenate([samples[0].prompt.token_ids, [17, 23, 29]])  # shares its images
+    mask = np.arange(len(ids)) >= len(samples[0].prompt.token_ids)
+    samples.insert(1, Sample(samples[0].prompt, ids, mask))
+    for sample in samples:
+        sample.engine_logp = -3 - rng.random(len(sample.token_ids)).astype(np.float32) * 5
+        sample.advantage = float(rng.normal())
+    return samples
+
+
+def budgets(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[list[list[int]]]]:
+    """Bins of 1, 2 and 5 micro-batches per rank, as ``plan`` makes them."""
+    extents = [extent(s, config) for s in samples]
+    found: dict[str, list[list[list[int]]]] = {}
+    for budget in range(sum(e.tokens for e in extents), max(e.tokens for e in extents) - 1, -1):
+        bins = plan(extents, ranks=ranks, budget=budget, config=config).bins
+        found.setdefault(f"micro{len(bins[0])}", bins)
+    return {name: found[name] for name in ("micro1", "micro2", "micro5")}
+
+
+def splits(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[list[list[int]]]]:
+    pictured = [i for i, s in enumerate(samples) if s.prompt.images]
+    text = [i for i, s in enumerate(samples) if not s.prompt.images]
+    everything = [*pictured, *text]
+    by_hand = {"no_image": [pictured, text], "filler": [everything, []]}
+    if ranks == 1:
+        hand = {name: [bins] for name, bins in by_hand.items()}
+    else:
+        hand = {name: [[b] for b in bins] for name, bins in by_hand.items()}
+    return budgets(samples, config, ranks) | hand
+
+
+class Case:
+    """One model; its numbers for each split are noted under ``name/split``."""
+
+    def __init__(self, runtime: Runtime, folder: Folder, **model: Any):
+        self.runtime, self.folder = runtime, folder
+        self.model = load_sharded(
+            folder, runtime.mesh, runtime.device, ModelConfig(**model), dtype=torch.float32,
+            temperature=0.9,
+        )  # fmt: skip
+
+    def batches(self, samples: list[Sample], bins: list[list[int]]) -> list[PackedBatch]:
+        weights = loss_weights([s.num_response_tokens for s in samples], "sequence_mean")
+        return [
+            collate(
+                [samples[i] for i in b],
+                [weights[i] for i in b],
+                config=self.folder.config,
+                patchify=self.folder.patchify,
+            )
+            for b in bins
+        ]
+
+    def update(self, batches: list[PackedBatch], objective: Any) -> dict[str, torch.Tensor]:
+        sums, maxima = forward_backward(self.model, batches, objective, self.runtime)
+        seen = {f"sums/{k}": torch.tensor(v).double() for k, v in sums.items()}
+        seen |= {f"maxima/{k}": torch.tensor(v).double() for k, v in maxima.items()}
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                seen[f"grad/{name}"] = parameter.grad.full_tensor()
+                parameter.grad = None
+        return seen
+
+
+def main(home: Path, out: Path) -> None:
+    runtime = start(RunConfig(device="cpu"))
+    seen: dict[str, torch.Tensor] = {}
+    facts: dict[str, Any] = {"ranks": runtime.world_size}
+
+    def note(name: str, values: dict[str, torch.Tensor]) -> None:
+        seen.update({f"{name}/{k}": v.clone().contiguous() for k, v in values.items()})
+
+    for head in ("untied", "tied"):
+        folder = open_folder(home / head)
+        samples = make_samples(folder)
+        case = Case(runtime, folder)
+        frozen = load_sharded(
+            open_folder(home / f"{head}_reference"), runtime.mesh, runtime.device, ModelConfig(),
+            dtype=torch.float32, temperature=0.9, trainable=False,
+        )  # fmt: skip
+        for name, bins in splits(samples, folder.config, runtime.world_size).items():
+            batches = case.batches(samples, bins[runtime.rank])
+            note(f"{head}/{name}/sft", case.update(batches, cross_entropy))
+            for batch, ref in zip(batches, forward_only(frozen, batches, runtime), strict=True):
+                batch.ref_logp = ref
+            for batch, old in zip(batches, forward_only(case.model, batches, runtime), strict=True):
+                batch.old_logp = old
+            note(f"{head}/{name}/grpo", case.update(batches, partial(policy_loss, config=LOSS)))
+        facts[f"{head}/reference_grads"] = sum(p.requires_grad for p in frozen.parameters())
+
+    folder = open_folder(home / "untied")
+    samples = make_samples(folder)
+    bins = splits(samples, folder.config, runtime.world_size)["no_image"]
+    variants = {"checkpointing": {"activation_checkpointing": True}, "frozen": {"freeze_vision": True}}
+    for name, model in variants.items():
+        case = Case(runtime, folder, **model)
+        batches = case.batches(samples, bins[runtime.rank])
+        note(f"{name}/no_image/sft", case.update(batches, cross_entropy))
+
+    extents = [extent(s, folder.config) for s in samples]  # groups are addresses of this process
+    planned = plan(extents, ranks=3, budget=90, config=folder.config).bins
+    facts["plans"] = runtime.gather_json(planned)
+    draw(runtime, home, out)
+    if runtime.is_main:
+        save_file(seen, out / "numbers.safetensors")
+        (out / "facts.json").write_text(json.dumps(facts))
+    runtime.close()
+
+
+def draw(runtime: Runtime, home: Path, out: Path) -> None:
+    """Seven prompts over the ranks; some groups are redrawn. All ranks' groups, as bytes."""
+    folder = open_folder(home / "untied")
+    grpo: dict[str, Any] = {"prompts_per_step": 7, "updates_per_rollout": 1, "dynamic_sampling": True}
+    grpo["rollout"] = {"engine": "transformers", "n": 3, "max_response_tokens": 5}
+    grpo["rollout"]["max_prompt_tokens"] = 64
+    grpo["reward"] = {"function": f"{home / 'odd.py'}:odd", "workers": 1}
+    recipe = recipe_from({"grpo": grpo})
+    rng = np.random.default_rng(23)
+    prompts = [random_sample(folder, rng, [(56, 28)][: i % 2], 1).prompt for i in range(9)]
+    engine = open_engine(
+        folder, recipe.grpo.rollout, device=runtime.device, dtype=torch.float32, max_images=1
+    )
+    with RewardPool(recipe.grpo.reward.function, workers=1) as pool:
+        rollouts = Rollouts(
+            runtime, recipe, folder, engine, pool, Loader(prompts.__getitem__, 1),
+            Sampler(len(prompts), 3), PhaseTimer(),
+        )  # fmt: skip
+        groups, counts = rollouts.draw(4, version=4)
+    (out / f"groups-{runtime.rank}").write_bytes(encode(groups))
+    (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
