@@ -113,7 +113,7 @@ def tiny_config(base: BaseConfig, tokenizer: Any) -> Any:
             "tie_word_embeddings": base.tie_embeddings,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 1_000_000.0,
+                "rope_theta": base.rope_theta,
                 # time, height, width share the head's frequencies as 1 : 1.5 : 1.5, as Qwen's do
                 "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
             },

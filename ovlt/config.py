@@ -12,7 +12,7 @@ import difflib
 import json
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -157,6 +157,7 @@ class BaseConfig(Table):
     vision_heads: Positive = field(3, "Heads of the tower.")
     tie_embeddings: bool = field(False, "Share input and output embeddings (as the 3B does).")
     initializer_range: Rate = field(0.04, "Standard deviation of the initial weights.")
+    rope_theta: Rate = field(10_000.0, "Base of the rotary frequencies; Qwen's 1e6 is for 32k.")
     vocab_size: Positive = field(640, "Most entries the tokenizer may learn.")
     steps: Positive = field(640, "Optimizer steps that teach it to see.")
     batch_samples: Positive = field(64, "Samples per optimizer step.")
@@ -415,6 +416,16 @@ def _fields_at(location: Sequence[Any]) -> dict[str, FieldInfo]:
     return getattr(model, "model_fields", {})
 
 
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key that holds a value, as ``table.key``, in order."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, info
+
+
 def _explain(error: ValidationError, origin: str) -> str:
     lines = []
     for item in error.errors():
@@ -422,7 +433,9 @@ def _explain(error: ValidationError, origin: str) -> str:
         name = ".".join(str(part) for part in location)
         if item["type"] == "extra_forbidden":
             known = list(_fields_at(location[:-1]))
-            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            near = [key for key, _ in _leaves(Recipe) if key.split(".")[-1] == location[-1]]
+            near.sort(key=lambda key: key.split(".")[0] != location[0])  # its own table first
+            near = near or difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown key '{name}'; {hint}")
         else:
@@ -473,21 +486,14 @@ def _help(command: str, summary: str, table: str) -> str:
         summary,
         f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys and their defaults:",
     ]
-
-    def walk(model: type[BaseModel], prefix: str) -> None:
-        for name, info in model.model_fields.items():
-            kind = info.annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                walk(kind, f"{prefix}.{name}")
-            else:
-                chosen = " | ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else ""
-                lines.append(f"  --{prefix}.{name}={info.default}".ljust(42) + f" {info.description}")
-                if chosen:
-                    lines.append(" " * 43 + f"One of: {chosen}.")
-
     for name in (table, "run", "model", "data"):
         annotation = Recipe.model_fields[name].annotation
         assert annotation is not None
         lines += ["", f"[{name}] {annotation.__doc__}"]
-        walk(annotation, name)
+        for key, info in _leaves(annotation, f"{name}."):
+            value = info.default if isinstance(info.default, str) else json.dumps(info.default)
+            line = f"{f'  --{key}={value}':<42} {info.description}"
+            if get_origin(info.annotation) is Literal:
+                line += f" One of: {' | '.join(get_args(info.annotation))}."
+            lines.append(line)
     return "\n".join(lines)

@@ -184,31 +184,37 @@ def main() -> None:
     from ovlt import _env
 
     _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
+    from ovlt.runtime import start
+
+    runtime = start(recipe.run)
+    try:
+        evaluate(runtime, recipe)
+    except ValueError as error:  # a user's mistake: one sentence, not a traceback
+        raise SystemExit(f"ovlt.evaluate: {error}") from None
+    finally:
+        runtime.close()
+
+
+def evaluate(runtime: Runtime, recipe: Recipe) -> None:
+    """Open the model folder in an engine, measure, write evaluation.json."""
     from ovlt.model.load import open_folder
     from ovlt.reward import RewardPool
     from ovlt.rollout import open_engine
-    from ovlt.runtime import compute_dtype, start
+    from ovlt.runtime import compute_dtype
     from ovlt.stage import Stage
 
-    runtime = start(recipe.run)
-    stage = Stage(
-        runtime, recipe, recipe.evaluate.stage, f"Evaluation: {recipe.evaluate.stage}", "evaluate"
-    )
-    path = recipe.expand(recipe.evaluate.model or recipe.model.path)
+    cfg, config = recipe.evaluate, recipe.grpo.rollout
+    path = recipe.expand(cfg.model or recipe.model.path)
     folder = open_folder(path)
-    config = recipe.grpo.rollout
-    hidden = int(folder.config.text_config.hidden_size)
+    stage = Stage(runtime, recipe, cfg.stage, f"Evaluation of {path}", "evaluate")
+    name = recipe.model.compute_dtype if config.dtype == "auto" else config.dtype
     engine = open_engine(
         folder,
         config,
         device=runtime.device,
-        dtype=compute_dtype(
-            recipe.model.compute_dtype if config.dtype == "auto" else config.dtype,
-            runtime.device,
-            hidden,
-        ),
+        dtype=compute_dtype(name, runtime.device, int(folder.config.text_config.hidden_size)),
         max_images=8,
-        max_tokens=config.max_prompt_tokens + recipe.evaluate.max_response_tokens,
+        max_tokens=config.max_prompt_tokens + cfg.max_response_tokens,
         shares_device=False,
     )
     reward = recipe.grpo.reward
@@ -219,7 +225,6 @@ def main() -> None:
     stage.update(status="done")
     runtime.say(f"{path}: {sentence(figures)}")
     engine.close()
-    runtime.close()
 
 
 if __name__ == "__main__":

@@ -22,17 +22,12 @@ def main() -> None:
     from ovlt import _env
 
     _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
-    from ovlt.runtime import start
+    from ovlt.runtime import running
     from ovlt.smoke import ensure_inputs
 
-    runtime = start(recipe.run)
-    try:
+    with running("grpo", recipe.run) as runtime:
         ensure_inputs(runtime, recipe, "grpo")
         train(runtime, recipe)
-    except ValueError as error:  # a user's mistake: one sentence, not a traceback
-        raise SystemExit(f"ovlt.grpo: {error}") from None
-    finally:
-        runtime.close()
 
 
 def train(runtime: Any, recipe: Recipe) -> None:

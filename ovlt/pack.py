@@ -20,7 +20,6 @@ from ovlt.data.images import Patchify
 from ovlt.model import qwen2_5_vl as family
 from ovlt.types import PackedBatch, Sample
 
-
 FILLER_TOKENS = 2
 
 

@@ -20,15 +20,10 @@ def main() -> None:
     from ovlt import _env
 
     _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
-    from ovlt.runtime import start
+    from ovlt.runtime import running
 
-    runtime = start(recipe.run)
-    try:
+    with running("reject", recipe.run) as runtime:
         sample(runtime, recipe)
-    except ValueError as error:
-        raise SystemExit(f"ovlt.reject: {error}") from None
-    finally:
-        runtime.close()
 
 
 def rows_path(recipe: Recipe) -> Path:

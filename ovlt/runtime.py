@@ -93,6 +93,19 @@ def start(config: RunConfig) -> Runtime:
     return Runtime(dist.get_rank(), world_size, device, mesh)
 
 
+@contextlib.contextmanager
+def running(command: str, config: RunConfig) -> Iterator[Runtime]:
+    """The Runtime of a command. A user's mistake ends it with one sentence, not a traceback."""
+    try:
+        runtime = start(config)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
+    except ValueError as error:
+        raise SystemExit(f"ovlt.{command}: {error}") from None
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator

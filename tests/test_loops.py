@@ -401,10 +401,10 @@ def test_other_mistakes_are_one_sentence_too(
         ("sft", "sft-1-whole", ["--sft.batch_samples=7"], "sft.batch_samples was 6, is 7"),
         ("sft", "sft-1-whole", [], "--resume auto"),
         ("sft", "no-data", [f"--sft.data={bench.home / 'none.parquet'}"], "none.parquet"),
-        ("sft", "no-gpu", ["--run.device=cuda"], "CUDA"),
+        ("evaluate", "no-model", [f"--evaluate.model={bench.home / 'gone'}"], "gone"),
     ]
-    if torch.cuda.is_available():
-        mistakes.pop()
+    if not torch.cuda.is_available():
+        mistakes.append(("sft", "no-gpu", ["--run.device=cuda"], "CUDA"))
     for stage, run, overrides, words in mistakes:
         command = bench.start(stage, 1, run, *overrides)
         assert_one_sentence(command.wait()[0], command.stderr(), f"ovlt.{stage}: ", words)

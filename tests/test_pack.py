@@ -30,8 +30,8 @@ def realistic(folder: Folder, seed: int, groups: int, n: int) -> list[Extent]:
         prompt = int(rng.integers(40, 300)) + sum(
             family.tokens_per_image(folder.config, grid) for grid in grids
         )
-        for answer in np.minimum(rng.lognormal(5.5, 0.7, n), 2048).astype(int):
-            samples.append(Extent(prompt + max(1, int(answer)), grids, g, f"group {g}"))
+        answers = np.clip(rng.lognormal(5.5, 0.7, n), 1, 2048).astype(int)
+        samples += [Extent(prompt + int(a), grids, g, f"group {g}") for a in answers]
     return samples
 
 
@@ -80,7 +80,9 @@ def test_realistic_batches_fill_their_bins_and_balance_the_ranks(
     assert in_step * ranks / sum(by_rank) <= 1.1
     fillers = sum(not b for rank in planned.bins for b in rank)
     without_image = sum(not any(samples[i].grids for i in b) for rank in planned.bins for b in rank)
-    assert 2 * fillers + without_image <= 0.02 * total  # a dummy image is one token
+    idle = 2 * fillers + without_image  # a dummy image is one token
+    assert planned.filler == pytest.approx(idle / (total + idle))
+    assert planned.filler <= 0.02
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -103,6 +105,7 @@ def test_fewer_samples_than_ranks_leaves_fillers(folder: Folder) -> None:
     check(samples, planned, 3, 20)
     assert [len(rank) for rank in planned.bins] == [1, 1, 1]
     assert sum(not b for rank in planned.bins for b in rank) == 1
+    assert planned.filler == pytest.approx((2 + 3) / (14 + 2 + 3))  # and three dummy images
 
 
 def test_a_sample_above_the_budget_is_named(folder: Folder) -> None:

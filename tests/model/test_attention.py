@@ -24,7 +24,12 @@ def boundaries(lengths: list[int]) -> torch.Tensor:
 
 
 def by_hand(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], scale: float, causal: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: list[int],
+    scale: float,
+    causal: bool,
 ) -> torch.Tensor:
     """softmax(q k^T scale) v of every head of every segment."""
     out, start = [], 0

@@ -21,13 +21,13 @@ from ovlt import _env
 _env.apply("cpu")
 
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: E402, F401
-import vllm.model_executor.models.qwen2_5_vl  # noqa: E402, F401
-import vllm.v1.engine.core  # noqa: E402, F401
+import vllm.model_executor.models.qwen2_5_vl  # noqa: E402
+import vllm.v1.engine.core  # noqa: E402
 import vllm.v1.worker.cpu_worker  # noqa: E402, F401
 from vllm import LLM  # noqa: E402, F401
 
-import ovlt.model.parallel  # noqa: E402, F401
-import ovlt.reward  # noqa: E402, F401
+import ovlt.model.parallel  # noqa: E402
+import ovlt.reward  # noqa: E402
 import ovlt.validate  # noqa: E402, F401
 
 
@@ -40,7 +40,8 @@ def serve() -> dict[str, Any]:
             answer = os.waitstatus_to_exitcode(status) if done else None
         elif (answer := os.fork()) == 0:
             return request
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
     os._exit(0)
 
 

@@ -140,7 +140,10 @@ def main(home: Path, out: Path) -> None:
     folder = open_folder(home / "untied")
     samples = make_samples(folder)
     bins = splits(samples, folder.config, runtime.world_size)["no_image"]
-    variants = {"checkpointing": {"activation_checkpointing": True}, "frozen": {"freeze_vision": True}}
+    variants = {
+        "checkpointing": {"activation_checkpointing": True},
+        "frozen": {"freeze_vision": True},
+    }
     for name, model in variants.items():
         case = Case(runtime, folder, **model)
         batches = case.batches(samples, bins[runtime.rank])
@@ -159,7 +162,11 @@ def main(home: Path, out: Path) -> None:
 def draw(runtime: Runtime, home: Path, out: Path) -> None:
     """Seven prompts over the ranks; some groups are redrawn. All ranks' groups, as bytes."""
     folder = open_folder(home / "untied")
-    grpo: dict[str, Any] = {"prompts_per_step": 7, "updates_per_rollout": 1, "dynamic_sampling": True}
+    grpo: dict[str, Any] = {
+        "prompts_per_step": 7,
+        "updates_per_rollout": 1,
+        "dynamic_sampling": True,
+    }
     grpo["rollout"] = {"engine": "transformers", "n": 3, "max_response_tokens": 5}
     grpo["rollout"]["max_prompt_tokens"] = 64
     grpo["reward"] = {"function": f"{home / 'odd.py'}:odd", "workers": 1}
