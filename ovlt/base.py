@@ -55,7 +55,7 @@ ROW_MULTIPLE = 16  # embedding rows are padded to this, so ids beyond the tokeni
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Any:
     """Byte-level BPE over ``corpus``; every byte stays encodable. -> PreTrainedTokenizerFast."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -70,10 +70,13 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
+    roles = ["user\nassistant\nsystem\n"] * 1000  # part of every sample, though not of any text
+    tokenizer.train_from_iterator([*corpus, *roles], trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in QWEN_TOKENS])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
-    return Qwen2TokenizerFast(
+    # Not Qwen2TokenizerFast: it would put Qwen's own pre-tokenizer in place of ours, and " 3" would
+    # be two tokens.
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",  # noqa: S106 - a token of the vocabulary
         pad_token="<|endoftext|>",  # noqa: S106
