@@ -11,7 +11,6 @@ Equations: DeepSeekMath (arXiv 2402.03300) section 4.1; the switches DAPO (2503.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ovlt.config import Recipe, command_line
@@ -45,12 +44,20 @@ def train(runtime: Any, recipe: Recipe) -> None:
     from ovlt.model.parallel import load_sharded
     from ovlt.model.weights import export_folder
     from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
-    from ovlt.pack import collate, extent, plan
+    from ovlt.pack import pack
     from ovlt.reward import RewardPool
     from ovlt.rollout import open_engine
     from ovlt.runtime import compute_dtype
-    from ovlt.sampling import Rollouts
-    from ovlt.stage import Stage, forward_backward, forward_only, means, mfu, read_rows
+    from ovlt.sampling import Rollouts, rollout_metrics
+    from ovlt.stage import (
+        Stage,
+        check_update,
+        forward_backward,
+        forward_only,
+        means,
+        mfu,
+        read_rows,
+    )
     from ovlt.sync import WeightSync
     from ovlt.validate import Validator, tolerance_of
 
@@ -140,28 +147,15 @@ def train(runtime: Any, recipe: Recipe) -> None:
             updates, plans = [], []
             for u in range(cfg.updates_per_rollout):
                 samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
-                planned = plan(
-                    [extent(s, folder.config) for s in samples],
-                    ranks=runtime.world_size,
-                    budget=cfg.token_budget,
-                    config=folder.config,
-                )
                 weights = loss_weights(
                     [s.num_response_tokens for s in samples],
                     cfg.loss.aggregation,
                     rollout.max_response_tokens,
                 )
-                updates.append(
-                    [
-                        collate(
-                            [samples[i] for i in bin_],
-                            [weights[i] for i in bin_],
-                            config=folder.config,
-                            patchify=folder.patchify,
-                        )
-                        for bin_ in planned.bins[runtime.rank]
-                    ]
+                batches, planned = pack(
+                    samples, weights, runtime, cfg.token_budget, folder.config, folder.patchify
                 )
+                updates.append(batches)
                 plans.append(planned)
         # --- log-probs before the update; one update per rollout needs none: its ratio is 1 -----
         every = [batch for batches in updates for batch in batches]
@@ -181,7 +175,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
             for u, batches in enumerate(updates):
                 sums, maxima = forward_backward(model, batches, objective, runtime)
                 norm = clip_gradients(model, cfg.optim.max_grad_norm)
-                _check(step, u, norm, sums, maxima)
+                check_update(step, u, norm, sums, maxima)
                 lr = learning_rate(step * cfg.updates_per_rollout + u, total_updates, cfg.optim)
                 set_lr(optimizer, lr)
                 optimizer.step()
@@ -200,21 +194,14 @@ def train(runtime: Any, recipe: Recipe) -> None:
             with timer("validation"):
                 extra = validator.measure()
         seconds = timer.seconds()
-        everyone = [s for g in groups for s in g.samples]
-        tokens = sum(len(s.token_ids) for s in everyone)
+        tokens = sum(len(s.token_ids) for g in groups for s in g.samples)
         working = (
             sum(seconds.values()) - seconds.get("validation", 0) - seconds.get("checkpoint", 0)
         )
-        responses = [s.num_response_tokens for s in everyone]
         metrics.log(
             done,
             {
-                "reward/mean": sum(s.reward for s in everyone) / len(everyone),
-                "reward/timeouts": drawn["timeouts"],
-                "response/tokens_mean": sum(responses) / len(responses),
-                "response/unfinished_frac": sum(not s.finished for s in everyone) / len(everyone),
-                "groups/no_signal_frac": drawn["no_signal_frac"],
-                "groups/drawn": drawn["groups"],
+                **rollout_metrics(groups, drawn),
                 "loss": totals["loss"] / cfg.updates_per_rollout,
                 "lr": lr,
                 "grad_norm": sum(norms) / len(norms),
@@ -240,7 +227,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
             seconds,
         )
         metrics.log_rollouts(done, groups[: cfg.log_groups])
-        if math.isclose(sum(s.advantage**2 for s in everyone), 0.0) and not cfg.dynamic_sampling:
+        if drawn["no_signal_frac"] == 1:
             runtime.say(f"step {done}: no group has a signal; rewards are all equal within groups")
         timer.reset()
         # After the log: killed in between, the run logs this step again; before, never. Its seconds
@@ -263,27 +250,6 @@ def train(runtime: Any, recipe: Recipe) -> None:
     validator.finish(str(stage.folder / "model"))
     stage.update(status="done")
     runtime.say(f"{cfg.stage}: {cfg.steps} steps, model in {stage.folder / 'model'}")
-
-
-def _check(
-    step: int, update: int, norm: float, sums: dict[str, float], maxima: dict[str, float]
-) -> None:
-    """The invariants whose breach only bends the curve: stop with a sentence instead."""
-    if not math.isfinite(norm):
-        raise RuntimeError(
-            f"gradient norm is {norm} at step {step}: lower grpo.optim.lr, or look at the rollouts"
-        )
-    if update == 0 and maxima["ratio_dev"] > 0.02:
-        raise RuntimeError(
-            f"step {step}: before any update the policy ratio is already off 1 by "
-            f"{maxima['ratio_dev']:.3g}: the old log-probs belong to other weights or other packing"
-        )
-    mismatch = sums["mismatch_kl"] / max(1.0, sums["tokens"])
-    if mismatch > 0.1:
-        raise RuntimeError(
-            f"step {step}: KL(engine || trainer) is {mismatch:.3g} nats per token, far beyond what "
-            "numerics explain: the engine samples from other weights, temperature or images"
-        )
 
 
 if __name__ == "__main__":

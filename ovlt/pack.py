@@ -18,6 +18,7 @@ import torch
 
 from ovlt.data.images import Patchify
 from ovlt.model import qwen2_5_vl as family
+from ovlt.runtime import Runtime
 from ovlt.types import PackedBatch, Sample
 
 FILLER_TOKENS = 2
@@ -151,6 +152,29 @@ def _assign(bins: list[list[Unit]], ranks: int, micro: int) -> list[list[list[Un
         out[rank].append(units)
         load[rank] += sum(u.cost for u in units)
     return out
+
+
+def pack(
+    samples: Sequence[Sample],
+    weights: Sequence[float],
+    runtime: Runtime,
+    budget: int,
+    config: Any,
+    patchify: Patchify,
+) -> tuple[list[PackedBatch], Plan]:
+    """This rank's micro-batches of one optimizer step whose samples every rank holds."""
+    extents = [extent(s, config) for s in samples]
+    planned = plan(extents, ranks=runtime.world_size, budget=budget, config=config)
+    batches = [
+        collate(
+            [samples[i] for i in bin_],
+            [weights[i] for i in bin_],
+            config=config,
+            patchify=patchify,
+        )
+        for bin_ in planned.bins[runtime.rank]
+    ]
+    return batches, planned
 
 
 def collate(

@@ -139,3 +139,16 @@ class Rollouts:
                 )
                 sample.reward += penalty
                 sample.reward_parts["overlong"] = penalty
+
+
+def rollout_metrics(groups: list[Group], drawn: dict[str, float]) -> dict[str, float]:
+    """What a rollout batch says by itself: rewards, lengths, and what had to be drawn for it."""
+    samples = [s for g in groups for s in g.samples]
+    return {
+        "reward/mean": sum(s.reward for s in samples) / len(samples),
+        "reward/timeouts": drawn["timeouts"],
+        "response/tokens_mean": sum(s.num_response_tokens for s in samples) / len(samples),
+        "response/unfinished_frac": sum(not s.finished for s in samples) / len(samples),
+        "groups/no_signal_frac": drawn["no_signal_frac"],
+        "groups/drawn": drawn["groups"],
+    }

@@ -39,7 +39,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
     from ovlt.pack import Extent, Plan, collate, plan
     from ovlt.runtime import compute_dtype
-    from ovlt.stage import Stage, forward_backward, means, mfu, read_rows
+    from ovlt.stage import Stage, check_update, forward_backward, means, mfu, read_rows
     from ovlt.validate import Validator
 
     cfg = recipe.sft
@@ -107,11 +107,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
         with timer("update"):
             sums, _ = forward_backward(model, micro, cross_entropy, runtime)
             norm = clip_gradients(model, cfg.optim.max_grad_norm)
-            if not math.isfinite(norm):
-                raise RuntimeError(
-                    f"gradient norm is {norm} at step {step}: lower sft.optim.lr, or look for "
-                    "broken rows among this step's samples"
-                )
+            check_update(step, 0, norm, sums, {})
             lr = learning_rate(step, steps, cfg.optim)
             set_lr(optimizer, lr)
             optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -18,7 +19,6 @@ from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load
 from ovlt.loss import LossOutput
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder
-from ovlt.model.qwen2_5_vl import Objective
 from ovlt.run_folder import claim_run_folder
 from ovlt.runtime import Runtime
 from ovlt.types import PackedBatch
@@ -154,6 +154,28 @@ def forward_only(
         return [model(batch.to(runtime.device)).logp.cpu() for batch in batches]
 
 
+def check_update(
+    step: int, update: int, norm: float, sums: dict[str, float], maxima: dict[str, float]
+) -> None:
+    """Invariants whose breach crashes nothing and only bends the curve: RuntimeError instead."""
+    if not math.isfinite(norm):
+        raise RuntimeError(
+            f"gradient norm is {norm} at step {step}: lower the learning rate, or look for broken "
+            "rows among this step's samples"
+        )
+    if update == 0 and maxima.get("ratio_dev", 0.0) > 0.02:
+        raise RuntimeError(
+            f"step {step}: before any update the policy ratio is already off 1 by "
+            f"{maxima['ratio_dev']:.3g}: the old log-probs belong to other weights or other packing"
+        )
+    mismatch = sums.get("mismatch_kl", 0.0) / max(1.0, sums["tokens"])
+    if mismatch > 0.1:
+        raise RuntimeError(
+            f"step {step}: KL(engine || trainer) is {mismatch:.3g} nats per token, far beyond what "
+            "numerics explain: the engine samples from other weights, temperature or images"
+        )
+
+
 def means(sums: dict[str, float], names: Sequence[str]) -> dict[str, float]:
     tokens = max(1.0, sums["tokens"])
     return {name: sums[name] / tokens for name in names}
@@ -169,6 +191,3 @@ def mfu(flops: float, seconds: float, runtime: Runtime) -> dict[str, float]:
         if peak:
             values["mfu"] = rate / (peak * runtime.world_size)
     return values
-
-
-__all__ = ["Objective", "Stage", "forward_backward", "forward_only", "means", "mfu", "read_rows"]

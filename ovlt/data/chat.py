@@ -135,7 +135,7 @@ class Chat:
             raise BadText(f"chat template refuses the conversation ({error})") from None
 
     def _encode(self, text: str, grids: Sequence[family.Grid]) -> np.ndarray:
-        # Not tokenizer(text): its bookkeeping costs five times the encoding, on every row of a file.
+        # Not tokenizer(text): its bookkeeping costs five times the encoding, for every row.
         encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         ids = np.asarray(encoded.ids, dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)

@@ -81,7 +81,7 @@ class Rows:
         total = len(self.rows) + sum(self.bad.values())
         if total == 0:
             raise ValueError(f"{self.path} has no rows: the dataset is empty")
-        share = 1 - len(self.rows) / total
+        share = sum(self.bad.values()) / total
         if not self.rows or share > max_bad_share:
             raise ValueError(
                 f"{self.report()}. {share:.1%} of the rows are bad, more than "

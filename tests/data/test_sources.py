@@ -308,6 +308,12 @@ def test_too_many_bad_rows_stop_the_run_with_share_and_limit(tmp_path: Path, cha
         assert part in said
 
 
+def test_the_limit_itself_is_allowed_whatever_floats_do() -> None:
+    row = Row("", "", "", "", "", np.arange(1), None, (), ())
+    for bad in range(1, 100):
+        Rows("", [row] * (100 - bad), Counter(reason=bad)).require(float(f"0.{bad:02d}"))
+
+
 def test_a_file_without_a_good_row_is_refused_at_any_limit(tmp_path: Path, chat: Chat) -> None:
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", [{}, {}]), chat, LIMITS)
     with pytest.raises(ValueError, match=r"2 x no 'problem' text.*100\.0%"):

@@ -28,7 +28,7 @@ from vllm import LLM  # noqa: E402, F401
 
 import ovlt.model.parallel  # noqa: E402
 import ovlt.reward  # noqa: E402
-import ovlt.validate  # noqa: E402, F401
+import ovlt.stage  # noqa: E402, F401  (no module that is itself a command)
 
 
 def serve() -> dict[str, Any]:
