@@ -184,15 +184,10 @@ def main() -> None:
     from ovlt import _env
 
     _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
-    from ovlt.runtime import start
+    from ovlt.runtime import running
 
-    runtime = start(recipe.run)
-    try:
+    with running("evaluate", recipe.run) as runtime:
         evaluate(runtime, recipe)
-    except ValueError as error:  # a user's mistake: one sentence, not a traceback
-        raise SystemExit(f"ovlt.evaluate: {error}") from None
-    finally:
-        runtime.close()
 
 
 def evaluate(runtime: Runtime, recipe: Recipe) -> None:
