@@ -106,12 +106,16 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         answer, decoy = str(first + second), near_miss(rng, first + second)
         problem, body = rng.choice(_SUM).format(x=x, y=y), f"{seen} {first} plus {second}."
         short, summary = f"It is {answer}.", f"The sum is {answer}."
-    text = f"{body} So {answer}."
+    text = tally = f"{body} So {answer}."
+    if kind == "bar_h":  # read up to the bar that is asked for: the last number is the answer
+        read = list(heights.items())[: list(heights).index(x) + 1]
+        listed = ", ".join(f"{color} {value}" for color, value in read)
+        tally = f"I read: {listed}. So {answer}."
     return Question(
         problem=problem,
         answer=answer,
         decoy=decoy,
-        traces={"tally": text, "scan": text, "direct": f"I look at the bars. So {answer}."},
+        traces={"tally": tally, "scan": text, "direct": f"I look at the bars. So {answer}."},
         short=short,
         summary=summary,
     )

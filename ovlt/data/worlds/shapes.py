@@ -119,8 +119,21 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
 
 
+def _running(objects: list[Shape], asked: list[Shape]) -> str:
+    """Every object in order, each with the count so far of those that are asked for.
+
+    The form a tiny transformer learns to count in: the next object is the next one in the image,
+    and whether the count goes up is a comparison of that object with the question.
+    """
+    parts, count = [], 0
+    for color, shape in objects:
+        count += (color, shape) in asked
+        parts.append(f"{color} {shape} {count}")
+    return ", ".join(parts)
+
+
 def _tally(objects: list[Shape]) -> str:
-    """The objects with a running count: the form a tiny transformer learns to count in."""
+    """Some objects with a running count."""
     if not objects:
         return "none 0"
     return ", ".join(f"{color} {shape} {i}" for i, (color, shape) in enumerate(objects, 1))
@@ -173,7 +186,7 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         answer=str(n),
         decoy=near_miss(rng, n),
         traces={
-            "tally": f"I count: {_tally(found)}. So {n}.",
+            "tally": f"I count: {_running(objects, found)}. So {n}.",
             "scan": f"I see: {everything}. So {n}.",
             "direct": f"I look at the shapes. So {n}.",
         },
