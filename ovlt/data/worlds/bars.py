@@ -85,8 +85,16 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"{color} bar {value}" for color, value in scene.content["bars"]) + "."
 
 
+def _read_up_to(asked: str, heights: dict[str, int]) -> str:
+    """The bars up to the one that is asked for: the last number read is the answer."""
+    read = list(heights.items())[: list(heights).index(asked) + 1]
+    listed = ", ".join(f"{color} {value}" for color, value in read)
+    return f"I read: {listed}. So {heights[asked]}."
+
+
 def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     heights: dict[str, int] = dict(scene.content["bars"])
+    x = ""
     seen = "I see: " + ", ".join(f"{color} {value}" for color, value in heights.items()) + "."
     if kind == "tallest":
         best = max(heights.values())
@@ -106,11 +114,8 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         answer, decoy = str(first + second), near_miss(rng, first + second)
         problem, body = rng.choice(_SUM).format(x=x, y=y), f"{seen} {first} plus {second}."
         short, summary = f"It is {answer}.", f"The sum is {answer}."
-    text = tally = f"{body} So {answer}."
-    if kind == "bar_h":  # read up to the bar that is asked for: the last number is the answer
-        read = list(heights.items())[: list(heights).index(x) + 1]
-        listed = ", ".join(f"{color} {value}" for color, value in read)
-        tally = f"I read: {listed}. So {answer}."
+    text = f"{body} So {answer}."
+    tally = _read_up_to(x, heights) if kind == "bar_h" else text
     return Question(
         problem=problem,
         answer=answer,
