@@ -153,7 +153,7 @@ def test_a_ten_line_reward_works_in_the_process_and_in_the_pool(tmp_path):
 @pytest.mark.parametrize(
     ("text", "spec", "says"),
     [
-        (None, "anser", r"shipped reward \(answer, released\).*did you mean 'answer'"),
+        (None, "anser", r"shipped reward \(answer, released, exact\).*did you mean 'answer'"),
         (None, "mine.py", "path/to/file.py:function"),
         (TEN_LINES, "{folder}/mime.py:score", "does not exist; did you mean 'mine.py'"),
         (TEN_LINES, "{folder}/mine.py:scor", "has no 'scor'; it has score; did you mean 'score'"),
@@ -255,9 +255,14 @@ def test_a_worker_that_died_between_items_is_nobodys_fault(hostile):
 def test_an_interrupted_call_leaves_no_stale_answer(hostile):
     main = threading.main_thread().ident
     assert main is not None
+    # A shell starts background jobs, and so perhaps us, with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        hostile.score([ask("hang"), ask("hang"), ask("hang")])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hostile.score([ask("hang"), ask("hang"), ask("hang")])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert hostile.score([ask("echo one")])[0].reason == repr(ask("echo one"))
 
 

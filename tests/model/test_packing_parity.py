@@ -71,6 +71,7 @@ def test_packed_equals_one_by_one(folder: Folder, temperature: float) -> None:
     twin_ids = np.concatenate([shared.prompt.token_ids, shared.token_ids[-1:], [17, 23]])
     twin = Sample(shared.prompt, twin_ids, np.arange(len(twin_ids)) >= len(shared.prompt.token_ids))
     samples.insert(3, twin)
+    samples.sort(key=lambda s: len(s.token_ids))  # the order in which they are packed
     weights = [float(w) for w in rng.normal(size=len(samples))]
     packed, plain = packed_model(folder, temperature), plain_model(folder)
     batch = collate(samples, weights, config=folder.config, patchify=folder.patchify)
