@@ -20,7 +20,7 @@ Device = Literal["cpu", "cuda"]
 AT_IMPORT = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads and our forked workers do not mix
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in our process: weights need no copy
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING it fills a screen before each stage
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
