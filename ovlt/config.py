@@ -65,6 +65,9 @@ class ModelConfig(Table):
     activation_checkpointing: bool = field(
         False, "Recompute each decoder and tower block in backward (memory for time)."
     )
+    reshard: bool = field(
+        True, "Free each block's gathered weights after its forward (ZeRO-3); off: keep (ZeRO-2)."
+    )
     min_pixels: Positive = field(56 * 56, "Images of fewer pixels are enlarged to this area.")
     max_pixels: Positive = field(512 * 512, "Images of more pixels are reduced to this area.")
 

@@ -14,7 +14,7 @@ from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
 
 
-def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
+def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True) -> None:
     """Each tower block and decoder layer is a group; the root holds embedding, head, merger, norm.
 
     Embedding and head share the root group because they may be one tensor. Inputs are not cast
@@ -25,10 +25,8 @@ def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for block in model.model.visual.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    for layer in model.model.language_model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for block in (*model.model.visual.blocks, *model.model.language_model.layers):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
@@ -54,7 +52,7 @@ def load_sharded(
         model.model.visual.requires_grad_(False)
     if not trainable:
         model.requires_grad_(False)
-    shard(model, mesh, dtype)
+    shard(model, mesh, dtype, reshard=config.reshard)
     model.to_empty(device=device)
     fill_buffers(model, device)
     read_weights(model, folder.path)
