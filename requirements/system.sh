@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Programs from the system: requirements/system.sh build|browser. Installs what is missing where we
 # are root and apt-get is there, says how otherwise, and never fails: without a compiler ovlt runs on
-# plain PyTorch, and without a browser the test that needs one says so.
+# plain PyTorch, and without a browser the tests that need one fail with the same sentence.
 set -uo pipefail
 
 missing=()
@@ -27,7 +27,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 fi
 case $1 in
   build) without="the C++ extension is not built and plain PyTorch is used" ;;
-  browser) without="the test that opens the report page is skipped" ;;
+  browser) without="the tests that open the report page fail" ;;
 esac
 echo "Missing: ${missing[*]}. Without, $without. To install: apt-get install ${missing[*]}" >&2
 exit 0
