@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def default_ranks() -> int:
-    """One rank per GPU; on a CPU two, which use two cores better than two threads of one do."""
+    """One rank per GPU; on a CPU two (one with two threads is as fast, bench/NOTES.md)."""
     if _env.machine() == "cuda":
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
         return max(1, listed.stdout.count("GPU "))
@@ -105,8 +105,7 @@ def controls(recipe: Recipe, ranks: int) -> None:
     rows = reject.rows_path(recipe)
     if not rows.is_file():
         path = smoke.write_recipe(recipe, recipe.folder / "recipes" / "rejection.json")
-        launch = ["--standalone", "--nproc-per-node", str(ranks), "-m", "ovlt.reject", str(path)]
-        smoke.python_module("torch.distributed.run", launch)
+        smoke.torchrun("ovlt.reject", path, ranks)
     rejection = {
         "stage": "sft_rejection",
         "title": "Control: SFT on rejection samples of the SFT model",

@@ -8,8 +8,6 @@ the model folder without any trainer.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from ovlt.reward import RewardPool
     from ovlt.rollout import Completion, Engine
     from ovlt.runtime import Runtime
+    from ovlt.types import Prompt
 
 
 def evaluate_rows(
@@ -62,7 +61,7 @@ def evaluate_rows(
             prompts, n=n, seeds=seeds, temperature=temperature, max_tokens=max_tokens
         )
     completions = [[*g, *s] for g, s in zip(greedy, sampled, strict=True)]
-    verdicts = _grade(pool, folder, [rows[i] for i in mine], completions)
+    verdicts = _grade(pool, folder, prompts, completions)
     told = []
     for i, group, correct in zip(mine, completions, verdicts, strict=True):
         lengths = [len(c.token_ids) for c in group]
@@ -72,19 +71,16 @@ def evaluate_rows(
 
 
 def _grade(
-    pool: RewardPool, folder: Folder, rows: Sequence[Row], completions: list[list[Completion]]
+    pool: RewardPool,
+    folder: Folder,
+    prompts: Sequence[Prompt],
+    completions: list[list[Completion]],
 ) -> list[list[float]]:
     from ovlt.reward import RewardInput
 
     inputs = [
-        RewardInput(
-            response=folder.chat.decode(c.token_ids.tolist()),
-            answer=row.answer,
-            question=row.question,
-            source=row.source,
-            image_paths=tuple(ref.path for ref in row.images),
-        )
-        for row, group in zip(rows, completions, strict=True)
+        RewardInput.of(folder.chat.decode(c.token_ids.tolist()), prompt)
+        for prompt, group in zip(prompts, completions, strict=True)
         for c in group
     ]
     scores = iter(pool.score(inputs))
@@ -164,9 +160,9 @@ def held_out(
 
 
 def write_evaluation(folder: Path, figures: dict[str, Any]) -> None:
-    partial = folder / ".evaluation.json.partial"
-    partial.write_text(json.dumps(figures, indent=1))
-    os.replace(partial, folder / "evaluation.json")
+    from ovlt.run_folder import write_json
+
+    write_json(folder / "evaluation.json", figures)
 
 
 def sentence(figures: dict[str, Any]) -> str:
@@ -194,26 +190,23 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
     """Open the model folder in an engine, measure, write evaluation.json."""
     from ovlt.model.load import open_folder
     from ovlt.reward import RewardPool
-    from ovlt.rollout import open_engine
-    from ovlt.runtime import compute_dtype
+    from ovlt.rollout import engine_dtype, open_engine
     from ovlt.stage import Stage
 
     cfg, config = recipe.evaluate, recipe.grpo.rollout
     path = recipe.expand(cfg.model or recipe.model.path)
     folder = open_folder(path)
     stage = Stage(runtime, recipe, cfg.stage, f"Evaluation of {path}", "evaluate")
-    name = recipe.model.compute_dtype if config.dtype == "auto" else config.dtype
     engine = open_engine(
         folder,
         config,
         device=runtime.device,
-        dtype=compute_dtype(name, runtime.device, int(folder.config.text_config.hidden_size)),
+        dtype=engine_dtype(recipe, folder, runtime.device),
         max_images=8,
         max_tokens=config.max_prompt_tokens + cfg.max_response_tokens,
         shares_device=False,
     )
-    reward = recipe.grpo.reward
-    with RewardPool(reward.function, workers=reward.workers, timeout_s=reward.timeout) as pool:
+    with RewardPool.of(recipe.grpo.reward) as pool:
         figures = held_out(engine, folder, recipe, runtime, pool, path)
     if runtime.is_main:
         write_evaluation(stage.folder, figures)

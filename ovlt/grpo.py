@@ -46,7 +46,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
     from ovlt.pack import pack
     from ovlt.reward import RewardPool
-    from ovlt.rollout import open_engine
+    from ovlt.rollout import engine_dtype, open_engine
     from ovlt.runtime import compute_dtype
     from ovlt.sampling import Rollouts, rollout_metrics
     from ovlt.stage import (
@@ -71,22 +71,15 @@ def train(runtime: Any, recipe: Recipe) -> None:
     )
     sampler = Sampler(len(rows), recipe.run.seed)
     loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
-    pool = RewardPool(
-        cfg.reward.function,
-        workers=cfg.reward.workers,
-        timeout_s=cfg.reward.timeout,
-        max_chars=cfg.reward.max_chars,
-    )
+    pool = RewardPool.of(cfg.reward)
 
     # The engine first: it measures free memory, and the trainer is not there yet.
-    engine_dtype = (
-        dtype if rollout.dtype == "auto" else compute_dtype(rollout.dtype, runtime.device, 0)
-    )
+    sampling_dtype = engine_dtype(recipe, folder, runtime.device)
     engine = open_engine(
         folder,
         rollout,
         device=runtime.device,
-        dtype=engine_dtype,
+        dtype=sampling_dtype,
         max_images=max(len(row.images) for row in rows.rows),
     )
     engine.sleep()
@@ -102,7 +95,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
         model,
         folder,
         temperature=rollout.temperature,
-        tolerance=tolerance_of(recipe, engine_dtype),
+        tolerance=tolerance_of(recipe, sampling_dtype),
     )
     validator = Validator(
         runtime, recipe, folder, model, stage, temperature=rollout.temperature,

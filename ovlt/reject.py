@@ -37,8 +37,7 @@ def sample(runtime: Any, recipe: Recipe) -> None:
     from ovlt.data.sources import to_prompt
     from ovlt.model.load import open_folder
     from ovlt.reward import RewardInput, RewardPool
-    from ovlt.rollout import open_engine, request_seeds
-    from ovlt.runtime import compute_dtype
+    from ovlt.rollout import engine_dtype, open_engine, request_seeds
     from ovlt.stage import read_rows
 
     rollout, n = recipe.grpo.rollout, recipe.demo.rejection_n
@@ -51,10 +50,9 @@ def sample(runtime: Any, recipe: Recipe) -> None:
     loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
     prompts = loader.get(mine)
     loader.close()
-    hidden = int(folder.config.text_config.hidden_size)
     engine = open_engine(
         folder, rollout, device=runtime.device,
-        dtype=compute_dtype(recipe.model.compute_dtype, runtime.device, hidden),
+        dtype=engine_dtype(recipe, folder, runtime.device),
         max_images=8, shares_device=False,
     )  # fmt: skip
     answers = engine.generate(
@@ -62,11 +60,10 @@ def sample(runtime: Any, recipe: Recipe) -> None:
         temperature=rollout.temperature, max_tokens=rollout.max_response_tokens,
     )  # fmt: skip
     texts = [[folder.chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
-    reward = recipe.grpo.reward
-    with RewardPool(reward.function, workers=reward.workers, timeout_s=reward.timeout) as pool:
+    with RewardPool.of(recipe.grpo.reward) as pool:
         outputs = pool.score(
             [
-                RewardInput(text, prompt.answer, prompt.question, prompt.source, prompt.image_paths)
+                RewardInput.of(text, prompt)
                 for prompt, group in zip(prompts, texts, strict=True)
                 for text in group
             ]

@@ -29,10 +29,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ovlt.grading import extract_answer, grade
 from ovlt.reward_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from ovlt.config import RewardConfig
+    from ovlt.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class RewardInput:
     question: str = ""
     source: str = ""
     image_paths: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, response: str, prompt: Prompt) -> RewardInput:
+        """A response to ``prompt``, with what the prompt says of its question."""
+        return cls(response, prompt.answer, prompt.question, prompt.source, prompt.image_paths)
 
 
 @dataclass(frozen=True)
@@ -266,6 +275,16 @@ class RewardPool:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of(cls, config: RewardConfig) -> RewardPool:
+        """The pool that a recipe's [grpo.reward] describes."""
+        return cls(
+            config.function,
+            workers=config.workers,
+            timeout_s=config.timeout,
+            max_chars=config.max_chars,
+        )
 
     def __enter__(self) -> RewardPool:
         return self

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ovlt.config import RolloutConfig
+from ovlt.config import Recipe, RolloutConfig
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder
-from ovlt.runtime import guarded_rng
+from ovlt.runtime import compute_dtype, guarded_rng
 from ovlt.types import Prompt
 
 # What the engine's log-prob must be for the trainer to correct by it: after temperature and bans.
@@ -62,6 +62,14 @@ class Engine(Protocol):
     def wake(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def engine_dtype(recipe: Recipe, folder: Folder, device: torch.device) -> torch.dtype:
+    """rollout.dtype; 'auto' is the trainer's compute dtype."""
+    name = recipe.grpo.rollout.dtype
+    if name == "auto":
+        name = recipe.model.compute_dtype
+    return compute_dtype(name, device, int(folder.config.text_config.hidden_size))
 
 
 def open_engine(

@@ -116,18 +116,7 @@ class Rollouts:
     def _grade(self, groups: list[Group]) -> None:
         cfg = self.recipe.grpo
         samples = [s for g in groups for s in g.samples]
-        outputs = self.pool.score(
-            [
-                RewardInput(
-                    response=s.text,
-                    answer=s.prompt.answer,
-                    question=s.prompt.question,
-                    source=s.prompt.source,
-                    image_paths=s.prompt.image_paths,
-                )
-                for s in samples
-            ]
-        )
+        outputs = self.pool.score([RewardInput.of(s.text, s.prompt) for s in samples])
         limit = cfg.rollout.max_response_tokens
         for sample, output in zip(samples, outputs, strict=True):
             sample.reward = output.score

@@ -140,8 +140,13 @@ def run_stage(stage: str, recipe: Recipe, ranks: int) -> None:
     """``torchrun -m ovlt.STAGE`` with this recipe, as a process of its own."""
     table = getattr(recipe, stage)
     path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    python_module(launch[0], [*launch[1:], f"ovlt.{stage}", str(path)])
+    torchrun(f"ovlt.{stage}", path, ranks)
+
+
+def torchrun(module: str, recipe: Path, ranks: int) -> None:
+    """``torchrun --nproc-per-node RANKS -m module recipe``. Raises on failure."""
+    launch = ["--standalone", "--nproc-per-node", str(ranks), "-m", module, str(recipe)]
+    python_module("torch.distributed.run", launch)
 
 
 def python_module(module: str, arguments: list[str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -19,7 +17,7 @@ from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load
 from ovlt.loss import LossOutput
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder
-from ovlt.run_folder import claim_run_folder
+from ovlt.run_folder import claim_run_folder, read_json, write_json
 from ovlt.runtime import Runtime
 from ovlt.types import PackedBatch
 
@@ -49,7 +47,7 @@ class Stage:
         old = self.folder / "stage.json"
         self._before = 0.0
         if old.is_file():
-            earlier = json.loads(old.read_text())
+            earlier = read_json(old)
             self._record |= {k: earlier[k] for k in ("created", "order") if k in earlier}
             self._before = float(earlier.get("seconds", 0.0))
         self.update(steps=0)
@@ -59,17 +57,12 @@ class Stage:
         self._record |= values
         self._record["seconds"] = round(self._before + time.time() - self._started, 1)
         if self.runtime.is_main:
-            partial = self.folder / ".stage.json.partial"
-            partial.write_text(json.dumps(self._record, indent=2))
-            os.replace(partial, self.folder / "stage.json")
+            write_json(self.folder / "stage.json", self._record)
 
 
 def limits_of(recipe: Recipe, folder: Folder, max_tokens: int) -> Limits:
     """What images and samples may be under this recipe and model. Raises ValueError."""
-    from transformers import AutoImageProcessor
-
-    size = AutoImageProcessor.from_pretrained(folder.path).size
-    low, high = size["shortest_edge"], size["longest_edge"]
+    low, high = folder.pixel_range
     if recipe.model.min_pixels < low or recipe.model.max_pixels > high:
         raise ValueError(
             f"model.min_pixels={recipe.model.min_pixels}, max_pixels={recipe.model.max_pixels} "

@@ -1,7 +1,7 @@
 """Sampling-based validation during a stage, and the one held-out measurement at its end.
 
-Used by stages whose engine serves nothing else (SFT). The engine is opened at the first use, so a
-stage that never validates never pays for it.
+GRPO lends the engine it samples with. Otherwise (SFT) one is opened at the first use, so a stage
+that never validates never pays for it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from ovlt.config import Recipe
 from ovlt.evaluate import evaluate_rows, held_out, sentence, write_evaluation
 from ovlt.model.load import Folder
 from ovlt.reward import RewardPool
-from ovlt.rollout import Engine, open_engine
-from ovlt.runtime import Runtime, compute_dtype
+from ovlt.rollout import Engine, engine_dtype, open_engine
+from ovlt.runtime import Runtime
 from ovlt.stage import Stage, read_rows
 from ovlt.sync import WeightSync
 
@@ -101,9 +101,7 @@ class Validator:
     def _parts(self) -> tuple[Engine, RewardPool]:
         rollout = self.recipe.grpo.rollout
         if self._engine is None or self._sync is None:
-            hidden = int(self.folder.config.text_config.hidden_size)
-            name = self.recipe.model.compute_dtype if rollout.dtype == "auto" else rollout.dtype
-            dtype = compute_dtype(name, self.runtime.device, hidden)
+            dtype = engine_dtype(self.recipe, self.folder, self.runtime.device)
             self._engine = open_engine(
                 self.folder,
                 rollout,
@@ -119,13 +117,7 @@ class Validator:
                 tolerance=tolerance_of(self.recipe, dtype),
             )
         if self._pool is None:
-            reward = self.recipe.grpo.reward
-            self._pool = RewardPool(
-                reward.function,
-                workers=reward.workers,
-                timeout_s=reward.timeout,
-                max_chars=reward.max_chars,
-            )
+            self._pool = RewardPool.of(self.recipe.grpo.reward)
         if self._owns_engine:
             self._sync()
         return self._engine, self._pool

@@ -28,6 +28,7 @@ class Folder:
     config: Any
     tokenizer: Any
     patchify: Patchify
+    pixel_range: tuple[int, int]  # area that the folder's own processor leaves alone
     chat: Chat
     banned: tuple[int, ...]
 
@@ -60,6 +61,7 @@ def open_folder(path: str | Path) -> Folder:
         config=config,
         tokenizer=tokenizer,
         patchify=Patchify.from_processor(processor),
+        pixel_range=(processor.size["shortest_edge"], processor.size["longest_edge"]),
         chat=Chat(tokenizer, config),
         banned=tuple(family.banned_ids(config, tokenizer)),
     )

@@ -116,6 +116,24 @@ class Family:
     ask: Callable[[Scene, str, Random], Question | None]
 
 
+def reasoned(
+    picture: str, problem: str, answer: str, decoy: str, body: str, label: str
+) -> Question:
+    """A question whose ``steps`` are ``body`` and a conclusion; ``label`` names the answer."""
+    short = f"{answer.capitalize()}." if answer in ("yes", "no") else f"It is {answer}."
+    return Question(
+        problem=problem,
+        answer=answer,
+        decoy=decoy,
+        traces={
+            "steps": f"{body} So the {label} is {answer}.",
+            "direct": f"I look at the {picture}. So the {label} is {answer}.",
+        },
+        short=short,
+        summary=f"The {label} is {answer}.",
+    )
+
+
 def near_miss(rng: Random, value: int, spread: int = 2) -> str:
     """A whole number close to ``value``, not equal to it and not negative."""
     steps = [d for d in range(-spread, spread + 1) if d and value + d >= 0]

@@ -25,6 +25,7 @@ from ovlt.data.worlds.base import (
     fit_font,
     font,
     pick_by_truth,
+    reasoned,
     yes_no,
 )
 
@@ -228,17 +229,7 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         body = f"{x} starts at {subjects[x][0]} and ends at {subjects[x][-1]}."
     answer, decoy = yes_no(truth)
     body = body[0].upper() + body[1:]
-    return Question(
-        problem=problem,
-        answer=answer,
-        decoy=decoy,
-        traces={
-            "steps": f"{body} So the answer is {answer}.",
-            "direct": f"I look at the chart. So the answer is {answer}.",
-        },
-        short=f"{answer.capitalize()}.",
-        summary=f"The answer is {answer}.",
-    )
+    return reasoned("chart", problem, answer, decoy, body, "answer")
 
 
 def _cross(a: list[int], b: list[int]) -> bool:

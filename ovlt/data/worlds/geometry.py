@@ -26,6 +26,7 @@ from ovlt.data.worlds.base import (
     font,
     near_miss,
     other,
+    reasoned,
 )
 
 KINDS = (
@@ -336,17 +337,7 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         decoy, label = other(rng, ["acute", "right", "obtuse"], answer), "type"
         relation = {"acute": "less than 90", "right": "exactly 90", "obtuse": "more than 90"}
         body += f" That is {relation[answer]}."
-    return Question(
-        problem=problem,
-        answer=answer,
-        decoy=decoy,
-        traces={
-            "steps": f"{body} So the {label} is {answer}.",
-            "direct": f"I look at the figure. So the {label} is {answer}.",
-        },
-        short=f"It is {answer}.",
-        summary=f"The {label} is {answer}.",
-    )
+    return reasoned("figure", problem, answer, decoy, body, label)
 
 
 def _read_ruler(bars: list[list[Any]], kind: str, rng: Random) -> tuple[str, int, dict[str, str]]:

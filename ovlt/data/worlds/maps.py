@@ -22,6 +22,7 @@ from ovlt.data.worlds.base import (
     near_miss,
     other,
     pick_by_truth,
+    reasoned,
     yes_no,
 )
 
@@ -201,7 +202,8 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     if kind == "class_of":
         x, answer = rng.choice(list(regions.items()))
         body = f"I find {x} and compare its tint with the legend: it is {answer}."
-        return _question(
+        return reasoned(
+            "map",
             rng.choice(_CLASS).format(x=x, m=measure),
             answer,
             other(rng, classes, answer),
@@ -216,7 +218,8 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
             + (", ".join(f"{name} {i}" for i, name in enumerate(found, 1)) or "none 0")
             + "."
         )
-        return _question(
+        return reasoned(
+            "map",
             rng.choice(_COUNT).format(k=wanted, m=measure),
             str(len(found)),
             near_miss(rng, len(found)),
@@ -238,8 +241,8 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         return None
     (x, y), truth = picked
     body = f"{x} is {regions[x]} and {y} is {regions[y]}."
-    return _question(
-        rng.choice(phrases).format(x=x, y=y, m=measure), *yes_no(truth), body, "answer"
+    return reasoned(
+        "map", rng.choice(phrases).format(x=x, y=y, m=measure), *yes_no(truth), body, "answer"
     )
 
 
@@ -258,22 +261,7 @@ def _ask_borders(
     (x, y), truth = picked
     near = [n for n in names if sum(gap(x, n)) == 1]
     body = f"The neighbors of {x} are {', '.join(near)}. {y} is {'' if truth else 'not '}one."
-    return _question(rng.choice(_BORDERS).format(x=x, y=y), *yes_no(truth), body, "answer")
-
-
-def _question(problem: str, answer: str, decoy: str, body: str, label: str) -> Question:
-    short = f"{answer.capitalize()}." if answer in ("yes", "no") else f"It is {answer}."
-    return Question(
-        problem=problem,
-        answer=answer,
-        decoy=decoy,
-        traces={
-            "steps": f"{body} So the {label} is {answer}.",
-            "direct": f"I look at the map. So the {label} is {answer}.",
-        },
-        short=short,
-        summary=f"The {label} is {answer}.",
-    )
+    return reasoned("map", rng.choice(_BORDERS).format(x=x, y=y), *yes_no(truth), body, "answer")
 
 
 FAMILY = Family("maps", KINDS, (140, 168, 196), make, draw, caption, ask)

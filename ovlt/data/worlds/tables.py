@@ -15,6 +15,7 @@ from ovlt.data.worlds.base import (
     fit_font,
     near_miss,
     other,
+    reasoned,
 )
 
 KINDS = ("lookup", "sum_two", "difference", "column_total", "most", "count_above")
@@ -137,29 +138,20 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
             return None
         answer = next(name for name, value in values.items() if value == best)
         body = f"On {day}: {listed}. The largest is {best}."
-        return _question(
-            rng.choice(_MOST).format(c=day), answer, other(rng, list(values), answer), body, "name"
+        return reasoned(
+            "table",
+            rng.choice(_MOST).format(c=day),
+            answer,
+            other(rng, list(values), answer),
+            body,
+            "name",
         )
     else:
         bound = rng.choice(list(values.values())) - rng.randint(0, 1)
         above = [name for name, value in values.items() if value > bound]
         problem, number = rng.choice(_ABOVE).format(k=bound, c=day), len(above)
         body = f"On {day}: {listed}. Above {bound}: {', '.join(above) or 'nobody'}."
-    return _question(problem, str(number), near_miss(rng, number), body, "number")
-
-
-def _question(problem: str, answer: str, decoy: str, body: str, label: str) -> Question:
-    return Question(
-        problem=problem,
-        answer=answer,
-        decoy=decoy,
-        traces={
-            "steps": f"{body} So the {label} is {answer}.",
-            "direct": f"I look at the table. So the {label} is {answer}.",
-        },
-        short=f"It is {answer}.",
-        summary=f"The {label} is {answer}.",
-    )
+    return reasoned("table", problem, str(number), near_miss(rng, number), body, "number")
 
 
 FAMILY = Family("tables", KINDS, (140, 168, 196), make, draw, caption, ask)
