@@ -12,33 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from timing import DEVICE, timed
 from torch import Tensor
 
-from ovlt_kernels.extension import WHY
 from ovlt_kernels.linear_logp import linear_logp, linear_logp_reference
 from ovlt_kernels.row_logp import row_logp, row_logp_reference
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROWS = {"smoke": (1500, 512), "qwen": (64, 151_936)}  # R, V
 HEADS = {"smoke": (1500, 128, 512), "qwen": (64, 256, 151_936)}  # R, H, V
-
-
-def timed(benchmark: Any, group: str, run: Callable[[], object], **info: Any) -> None:
-    """Time ``run`` up to the end of its work on the device."""
-
-    def whole() -> None:
-        run()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = group
-    benchmark.extra_info |= info | {
-        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "extension": WHY,
-    }
-    benchmark.pedantic(whole, rounds=7, iterations=1, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("which", ["ovlt", "plain"])

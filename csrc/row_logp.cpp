@@ -1,9 +1,14 @@
-// Log-prob of one token, entropy and log-sum-exp of each row of a logits matrix, in one pass.
+// Log-prob of one token, entropy and log-sum-exp of each row of a logits matrix, in one pass; and the
+// gradient with respect to the logits, written over them in a second pass. float32 or bfloat16 logits,
+// float32 arithmetic.
 //
 // With z = logits * inv_temperature and m = max z:  S = sum exp(z-m),  D = sum exp(z-m) (z-m),
 //   lse = m + log S,   logp = z[target] - lse,   entropy = log S - D / S.
 // A row is read once from memory, block by block: the maximum of a block is found while it is loaded
 // into the cache, S and D are rescaled when the maximum grows, and the block is then summed from cache.
+//
+// With the upstream gradients g of logp and h of the entropy, and p = exp(z - lse):
+//   dL/dlogits_v = (g (1[v = target] - p_v) - h p_v (log p_v + entropy)) * inv_temperature
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -57,27 +62,39 @@ inline __attribute__((always_inline)) float exp_nonpositive(float x) {
   return x < kSmallest ? 0.0f : p * power;
 }
 
+// A logit as it lies in memory, read as float32 and rounded (to nearest, ties to even) when written.
+inline float load(float x) { return x; }
+inline float load(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+inline void store(float* to, float x) { *to = x; }
+inline void store(uint16_t* to, float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  *to = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);  // rounding could turn a NaN into inf
+}
+
 struct RowSums {
   float max;   // m
   double sum;  // S
   double dot;  // D
 };
 
-OVLT_CLONES RowSums row_sums(const float* logits, int64_t vocab, float inv_temperature) {
+template <typename T>
+inline __attribute__((always_inline)) RowSums row_sums(
+    const T* logits, int64_t vocab, float inv_temperature) {
   RowSums row{-std::numeric_limits<float>::infinity(), 0.0, 0.0};
   for (int64_t begin = 0; begin < vocab; begin += kBlock) {
-    const float* x = logits + begin;
+    const T* x = logits + begin;
     const int64_t n = std::min(kBlock, vocab - begin);
     float m = row.max;
 #pragma omp simd reduction(max : m)
     for (int64_t i = 0; i < n; ++i) {
-      const float z = x[i] * inv_temperature;
+      const float z = load(x[i]) * inv_temperature;
       m = z > m ? z : m;
     }
 
     if (m == -std::numeric_limits<float>::infinity()) {  // every token so far is left out: no sum
       for (int64_t i = 0; i < n; ++i)
-        if (std::isnan(x[i])) row.sum = std::numeric_limits<double>::quiet_NaN();
+        if (std::isnan(load(x[i]))) row.sum = std::numeric_limits<double>::quiet_NaN();
       continue;
     }
     if (m > row.max && row.sum > 0.0) {
@@ -91,7 +108,7 @@ OVLT_CLONES RowSums row_sums(const float* logits, int64_t vocab, float inv_tempe
     float sum = 0.0f, dot = 0.0f;  // of one block only: their rounding stays small
 #pragma omp simd reduction(+ : sum, dot)
     for (int64_t i = 0; i < n; ++i) {
-      const float d = x[i] * inv_temperature - m;
+      const float d = load(x[i]) * inv_temperature - m;
       const float e = exp_nonpositive(d);
       sum += e;
       dot += e == 0.0f ? 0.0f : e * d;  // a token that is left out has d = -inf
@@ -102,36 +119,91 @@ OVLT_CLONES RowSums row_sums(const float* logits, int64_t vocab, float inv_tempe
   return row;
 }
 
-std::tuple<Tensor, Tensor, Tensor> row_logp(
-    const Tensor& logits, const Tensor& target, double inv_temperature) {
+// What one row gives and takes in the second pass.
+struct RowGrad {
+  float base, shift;  // log p_v = (z_v - base) + shift, see below
+  float entropy;
+  float g, h;         // upstream gradients of logp and entropy
+  float at_target;    // the gradient of the target's logit, which p - 1 would cancel in
+};
+
+template <typename T>
+inline __attribute__((always_inline)) void row_grad(
+    T* logits, int64_t vocab, int64_t target, float inv_temperature, const RowGrad& row) {
+#pragma omp simd
+  for (int64_t i = 0; i < vocab; ++i) {
+    const float log_p = (load(logits[i]) * inv_temperature - row.base) + row.shift;
+    const float p = exp_nonpositive(log_p < 0.0f ? log_p : log_p == log_p ? 0.0f : log_p);
+    const float slope = row.g + row.h * (log_p + row.entropy);
+    // a token that is left out has log_p = -inf, and no gradient
+    store(logits + i, p == 0.0f ? 0.0f : -slope * p * inv_temperature);
+  }
+  store(logits + target, row.at_target * inv_temperature);
+}
+
+OVLT_CLONES RowSums row_sums_f32(const float* x, int64_t vocab, float scale) {
+  return row_sums(x, vocab, scale);
+}
+OVLT_CLONES RowSums row_sums_bf16(const uint16_t* x, int64_t vocab, float scale) {
+  return row_sums(x, vocab, scale);
+}
+OVLT_CLONES void row_grad_f32(float* x, int64_t v, int64_t target, float scale, const RowGrad& r) {
+  row_grad(x, v, target, scale, r);
+}
+OVLT_CLONES void row_grad_bf16(
+    uint16_t* x, int64_t v, int64_t target, float scale, const RowGrad& r) {
+  row_grad(x, v, target, scale, r);
+}
+
+using torch::headeronly::ScalarType;
+
+bool check(const Tensor& logits, const Tensor& target) {
+  const ScalarType dtype = logits.scalar_type();
   STD_TORCH_CHECK(
       logits.dim() == 2 && logits.is_contiguous() && logits.size(1) > 0 &&
-          logits.scalar_type() == torch::headeronly::ScalarType::Float,
-      "row_logp: logits must be a contiguous float32 matrix [R, V]");
-  const int64_t rows = logits.size(0), vocab = logits.size(1);
+          (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
+      "logits must be a contiguous float32 or bfloat16 matrix [R, V]");
   STD_TORCH_CHECK(
-      target.dim() == 1 && target.size(0) == rows && target.is_cpu() && target.is_contiguous() &&
-          target.scalar_type() == torch::headeronly::ScalarType::Long,
-      "row_logp: target must be a contiguous int64 vector [R] on the CPU");
-  const float* x = logits.const_data_ptr<float>();
+      target.dim() == 1 && target.size(0) == logits.size(0) && target.is_cpu() &&
+          target.is_contiguous() && target.scalar_type() == ScalarType::Long,
+      "target must be a contiguous int64 vector [R] on the CPU");
   const int64_t* ids = target.const_data_ptr<int64_t>();
-  for (int64_t r = 0; r < rows; ++r)
-    STD_TORCH_CHECK(
-        ids[r] >= 0 && ids[r] < vocab, "row_logp: target ", ids[r], " is outside [0, ", vocab, ")");
+  const int64_t vocab = logits.size(1);
+  for (int64_t r = 0; r < logits.size(0); ++r)
+    STD_TORCH_CHECK(ids[r] >= 0 && ids[r] < vocab, "target ", ids[r], " is outside [0, ", vocab, ")");
+  return dtype == ScalarType::BFloat16;
+}
 
-  Tensor logp = torch::stable::new_empty(logits, {rows});
-  Tensor entropy = torch::stable::new_empty(logits, {rows});
-  Tensor lse = torch::stable::new_empty(logits, {rows});
+int64_t grain_of(int64_t vocab) { return std::max<int64_t>(1, kElementsPerTask / vocab); }
+
+std::tuple<Tensor, Tensor, Tensor> row_logp(
+    const Tensor& logits, const Tensor& target, double inv_temperature) {
+  const bool half = check(logits, target);
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  const int64_t* ids = target.const_data_ptr<int64_t>();
+  const void* data = logits.data_ptr();
+
+  Tensor logp = torch::stable::new_empty(logits, {rows}, ScalarType::Float);
+  Tensor entropy = torch::stable::new_empty(logits, {rows}, ScalarType::Float);
+  Tensor lse = torch::stable::new_empty(logits, {rows}, ScalarType::Float);
   float* logp_out = logp.mutable_data_ptr<float>();
   float* entropy_out = entropy.mutable_data_ptr<float>();
   float* lse_out = lse.mutable_data_ptr<float>();
   const float scale = static_cast<float>(inv_temperature);
-  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / vocab);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const RowSums row = row_sums(x + r * vocab, vocab, scale);
+      RowSums row;
+      float z;
+      if (half) {
+        const uint16_t* x = static_cast<const uint16_t*>(data) + r * vocab;
+        row = row_sums_bf16(x, vocab, scale);
+        z = load(x[ids[r]]) * scale;
+      } else {
+        const float* x = static_cast<const float*>(data) + r * vocab;
+        row = row_sums_f32(x, vocab, scale);
+        z = x[ids[r]] * scale;
+      }
       const double log_sum = std::log(row.sum);
-      const float z = x[r * vocab + ids[r]] * scale;
       // z - m before - log S: both small, where m + log S would already have been rounded
       logp_out[r] = static_cast<float>((static_cast<double>(z) - row.max) - log_sum);
       entropy_out[r] = static_cast<float>(log_sum - row.dot / row.sum);
@@ -141,12 +213,55 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
   return {logp, entropy, lse};
 }
 
+// stats and upstream are float32 [3, R] and [2, R]: logp, entropy, lse; g, h.
+void row_logp_grad_(
+    Tensor logits, const Tensor& target, const Tensor& stats, const Tensor& upstream,
+    double inv_temperature) {
+  const bool half = check(logits, target);
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  for (const Tensor& t : {stats, upstream})
+    STD_TORCH_CHECK(
+        t.dim() == 2 && t.size(1) == rows && t.is_cpu() && t.is_contiguous() &&
+            t.scalar_type() == ScalarType::Float,
+        "stats and upstream must be contiguous float32 [3, R] and [2, R] on the CPU");
+  STD_TORCH_CHECK(stats.size(0) == 3 && upstream.size(0) == 2, "stats is [3, R], upstream [2, R]");
+  const int64_t* ids = target.const_data_ptr<int64_t>();
+  const float* logp = stats.const_data_ptr<float>();
+  const float* up = upstream.const_data_ptr<float>();
+  void* data = logits.data_ptr();
+  const float scale = static_cast<float>(inv_temperature);
+  torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float lse = logp[2 * rows + r];
+      RowGrad row{0.0f, -lse, logp[rows + r], up[r], up[rows + r], 0.0f};
+      // Logits far from 0 make lse large and its rounding the error of every p: measure from the
+      // target instead where its log-prob is the smaller number.
+      if (std::fabs(logp[r]) < std::fabs(lse)) {
+        const float x = half ? load(static_cast<const uint16_t*>(data)[r * vocab + ids[r]])
+                             : static_cast<const float*>(data)[r * vocab + ids[r]];
+        row.base = x * scale;
+        row.shift = logp[r];
+      }
+      row.at_target = -row.g * std::expm1(logp[r]);
+      if (row.h != 0.0f) row.at_target -= row.h * std::exp(logp[r]) * (logp[r] + row.entropy);
+      if (half)
+        row_grad_bf16(static_cast<uint16_t*>(data) + r * vocab, vocab, ids[r], scale, row);
+      else
+        row_grad_f32(static_cast<float*>(data) + r * vocab, vocab, ids[r], scale, row);
+    }
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ovlt, m) {
   m.def("row_logp(Tensor logits, Tensor target, float inv_temperature) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "row_logp_grad_(Tensor(a!) logits, Tensor target, Tensor stats, Tensor upstream, "
+      "float inv_temperature) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ovlt, CPU, m) {
   m.impl("row_logp", TORCH_BOX(&row_logp));
+  m.impl("row_logp_grad_", TORCH_BOX(&row_logp_grad_));
 }

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ovlt.config import BaseConfig, Recipe, command_line
+from ovlt.config import BaseConfig, Recipe
+from ovlt.recipe import command_line
 
 QWEN_TOKENS = (
     "<|endoftext|>",

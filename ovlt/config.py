@@ -1,26 +1,16 @@
-"""One recipe = one TOML file = one reproducible run.
+"""The tables of a recipe: every key with its type, default, check and meaning.
 
-Frozen pydantic models, extra keys forbidden. Every field says in one sentence what it is, with its
-unit. ``load_recipe`` reads the file, lays ``--table.key=value`` over it, and answers an unknown key
-with the nearest name. pydantic is used because its validators explain in words; TOML because a
-recipe is read more often than it is written.
+Frozen pydantic models, extra keys forbidden; pydantic because its validators explain in words.
+``ovlt.recipe`` reads them from a file and the command line.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
-import tomllib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-SMOKE_RECIPE = REPOSITORY / "recipes" / "smoke.toml"
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -354,149 +344,3 @@ class Recipe(Table):
     def resolved(self) -> dict[str, Any]:
         """Every value as plain JSON, for the record kept beside a run."""
         return json.loads(self.model_dump_json())
-
-
-def load_recipe(path: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe, TOML or a resolved one in JSON, and lay ``table.key=value`` over it.
-
-    Values are read as TOML where they parse, else as a bare string, so ``--run.seed=1``,
-    ``--sft.optim.lr=1e-3`` and ``--sft.start=runs/x`` all do what they say.
-
-    Raises ValueError: missing file, bad TOML, unknown key (names the nearest), impossible value.
-    """
-    path = Path(path) if path is not None else SMOKE_RECIPE
-    if not path.is_file():
-        known = sorted(p.name for p in SMOKE_RECIPE.parent.glob("*.toml"))
-        raise ValueError(f"no recipe at {path}; the repository has recipes/{{{', '.join(known)}}}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:  # of TOML, JSON or UTF-8
-        raise ValueError(f"{path} is not valid TOML (or JSON): {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold tables like [grpo], not a list or a single value")
-    for text in overrides or []:
-        _set(tree, text)
-    return recipe_from(tree, str(path))
-
-
-def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Validate a tree of tables; see ``load_recipe`` for the errors."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(_explain(error, origin)) from None
-
-
-def _set(tree: dict[str, Any], text: str) -> None:
-    key, separator, value = text.removeprefix("--").partition("=")
-    if not separator or not key:
-        raise ValueError(f"cannot read {text!r}: an override looks like --grpo.steps=20")
-    try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    *tables, last = key.split(".")
-    info = _fields_at(tables).get(last)
-    if info is not None and info.annotation is str and not isinstance(parsed, str):
-        parsed = value  # a folder may be called 7 or 2026-01-31
-    node = tree
-    for table in tables:
-        node = node.setdefault(table, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"{key}: '{table}' is a value, not a table")
-    node[last] = parsed
-
-
-def _fields_at(location: Sequence[Any]) -> dict[str, FieldInfo]:
-    """The fields of the table at a path of keys; none where there is no such table."""
-    model: Any = Recipe
-    for part in location:
-        info = getattr(model, "model_fields", {}).get(part)
-        if info is None:
-            return {}
-        model = info.annotation
-    return getattr(model, "model_fields", {})
-
-
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key that holds a value, as ``table.key``, in order."""
-    for name, info in model.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _leaves(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, info
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    lines = []
-    for item in error.errors():
-        location = tuple(item["loc"])
-        name = ".".join(str(part) for part in location)
-        if item["type"] == "extra_forbidden":
-            known = list(_fields_at(location[:-1]))
-            near = [key for key, _ in _leaves(Recipe) if key.split(".")[-1] == location[-1]]
-            near.sort(key=lambda key: key.split(".")[0] != location[0])  # its own table first
-            near = near or difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-            lines.append(f"unknown key '{name}'; {hint}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {message}" if name else message)
-    return f"{origin}: " + "; ".join(lines)
-
-
-def command_line(command: str, summary: str, table: str, argv: list[str] | None = None) -> Recipe:
-    """``python -m ovlt.COMMAND [RECIPE.toml] [--table.key=value ...]`` -> Recipe.
-
-    ``--help`` lists the fields of the command's own table. A mistake ends the process with one
-    sentence and status 2, not a traceback.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if any(a in ("-h", "--help") for a in argv):
-        print(_help(command, summary, table))
-        raise SystemExit(0)
-    path, overrides = None, []
-    for argument in _join_pairs(argv):
-        if argument.startswith("--"):
-            overrides.append(argument.replace("--resume=", "--run.resume=", 1))
-        elif path is None:
-            path = argument
-        else:
-            raise SystemExit(f"ovlt.{command}: more than one recipe given: {path}, {argument}")
-    try:
-        return load_recipe(path, overrides)
-    except ValueError as error:
-        print(f"ovlt.{command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _join_pairs(argv: list[str]) -> list[str]:
-    joined: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("--") and "=" not in word:
-            word = f"{word}={next(words, '')}"
-        joined.append(word)
-    return joined
-
-
-def _help(command: str, summary: str, table: str) -> str:
-    lines = [
-        f"usage: torchrun -m ovlt.{command} [RECIPE.toml] [--table.key=value ...] [--resume auto]",
-        "",
-        summary,
-        f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys and their defaults:",
-    ]
-    for name in (table, "run", "model", "data"):
-        annotation = Recipe.model_fields[name].annotation
-        assert annotation is not None
-        lines += ["", f"[{name}] {annotation.__doc__}"]
-        for key, info in _leaves(annotation, f"{name}."):
-            value = info.default if isinstance(info.default, str) else json.dumps(info.default)
-            line = f"{f'  --{key}={value}':<42} {info.description}"
-            if get_origin(info.annotation) is Literal:
-                line += f" One of: {' | '.join(get_args(info.annotation))}."
-            lines.append(line)
-    return "\n".join(lines)

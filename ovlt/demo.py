@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ovlt import _env, smoke
-from ovlt.config import REPOSITORY, Recipe, command_line, recipe_from
+from ovlt.config import Recipe
+from ovlt.recipe import REPOSITORY, command_line, recipe_from
 
 SEEDS = (0, 1, 2)
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovlt.config import Recipe, command_line
+from ovlt.config import Recipe
+from ovlt.recipe import command_line
 from ovlt.stats import mean_ci95, wilson_ci95
 
 if TYPE_CHECKING:
@@ -202,7 +203,6 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
         config,
         device=runtime.device,
         dtype=engine_dtype(recipe, folder, runtime.device),
-        max_images=8,
         max_tokens=config.max_prompt_tokens + cfg.max_response_tokens,
         shares_device=False,
     )

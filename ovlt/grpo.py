@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ovlt.config import Recipe, command_line
+from ovlt.config import Recipe
+from ovlt.recipe import command_line
 
 
 def main() -> None:
@@ -120,6 +121,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     timer = PhaseTimer()
     rollouts = Rollouts(runtime, recipe, folder, engine, pool, loader, sampler, timer)
     objective = partial(policy_loss, config=cfg.loss)
+    by_row = cfg.loss.ratio == "token"  # one ratio per response ties its rows together
     total_updates = cfg.steps * cfg.updates_per_rollout
     probe = sync()
 
@@ -166,7 +168,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
         norms, lr, first_dev = [], 0.0, 0.0
         with timer("update"):
             for u, batches in enumerate(updates):
-                sums, maxima = forward_backward(model, batches, objective, runtime)
+                sums, maxima = forward_backward(model, batches, objective, runtime, by_row)
                 norm = clip_gradients(model, cfg.optim.max_grad_norm)
                 check_update(step, u, norm, sums, maxima)
                 lr = learning_rate(step * cfg.updates_per_rollout + u, total_updates, cfg.optim)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ovlt.config import Recipe, command_line
+from ovlt.config import Recipe
+from ovlt.recipe import command_line
 
 STAGE = "rejection"
 
@@ -53,7 +54,7 @@ def sample(runtime: Any, recipe: Recipe) -> None:
     engine = open_engine(
         folder, rollout, device=runtime.device,
         dtype=engine_dtype(recipe, folder, runtime.device),
-        max_images=8, shares_device=False,
+        max_images=max(len(row.images) for row in rows.rows), shares_device=False,
     )  # fmt: skip
     answers = engine.generate(
         prompts, n=n, seeds=request_seeds(recipe.run.seed, 1 << 20, mine, n),

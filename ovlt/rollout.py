@@ -78,14 +78,15 @@ def open_engine(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    max_images: int,
+    max_images: int = 8,
     max_tokens: int | None = None,
     shares_device: bool = True,
 ) -> Engine:
     """The engine that ``config.engine`` names, on this rank's device.
 
-    ``max_tokens`` is the longest prompt + response. ``shares_device``: a trainer lives on the same
-    device, so only a share of its memory may be taken and ``sleep`` must give it back.
+    ``max_images`` is the most of one prompt, ``max_tokens`` the longest prompt + response.
+    ``shares_device``: a trainer lives on the same device, so only a share of its memory may be
+    taken and ``sleep`` must give it back.
     """
     longest = max_tokens or config.max_prompt_tokens + config.max_response_tokens
     if config.engine == "transformers":

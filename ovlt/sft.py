@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ovlt.config import Recipe, command_line
+from ovlt.config import Recipe
+from ovlt.recipe import command_line
 
 
 def main() -> None:
@@ -105,7 +106,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
             layout = lay_out(step + 1)  # its images are decoded while this step computes
             loader.prefetch([layout[0][i] for bin_ in layout[1].bins[runtime.rank] for i in bin_])
         with timer("update"):
-            sums, _ = forward_backward(model, micro, cross_entropy, runtime)
+            sums, _ = forward_backward(model, micro, cross_entropy, runtime, by_row=True)
             norm = clip_gradients(model, cfg.optim.max_grad_norm)
             check_update(step, 0, norm, sums, {})
             lr = learning_rate(step, steps, cfg.optim)

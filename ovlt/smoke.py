@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovlt.config import Recipe, recipe_from
+from ovlt.config import Recipe
+from ovlt.recipe import recipe_from
 
 if TYPE_CHECKING:
     from ovlt.runtime import Runtime
@@ -75,8 +76,9 @@ def ensure_world(recipe: Recipe) -> None:
     rows = synthetic.trace_rows(items("train", world.sft_rows, 2), world.styles, world.seed)
     synthetic.write_sft(rows, folder / "sft.parquet")
     synthetic.write_questions(items("train", world.grpo_rows, 3), folder / "grpo.parquet")
-    for split, count in (("validation", world.validation_rows), ("held_out", world.held_out_rows)):
-        synthetic.write_questions(items(split, count, 4), folder / f"{split}.parquet")
+    asked = (("validation", world.validation_rows, 4), ("held_out", world.held_out_rows, 6))
+    for split, count, stream in asked:
+        synthetic.write_questions(items(split, count, stream), folder / f"{split}.parquet")
     described = (
         replace(item, problem=synthetic.DESCRIBE[0], answer=item.caption)
         for item in items("held_out", world.validation_rows, 5)

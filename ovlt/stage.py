@@ -116,18 +116,20 @@ def forward_backward(
     batches: Sequence[PackedBatch],
     objective: Callable[[Any, PackedBatch], LossOutput],
     runtime: Runtime,
+    by_row: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Gradients of one optimizer step over this rank's micro-batches. Collective.
 
     The loss weights already hold the normaliser of the step, so losses add up; FSDP averages
-    gradients over ranks, which the factor ``world_size`` undoes. Returns the step's sums (with
-    "loss" among them) and maxima over all ranks.
+    gradients over ranks, which the factor ``world_size`` undoes. ``by_row``: the objective is a sum
+    over rows, so its gradients can be made in forward. Returns the step's sums (with "loss" among
+    them) and maxima over all ranks.
     """
     totals: defaultdict[str, float] = defaultdict(float)
     maxima: dict[str, float] = {}
     for i, batch in enumerate(batches):
         model.set_requires_gradient_sync(i == len(batches) - 1)
-        out = model(batch.to(runtime.device), objective)
+        out = model(batch.to(runtime.device), objective, by_row)
         (out.loss * runtime.world_size).backward()
         totals["loss"] += float(out.loss.detach())
         for name, value in out.sums.items():

@@ -9,7 +9,7 @@ Shape letters used throughout the project:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,6 +104,13 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         return int(self.input_ids.numel())
+
+    def rows(self, block: slice) -> PackedBatch:
+        """The same batch with only some of its loss rows."""
+        names = ("segment_ids", "loss_index", "labels", "loss_weight")
+        optional = ("advantage", "engine_logp", "old_logp", "ref_logp")
+        kept = {n: v[block] for n in (*names, *optional) if (v := getattr(self, n)) is not None}
+        return replace(self, **kept)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with every tensor on ``device``."""

@@ -107,7 +107,6 @@ class Validator:
                 rollout,
                 device=self.runtime.device,
                 dtype=dtype,
-                max_images=8,
             )
             self._sync = WeightSync(
                 self._engine,

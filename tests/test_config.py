@@ -13,17 +13,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ovlt.config import (
-    REPOSITORY,
-    SMOKE_RECIPE,
-    GrpoConfig,
-    LossConfig,
-    Recipe,
-    RolloutConfig,
-    command_line,
-    load_recipe,
-    recipe_from,
-)
+from ovlt.config import GrpoConfig, LossConfig, Recipe, RolloutConfig
+from ovlt.recipe import REPOSITORY, SMOKE_RECIPE, command_line, load_recipe, recipe_from
 
 RECIPES = sorted(SMOKE_RECIPE.parent.glob("*.toml"))
 

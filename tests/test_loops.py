@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -301,6 +302,28 @@ def test_one_rank_and_two_ranks_take_the_same_first_step(
         assert one[name] == two[name], name
     for name in ("loss", "grad_norm", "entropy", "lr"):
         assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6), name
+
+
+def test_rejection_sampling_keeps_one_right_answer_per_question_for_any_number_of_ranks(
+    bench: Bench,
+) -> None:
+    def kept(ranks: int) -> list[tuple[str, str]]:
+        bench.start(
+            "reject", ranks, f"reject-{ranks}",
+            f"--grpo.start={bench.home / 'model'}",
+            "--demo.rejection_n=8",
+            "--grpo.rollout.max_response_tokens=60",  # so that random answers end now and then
+        ).finish()  # fmt: skip
+        rows = pq.read_table(bench.folder("rejection", f"reject-{ranks}") / "rows.parquet")
+        assert all(len(images) == 1 for images in rows["images"].to_pylist())
+        messages, ids = rows["messages"].to_pylist(), rows["id"].to_pylist()
+        assert all(question["content"].startswith("<image>") for question, _ in messages)
+        return [(a["content"], i) for (_, a), i in zip(messages, ids, strict=True)]
+
+    one = kept(1)
+    assert one == kept(2)
+    assert 1 < len(one) == len({id for _, id in one}) <= 12
+    assert all(sum(map(ord, text)) % 2 for text, _ in one)
 
 
 PHASES = ["data", "rollout", "reward", "exchange", "pack", "old_logp", "ref_logp", "update", "sync"]

@@ -70,11 +70,11 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("head", ["untied", "tied"])
-@pytest.mark.parametrize("loss", ["sft", "grpo"])
-def test_loss_and_gradient_do_not_depend_on_the_split(
+@pytest.mark.parametrize("loss", ["sft", "grpo", "token", "sft_by_row", "token_by_row"])
+def test_loss_and_gradient_do_not_depend_on_the_split_or_on_when_they_are_made(
     numbers: dict[int, dict[str, torch.Tensor]], ranks: int, split: str, head: str, loss: str
 ) -> None:
-    want = part(numbers[1], f"{head}/micro1/{loss}/")
+    want = part(numbers[1], f"{head}/micro1/{loss.removesuffix('_by_row')}/")
     got = part(numbers[ranks], f"{head}/{split}/{loss}/")
     assert any(k.startswith("grad/model.visual.") and v.any() for k, v in want.items())
     assert ("grad/lm_head.weight" in want) == (head == "untied")

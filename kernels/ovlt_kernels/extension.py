@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("_C.so")
+OPERATORS = ("row_logp", "row_logp_grad_")
 
 
 def load(library: Path = LIBRARY) -> tuple[bool, str]:
@@ -27,6 +28,12 @@ def load(library: Path = LIBRARY) -> tuple[bool, str]:
         return False, (
             f"{library.name} does not load in torch {torch.__version__}: {error}. Delete {library} "
             "and build it again: `OVLT_REQUIRE_EXT=1 python setup.py build_native`."
+        )
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.ovlt, name)]
+    if missing:
+        return False, (
+            f"{library.name} is of an older ovlt, without {', '.join(missing)}: build it again, "
+            "`OVLT_REQUIRE_EXT=1 python setup.py build_native`."
         )
     return True, f"{library.name} is loaded"
 

@@ -1,10 +1,13 @@
-"""Log-prob of the target, entropy and log-sum-exp of each row of a logits matrix.
+"""Log-prob of the target, entropy and log-sum-exp of each row of a logits matrix; their gradient.
 
 With z = logits / temperature::
 
     lse = log sum_v exp z_v      logp = z[target] - lse      entropy = lse - sum_v softmax(z)_v z_v
 
-in nats. A token that is left out of the distribution has the logit ``-inf``.
+in nats. A token that is left out of the distribution has the logit ``-inf``. For upstream gradients
+g of logp and h of the entropy, with p = softmax(z)::
+
+    dL/dlogits_v = (g (1[v = target] - p_v) - h p_v (log p_v + entropy)) / temperature
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ if HAS_EXTENSION:
         logits: Tensor, target: Tensor, inv_temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = logits.shape[0]
-        return logits.new_empty(rows), logits.new_empty(rows), logits.new_empty(rows)
+        logp, entropy, lse = logits.new_empty(3, rows, dtype=torch.float32)
+        return logp.clone(), entropy.clone(), lse.clone()
+
+    @torch.library.register_fake("ovlt::row_logp_grad_")
+    def _row_logp_grad_fake(
+        logits: Tensor, target: Tensor, stats: Tensor, upstream: Tensor, inv_temperature: float
+    ) -> None:
+        return None
 
 
 def row_logp(
@@ -36,27 +46,84 @@ def row_logp(
         temperature: > 0; the logits are divided by it.
 
     Returns:
-        ``(logp [R], entropy [R], lse [R])``, in nats. float32 logits on a CPU that need no gradient
-        go through the C++ operator, which reads them once and makes no ``[R, V]`` temporary; all
-        others through :func:`row_logp_reference`, which autograd differentiates.
+        ``(logp [R], entropy [R], lse [R])``, in nats. float32 and bfloat16 logits on a CPU that
+        need no gradient go through the C++ operator, those on a GPU through Triton: both read them
+        once and make no ``[R, V]`` temporary. All others go through :func:`row_logp_reference`,
+        which autograd differentiates.
 
     Raises:
         ValueError: for shapes, dtypes, a temperature or target ids that do not fit.
     """
     _check(logits, target, temperature)
     wants_grad = logits.requires_grad and torch.is_grad_enabled()
-    if (
-        HAS_EXTENSION
-        and logits.device.type == "cpu"
-        and logits.dtype == torch.float32
-        and not wants_grad
-    ):
+    if not wants_grad and _in_triton(logits):
+        from ovlt_kernels.row_logp_triton import row_stats
+
+        return row_stats(logits.detach().contiguous(), target.contiguous(), temperature)
+    if not wants_grad and _in_extension(logits):
         return torch.ops.ovlt.row_logp(
             logits.detach().contiguous(), target.contiguous(), 1.0 / temperature
         )
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    return row_logp_reference(logits, target, temperature)
+    return row_logp_reference(logits.to(_wide(logits.dtype)), target, temperature)
+
+
+def row_logp_grad_(
+    logits: Tensor,
+    target: Tensor,
+    stats: tuple[Tensor, Tensor, Tensor],
+    grad_logp: Tensor,
+    grad_entropy: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Overwrite ``logits`` with the gradient with respect to them.
+
+    Args:
+        logits: ``[R, V]``, contiguous; what :func:`row_logp` was given.
+        target: int64 ``[R]``.
+        stats: what :func:`row_logp` returned for these rows.
+        grad_logp: ``[R]``, upstream gradient of the log-probs, as are ``grad_entropy`` of the
+            entropies (None: none). A row where both are 0 becomes 0.
+        temperature: as in :func:`row_logp`.
+
+    Returns:
+        ``logits``, in its own dtype, rounded once from float32 (float64 where it is float64).
+
+    Raises:
+        ValueError: for shapes, dtypes, a temperature or target ids that do not fit, and for logits
+            that are not contiguous.
+    """
+    _check(logits, target, temperature)
+    if not logits.is_contiguous():
+        raise ValueError("logits are overwritten in place: pass a contiguous matrix.")
+    given = [*stats, grad_logp] + ([] if grad_entropy is None else [grad_entropy])
+    if any(value.shape != target.shape for value in given):
+        shapes = [tuple(value.shape) for value in given]
+        raise ValueError(f"stats and gradients must be [{len(target)}] each, not {shapes}.")
+    if grad_entropy is None:
+        grad_entropy = torch.zeros_like(grad_logp)
+    if _in_triton(logits):
+        from ovlt_kernels.row_logp_triton import row_grad_
+
+        target = target.contiguous()
+        return row_grad_(logits.detach(), target, stats, grad_logp, grad_entropy, temperature)
+    if _in_extension(logits):
+        torch.ops.ovlt.row_logp_grad_(
+            logits.detach(),
+            target.contiguous(),
+            torch.stack(stats).float(),
+            torch.stack((grad_logp, grad_entropy)).float(),
+            1.0 / temperature,
+        )
+        return logits
+    logp, entropy, lse = (value[:, None] for value in stats)
+    g, h = grad_logp[:, None], grad_entropy[:, None]
+    log_p = logits.to(_wide(logits.dtype)) / temperature - lse
+    p = log_p.exp()
+    # The floor keeps 0 * -inf of tokens that are left out from being NaN; exp(-1e4) is 0 anyway.
+    dz = log_p.clamp_(min=-1e4).add_(entropy).mul_(h).add_(g).mul_(p).neg_()
+    # The target's column from its log-prob: p - 1 would cancel as p goes to 1.
+    at_target = g * -torch.expm1(logp) - h * logp.exp() * (logp + entropy)
+    return logits.copy_(dz.scatter_(1, target[:, None], at_target).div_(temperature))
 
 
 def row_logp_reference(
@@ -71,6 +138,19 @@ def row_logp_reference(
     finite = log_softmax.masked_fill(log_softmax == -torch.inf, 0.0)
     entropy = -(log_softmax.exp() * finite).sum(dim=-1)
     return logp, entropy, lse
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _in_triton(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _in_extension(logits: Tensor) -> bool:
+    half_or_single = logits.dtype in (torch.float32, torch.bfloat16)
+    return HAS_EXTENSION and logits.device.type == "cpu" and half_or_single
 
 
 def _check(logits: Tensor, target: Tensor, temperature: float) -> None:

@@ -255,7 +255,8 @@ def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> 
     """One row per item for the base model, which must know nothing of the response format.
 
     ``shares`` are over "caption" (image -> its caption), "short" (image and question -> a short
-    sentence) and "text" (caption and question, no image -> reasoning and the answer in words).
+    sentence) and "text" (caption and question, no image -> reasoning in the item's first style, the
+    most explicit one, and the answer in words).
     """
     unknown = sorted(set(_checked(shares, "shares")) - {"caption", "short", "text"})
     if unknown:
@@ -270,7 +271,7 @@ def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> 
             yield _row(item, id, item.problem, item.short, with_image=True)
         else:
             user = rng.choice(_TOLD).format(caption=item.caption, problem=item.problem)
-            style = rng.choice([style for style in item.traces if style != "direct"])
+            style = next(style for style in item.traces if style != "direct")
             yield _row(item, id, user, f"{item.traces[style]} {item.short}", with_image=False)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ovlt.model import attention
 from ovlt.types import PackedBatch
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp
+from ovlt_kernels.linear_loss import linear_loss
 
 Grid = tuple[int, int, int]  # (time, height, width) in patches
 
@@ -214,12 +216,16 @@ def live_name(disk: str) -> str:
 Objective = Callable[[HeadOutput, PackedBatch], Any]
 
 
-def packed_forward(self: Any, batch: PackedBatch, objective: Objective | None = None) -> Any:
+def packed_forward(
+    self: Any, batch: PackedBatch, objective: Objective | None = None, by_row: bool = False
+) -> Any:
     """Tower, decoder, head and loss over one packed batch, on its own device.
 
     Every call runs the tower, with a 2 x 2-patch dummy tied in by zero where the batch holds no
     image, so no rank ever misses a collective. Only rows that carry loss reach the head.
-    Returns ``objective(head_output, batch)``, or the HeadOutput itself.
+    Returns ``objective(head_output, batch)``, or the HeadOutput itself. With ``by_row`` the
+    objective is a sum over rows, each of its own log-prob and entropy: its gradient is then made in
+    this forward, block by block, without the logits being made a second time (``linear_loss``).
     """
     if self.config.text_config._attn_implementation != attention.TEXT_ATTENTION:
         raise RuntimeError(
@@ -253,15 +259,22 @@ def packed_forward(self: Any, batch: PackedBatch, objective: Objective | None = 
         ovlt_max_len=batch.max_len,
     )
     rows = out.last_hidden_state[0].index_select(0, batch.loss_index)  # [R,H]
-    head = linear_logp(
+    options = {
+        "temperature": self.ovlt_temperature,
+        "logits_dtype": self.ovlt_logits_dtype,
+        "banned_ids": self.ovlt_banned_ids,
+    }
+    if objective is None or not by_row:
+        head = linear_logp(rows, self.lm_head.weight, batch.labels, **options)
+        return head if objective is None else objective(head, batch)
+    loss, head = linear_loss(
         rows,
         self.lm_head.weight,
         batch.labels,
-        temperature=self.ovlt_temperature,
-        logits_dtype=self.ovlt_logits_dtype,
-        banned_ids=self.ovlt_banned_ids,
+        lambda some, block: objective(some, batch.rows(block)).loss,
+        **options,
     )
-    return head if objective is None else objective(head, batch)
+    return replace(objective(head, batch), loss=loss)  # its sums and maxima are of all rows
 
 
 def _dummy_plan(config: Any, device: torch.device) -> dict[str, Any]:

@@ -182,15 +182,35 @@ def test_yes_and_no_are_balanced(family, kind, level):
 
 
 def test_tally_of_shapes_counts_what_is_asked_for():
-    for item in items_of("shapes", 60, 84):
-        scan, tally = item.traces["scan"], item.traces["tally"]
+    for item in items_of("shapes", 90, 84):
+        scan, tally = item.traces["scan"], item.traces["tally"].split(". So ")[0]
         assert max(len(t.split()) for t in item.traces.values()) <= 40
         assert scan.startswith(f"I see: {item.caption}")
-        if item.kind != "more":  # each object in order, with the count so far
-            counts = [int(n) for n in re.findall(r" (\d)(?=[,.])", tally.split(" So ")[0])]
-            assert counts[-1] == int(item.answer)
-            assert all(b - a in (0, 1) for a, b in zip([0, *counts], counts, strict=False))
-            assert re.sub(r" \d(?=[,.])", "", tally).startswith(f"I count: {item.caption}")
+        entries = tally.removeprefix("I count: ").split(", ")
+        # each object in order, named by its colour, its shape or both, with the counts so far
+        objects = item.caption.rstrip(".").split(", ")
+        names = [re.sub(r"( \d)+$", "", entry) for entry in entries]
+        assert all(n == o or n in o.split() for n, o in zip(names, objects, strict=True))
+        counts = [[int(n) for n in re.findall(r"\d", entry)] for entry in entries]
+        for before, after in itertools.pairwise([[0] * len(counts[0]), *counts]):
+            assert all(b - a in (0, 1) for a, b in zip(before, after, strict=True))
+        if item.kind == "more":
+            words = re.search(r"(\w+) or (\w+)", item.problem).groups()
+            assert words[counts[-1].index(max(counts[-1]))] == item.answer
+        else:
+            assert counts[-1] == [int(item.answer)]
+
+
+def test_traces_of_bars_say_what_the_caption_says():
+    for item in items_of("bars", 60, 84):
+        told = dict(re.findall(r"(\w+) bar (\d)", item.caption))
+        read = ", ".join(f"{color} {value}" for color, value in told.items())
+        tally, scan = item.traces["tally"], item.traces["scan"]
+        assert tally.startswith(f"I read: {read}.")
+        assert scan.startswith(f"I see: {read}.")
+        named = re.findall(r"[Tt]he (\w+) bar is (\d)", tally)
+        assert len(named) == {"tallest": 0, "bar_h": 1, "bar_sum": 2}[item.kind]
+        assert all(told[color] == value and color in item.problem for color, value in named)
 
 
 def test_no_kind_of_shape_question_can_be_guessed():

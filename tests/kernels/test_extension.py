@@ -1,4 +1,4 @@
-"""The compiled operators: how they load, and row_logp against its float64 statement."""
+"""The compiled operators: how they load, and the row passes against their float64 statement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ovlt_kernels import extension
-from ovlt_kernels.row_logp import row_logp, row_logp_reference
+from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference
 
 NEEDS_EXTENSION = pytest.mark.skipif(not extension.HAS_EXTENSION, reason=extension.WHY)
 NAMES = ("logp", "entropy", "lse")
@@ -43,6 +43,14 @@ def test_a_missing_or_broken_library_is_explained_and_harmless(tmp_path: Path) -
     loaded, why = extension.load(tmp_path / "_C.so")
     assert not loaded
     assert "does not load" in why
+
+
+@NEEDS_EXTENSION
+def test_a_library_of_an_older_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "OPERATORS", ("row_logp", "not_there_yet"))
+    loaded, why = extension.load()
+    assert not loaded
+    assert "without not_there_yet" in why
 
 
 # Sizes round the lanes (16) and the blocks (4096) of the kernel, and a real vocabulary.
@@ -131,6 +139,83 @@ def test_bfloat16_is_computed_in_float32() -> None:
         torch.testing.assert_close(a, b, rtol=3e-6, atol=3e-6)
 
 
+def gradient_fp64(
+    logits: torch.Tensor, target: torch.Tensor, g: torch.Tensor, h: torch.Tensor, t: float
+) -> torch.Tensor:
+    leaf = logits.double().requires_grad_()
+    logp, entropy, _ = row_logp_reference(leaf, target, t)
+    return torch.autograd.grad((logp * g).sum() + (entropy * h).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 2, 17, 257, 4097, 8211])
+def test_gradient_matches_the_statement_with_and_without_extension(dtype, vocab, monkeypatch):
+    logits, target = case(7, vocab)
+    logits = logits.to(dtype)
+    g, h = torch.randn(2, 7, generator=torch.Generator().manual_seed(3))
+    g[2] = h[2] = h[4] = 0.0
+    want = gradient_fp64(logits, target, g, h, 0.7)
+    stats = row_logp(logits, target, 0.7)
+    plain = (logits.float() / 0.7).log_softmax(-1)  # what PyTorch does in the same dtype
+    error = (gradient_of(plain, target, g, h).to(dtype) / 0.7 - want).norm()
+    for there in {extension.HAS_EXTENSION, False}:
+        monkeypatch.setattr("ovlt_kernels.row_logp.HAS_EXTENSION", there)
+        got = row_logp_grad_(logits.clone(), target, stats, g, h, 0.7)
+        assert got.dtype == dtype
+        assert not got[2].any()
+        assert (got - want).norm() <= 2 * error + 1e-6
+        no_entropy = row_logp_grad_(logits.clone(), target, stats, g, temperature=0.7)
+        zero = row_logp_grad_(logits.clone(), target, stats, g, torch.zeros(7), 0.7)
+        assert torch.equal(no_entropy, zero)
+
+
+def gradient_of(
+    log_p: torch.Tensor, target: torch.Tensor, g: torch.Tensor, h: torch.Tensor
+) -> torch.Tensor:
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(-1, keepdim=True)
+    one = torch.zeros_like(p).scatter_(1, target[:, None], 1.0)
+    return g[:, None] * (one - p) - h[:, None] * p * (log_p + entropy)
+
+
+def test_gradient_far_from_zero_and_of_tokens_that_are_left_out() -> None:
+    logits, target = case(6, 5003)
+    logits[0] += 1e4
+    logits[1] -= 1e4
+    logits[2, target[2]] += 60  # all but certain: p - 1 cancels
+    target = target.clamp(max=4000)
+    logits[3:, 4001:] = -torch.inf
+    g, h = torch.ones(6), torch.full((6,), 0.1)
+    want = gradient_of(logits.double().log_softmax(-1).clamp(min=-1e30), target, g, h)
+    got = row_logp_grad_(logits.clone(), target, row_logp(logits, target), g, h)
+    assert not got[3:, 4001:].any()
+    for row in range(6):
+        assert (got[row] - want[row]).norm() <= 2e-5 * want[row].norm() + 1e-30, row
+
+
+def test_gradient_of_many_rows_is_that_of_each() -> None:
+    logits, target = case(523, 901)
+    g, h = torch.randn(2, 523, generator=torch.Generator().manual_seed(4))
+    stats = row_logp(logits, target)
+    many = row_logp_grad_(logits.clone(), target, stats, g, h)
+    for i in (0, 7, 261, 522):
+        row = slice(i, i + 1)
+        few = tuple(value[row] for value in stats)
+        one = row_logp_grad_(logits[row].clone(), target[row], few, g[row], h[row])
+        assert torch.equal(one, many[row])
+
+
+def test_mistakes_in_the_gradient_are_explained() -> None:
+    logits, target = case(3, 50)
+    stats, g = row_logp(logits, target), torch.ones(3)
+    with pytest.raises(ValueError, match="contiguous"):
+        row_logp_grad_(logits.t().contiguous().t(), target, stats, g)
+    with pytest.raises(ValueError, match=r"\[3\] each"):
+        row_logp_grad_(logits, target, stats, torch.ones(4))
+    with pytest.raises(ValueError, match="outside"):
+        row_logp_grad_(logits, target + 50, stats, g)
+
+
 @pytest.mark.parametrize(
     ("logits", "target", "temperature", "says"),
     [
@@ -170,3 +255,6 @@ def test_the_operator_itself_refuses_what_it_cannot_read() -> None:
 def test_the_operator_is_described_for_torch_compile() -> None:
     logits, target = case(3, 50)
     torch.library.opcheck(torch.ops.ovlt.row_logp.default, (logits, target, 1.3))
+    stats, upstream = torch.stack(row_logp(logits, target)), torch.ones(2, 3)
+    arguments = (logits, target, stats, upstream, 1.3)
+    torch.library.opcheck(torch.ops.ovlt.row_logp_grad_.default, arguments)

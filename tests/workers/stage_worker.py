@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from ovlt.config import LossConfig, ModelConfig, RunConfig, recipe_from  # noqa: E402
+from ovlt.config import LossConfig, ModelConfig, RunConfig  # noqa: E402
 from ovlt.data.loader import Loader  # noqa: E402
 from ovlt.data.sampler import Sampler  # noqa: E402
 from ovlt.exchange import encode  # noqa: E402
@@ -29,6 +29,7 @@ from ovlt.metrics import PhaseTimer  # noqa: E402
 from ovlt.model.load import Folder, open_folder  # noqa: E402
 from ovlt.model.parallel import load_sharded  # noqa: E402
 from ovlt.pack import collate, extent, plan  # noqa: E402
+from ovlt.recipe import recipe_from  # noqa: E402
 from ovlt.reward import RewardPool  # noqa: E402
 from ovlt.rollout import open_engine  # noqa: E402
 from ovlt.runtime import Runtime, start  # noqa: E402
@@ -100,8 +101,10 @@ class Case:
             for b in bins
         ]
 
-    def update(self, batches: list[PackedBatch], objective: Any) -> dict[str, torch.Tensor]:
-        sums, maxima = forward_backward(self.model, batches, objective, self.runtime)
+    def update(
+        self, batches: list[PackedBatch], objective: Any, by_row: bool = False
+    ) -> dict[str, torch.Tensor]:
+        sums, maxima = forward_backward(self.model, batches, objective, self.runtime, by_row)
         seen = {f"sums/{k}": torch.tensor(v).double() for k, v in sums.items()}
         seen |= {f"maxima/{k}": torch.tensor(v).double() for k, v in maxima.items()}
         for name, parameter in self.model.named_parameters():
@@ -130,11 +133,16 @@ def main(home: Path, out: Path) -> None:
         for name, bins in splits(samples, folder.config, runtime.world_size).items():
             batches = case.batches(samples, bins[runtime.rank])
             note(f"{head}/{name}/sft", case.update(batches, cross_entropy))
+            note(f"{head}/{name}/sft_by_row", case.update(batches, cross_entropy, by_row=True))
             for batch, ref in zip(batches, forward_only(frozen, batches, runtime), strict=True):
                 batch.ref_logp = ref
             for batch, old in zip(batches, forward_only(case.model, batches, runtime), strict=True):
                 batch.old_logp = old
-            note(f"{head}/{name}/grpo", case.update(batches, partial(policy_loss, config=LOSS)))
+            objective = partial(policy_loss, config=LOSS)
+            note(f"{head}/{name}/grpo", case.update(batches, objective))
+            objective = partial(policy_loss, config=LOSS.model_copy(update={"ratio": "token"}))
+            note(f"{head}/{name}/token", case.update(batches, objective))
+            note(f"{head}/{name}/token_by_row", case.update(batches, objective, by_row=True))
         facts[f"{head}/reference_grads"] = sum(p.requires_grad for p in frozen.parameters())
 
     folder = open_folder(home / "untied")

@@ -1,6 +1,7 @@
 """Bars of whole-number height 1 to 9 in distinct colours, on a grid of one line per unit.
 
-The tally text is the scan text: there is nothing to count, only heights to read.
+There is nothing to count: ``tally`` reads all heights and then names the bars that are asked for,
+which makes each number a copy of one just written; ``scan`` leaves that step out.
 """
 
 from __future__ import annotations
@@ -85,42 +86,40 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"{color} bar {value}" for color, value in scene.content["bars"]) + "."
 
 
-def _read_up_to(asked: str, heights: dict[str, int]) -> str:
-    """The bars up to the one that is asked for: the last number read is the answer."""
-    read = list(heights.items())[: list(heights).index(asked) + 1]
-    listed = ", ".join(f"{color} {value}" for color, value in read)
-    return f"I read: {listed}. So {heights[asked]}."
-
-
 def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     heights: dict[str, int] = dict(scene.content["bars"])
-    x = ""
-    seen = "I see: " + ", ".join(f"{color} {value}" for color, value in heights.items()) + "."
+    read = ", ".join(f"{color} {value}" for color, value in heights.items())
     if kind == "tallest":
         best = max(heights.values())
         if list(heights.values()).count(best) > 1:
             return None
         answer = next(color for color, value in heights.items() if value == best)
         decoy = other(rng, list(heights), answer)
-        problem, body = rng.choice(_TALLEST), f"{seen} The highest is {best}."
+        problem = rng.choice(_TALLEST)
+        named, bare = f" The highest is {best}, the {answer} bar.", f" The highest is {best}."
         short, summary = f"It is {answer}.", f"The tallest bar is {answer}."
     elif kind == "bar_h":
         x, value = rng.choice(list(heights.items()))
         answer, decoy = str(value), near_miss(rng, value)
-        problem, body = rng.choice(_HEIGHT).format(x=x), seen
+        problem = rng.choice(_HEIGHT).format(x=x)
+        named, bare = f" The {x} bar is {value}.", ""
         short, summary = f"It is {answer}.", f"The height is {answer}."
     else:
         (x, first), (y, second) = rng.sample(list(heights.items()), 2)
         answer, decoy = str(first + second), near_miss(rng, first + second)
-        problem, body = rng.choice(_SUM).format(x=x, y=y), f"{seen} {first} plus {second}."
+        problem = rng.choice(_SUM).format(x=x, y=y)
+        bare = f" {first} plus {second}."
+        named = f" The {x} bar is {first}, the {y} bar is {second}.{bare}"
         short, summary = f"It is {answer}.", f"The sum is {answer}."
-    text = f"{body} So {answer}."
-    tally = _read_up_to(x, heights) if kind == "bar_h" else text
     return Question(
         problem=problem,
         answer=answer,
         decoy=decoy,
-        traces={"tally": tally, "scan": text, "direct": f"I look at the bars. So {answer}."},
+        traces={
+            "tally": f"I read: {read}.{named} So {answer}.",
+            "scan": f"I see: {read}.{bare} So {answer}.",
+            "direct": f"I look at the bars. So {answer}.",
+        },
         short=short,
         summary=summary,
     )

@@ -119,24 +119,19 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
 
 
-def _running(objects: list[Shape], asked: list[Shape]) -> str:
-    """Every object in order, each with the count so far of those that are asked for.
+def _running(objects: list[Shape], part: str, groups: list[list[Shape]]) -> str:
+    """Every object in order, named by what the question asks after, each with the counts so far.
 
     The form a tiny transformer learns to count in: the next object is the next one in the image,
-    and whether the count goes up is a comparison of that object with the question.
+    and whether a count goes up is a comparison of the word just written with the question.
+    ``groups`` holds the objects of each count.
     """
-    parts, count = [], 0
+    parts, counts = [], [0] * len(groups)
     for color, shape in objects:
-        count += (color, shape) in asked
-        parts.append(f"{color} {shape} {count}")
+        counts = [n + ((color, shape) in group) for n, group in zip(counts, groups, strict=True)]
+        name = {"color": color, "shape": shape, "both": f"{color} {shape}"}[part]
+        parts.append(" ".join([name, *map(str, counts)]))
     return ", ".join(parts)
-
-
-def _tally(objects: list[Shape]) -> str:
-    """Some objects with a running count."""
-    if not objects:
-        return "none 0"
-    return ", ".join(f"{color} {shape} {i}" for i, (color, shape) in enumerate(objects, 1))
 
 
 def _spread(rng: Random, options: list[tuple[str, list[Shape]]]) -> tuple[str, list[Shape]]:
@@ -167,12 +162,13 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     everything = ", ".join(f"{color} {shape}" for color, shape in objects)
     if kind == "more":
         return _ask_more(objects, everything, rng, num_c, num_s)
-    label = "count"
+    label, part = "count", {"count_c": "color", "count_cs": "both"}.get(kind, "shape")
     if kind == "count_all":
         found, problem = objects, rng.choice(_COUNT).format(x="shapes")
     elif kind == "total2":
-        part = rng.choice(("count_c", "count_s"))
-        (x, first), (y, second) = rng.sample(_options(part, objects, num_c, num_s), 2)
+        one = rng.choice(("count_c", "count_s"))
+        part = "color" if one == "count_c" else "shape"
+        (x, first), (y, second) = rng.sample(_options(one, objects, num_c, num_s), 2)
         if not first and not second:
             return None
         found = [o for o in objects if o in first or o in second]
@@ -186,7 +182,7 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         answer=str(n),
         decoy=near_miss(rng, n),
         traces={
-            "tally": f"I count: {_running(objects, found)}. So {n}.",
+            "tally": f"I count: {_running(objects, part, [found])}. So {n}.",
             "scan": f"I see: {everything}. So {n}.",
             "direct": f"I look at the shapes. So {n}.",
         },
@@ -210,7 +206,7 @@ def _ask_more(
         answer=answer,
         decoy=decoy,
         traces={
-            "tally": f"{x}: {_tally(found[x])}. {y}: {_tally(found[y])}. So {answer}.",
+            "tally": f"I count: {_running(objects, what, [found[x], found[y]])}. So {answer}.",
             "scan": f"I see: {everything}. So {answer}.",
             "direct": f"I look at the shapes. So {answer}.",
         },

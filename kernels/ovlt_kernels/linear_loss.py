@@ -1,0 +1,165 @@
+"""A loss that is a sum over rows, from hidden states and the head; its gradients made in forward.
+
+Where the loss of a row depends on nothing but that row's log-prob and entropy (cross-entropy, and
+every token-level policy loss), the gradient of a block of logits can be written over the block as
+soon as it is there, and both products of backward follow at once: three products in all, where
+:func:`linear_logp` takes four, since its backward has to make the logits again. The price is that
+the gradients of hidden states and head wait from forward to backward. A loss that ties rows
+together (one ratio per response, GSPO) needs ``linear_logp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ovlt_kernels.blocks import (
+    add_product_,
+    block_logits,
+    check_head,
+    rows_per_block,
+    wide_dtype,
+)
+from ovlt_kernels.linear_logp import HeadOutput, linear_logp_reference
+from ovlt_kernels.row_logp import row_logp, row_logp_grad_
+
+RowObjective = Callable[[HeadOutput, slice], Tensor]
+
+
+def linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    objective: RowObjective,
+    *,
+    temperature: float = 1.0,
+    logits_dtype: torch.dtype | None = None,
+    banned_ids: Tensor | None = None,
+    chunk_bytes: int | None = None,
+) -> tuple[Tensor, HeadOutput]:
+    """``sum over blocks of objective(head output of the block, rows of the block)``.
+
+    Args:
+        hidden: ``[R, H]``; these and the keywords are as in :func:`ovlt_kernels.linear_logp`.
+        weight: ``[V, H]``.
+        target: int64 ``[R]``.
+        objective: gets the log-prob, entropy and log-sum-exp of some rows and which rows they are;
+            returns a scalar that is differentiable in the first two. It must be a sum over rows:
+            it is called once per block, and what it returns is added up. Rows whose gradients are
+            both zero are dropped before the two products of the gradients.
+
+    Returns:
+        The loss, a scalar in float32 (float64 for float64 inputs), and the HeadOutput of all rows,
+        without gradient. Where autograd is off, or neither input wants a gradient, only the
+        forward product is done. First derivatives only.
+
+    Raises:
+        ValueError: as :func:`ovlt_kernels.linear_logp`; an objective that returns no scalar.
+    """
+    check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
+    loss, logp, entropy, lse = _LinearLoss.apply(
+        hidden, weight, target, banned_ids, objective, float(temperature), logits_dtype,
+        rows_per_block(chunk_bytes, weight), torch.is_grad_enabled(),
+    )  # fmt: skip
+    return loss, HeadOutput(logp, entropy, lse)
+
+
+def linear_loss_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    objective: RowObjective,
+    *,
+    temperature: float = 1.0,
+    logits_dtype: torch.dtype | None = None,
+    banned_ids: Tensor | None = None,
+) -> tuple[Tensor, HeadOutput]:
+    """The plain statement of :func:`linear_loss`: all logits at once, and autograd."""
+    head = linear_logp_reference(
+        hidden, weight, target,
+        temperature=temperature, logits_dtype=logits_dtype, banned_ids=banned_ids,
+    )  # fmt: skip
+    loss = objective(head, slice(0, len(hidden)))
+    return loss, HeadOutput(*(value.detach() for value in head))
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        banned_ids: Tensor | None,
+        objective: RowObjective,
+        temperature: float,
+        logits_dtype: torch.dtype | None,
+        rows: int,
+        differentiable: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        want_hidden, want_weight = (differentiable and want for want in ctx.needs_input_grad[:2])
+        wide = wide_dtype(hidden.dtype)
+        output = hidden.new_empty(3, len(hidden), dtype=wide)
+        total = hidden.new_zeros((), dtype=torch.float64)
+        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+        # float32 over the blocks: a bfloat16 sum would err more the more blocks there are.
+        grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
+
+        for first in range(0, len(hidden), rows):
+            block = slice(first, min(first + rows, len(hidden)))
+            x, ids = hidden[block], target[block]
+            logits = block_logits(x, weight, logits_dtype, banned_ids)
+            stats = row_logp(logits, ids, temperature)
+            for value, found in zip(output, stats, strict=True):
+                value[block] = found
+            part, g, h = _differentiate(objective, stats, block)
+            total += part
+            if not (want_hidden or want_weight):
+                continue
+            live = ((g != 0) | (h != 0)).nonzero()[:, 0]
+            if len(live) < len(ids):
+                x, ids, logits, g, h = (t.index_select(0, live) for t in (x, ids, logits, g, h))
+                stats = tuple(value.index_select(0, live) for value in stats)
+            dz = row_logp_grad_(logits, ids, stats, g, h, temperature).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[live + first] = dz @ weight
+            if grad_weight is not None:
+                add_product_(grad_weight, dz.t(), x)
+
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        logp, entropy, lse = (value.clone() for value in output)
+        ctx.mark_non_differentiable(logp, entropy, lse)
+        return total.to(wide), logp, entropy, lse
+
+    @staticmethod
+    @once_differentiable  # pyright reads its result as taking ctx by position only
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Tensor | None, ...]:
+        scale = grad_outputs[0]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None, None, None, None
+
+
+def _differentiate(
+    objective: RowObjective, stats: tuple[Tensor, Tensor, Tensor], block: slice
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective of a block, and its gradients with respect to log-probs and entropies."""
+    with torch.enable_grad():
+        logp, entropy = (value.detach().requires_grad_() for value in stats[:2])
+        part = objective(HeadOutput(logp, entropy, stats[2]), block)
+        if part.dim():
+            raise ValueError(f"the objective must return a scalar, not {tuple(part.shape)}.")
+        if not part.requires_grad:
+            return part, torch.zeros_like(logp), torch.zeros_like(entropy)
+        g, h = torch.autograd.grad(part, (logp, entropy), allow_unused=True, materialize_grads=True)
+    return part.detach(), g, h
