@@ -217,3 +217,6 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
 
 if __name__ == "__main__":
     main()
+    from ovlt.runtime import leave
+
+    leave()

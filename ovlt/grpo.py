@@ -249,3 +249,6 @@ def train(runtime: Any, recipe: Recipe) -> None:
 
 if __name__ == "__main__":
     main()
+    from ovlt.runtime import leave
+
+    leave()

@@ -103,3 +103,6 @@ def sample(runtime: Any, recipe: Recipe) -> None:
 
 if __name__ == "__main__":
     main()
+    from ovlt.runtime import leave
+
+    leave()

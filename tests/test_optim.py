@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ovlt.config import OptimConfig, SftOptimConfig
 from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
+from ovlt.runtime import leave
 
 CONFIG = OptimConfig(lr=0.1, weight_decay=0.5, max_grad_norm=0.3)
 
@@ -158,6 +159,7 @@ def _sharded_rank(rank: int, folder: str) -> None:
             torch.testing.assert_close(mine.full_tensor(), theirs.detach(), rtol=1e-5, atol=1e-6)
     finally:
         dist.destroy_process_group()
+    leave()  # a failure has left by its exception, which mp.spawn reports
 
 
 def test_two_sharded_ranks_step_and_clip_as_one(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 
 from ovlt import checkpoint
 from ovlt.rng import rng_state
+from ovlt.runtime import leave
 
 RECIPE = {"run": {"seed": 3}}
 
@@ -401,3 +402,4 @@ if __name__ == "__main__":
         dist.init_process_group("gloo")
         ranks(Path(sys.argv[1]))
         dist.destroy_process_group()
+    leave()

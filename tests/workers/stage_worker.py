@@ -32,7 +32,7 @@ from ovlt.pack import collate, extent, plan  # noqa: E402
 from ovlt.recipe import recipe_from  # noqa: E402
 from ovlt.reward import RewardPool  # noqa: E402
 from ovlt.rollout import open_engine  # noqa: E402
-from ovlt.runtime import Runtime, start  # noqa: E402
+from ovlt.runtime import Runtime, leave, start  # noqa: E402
 from ovlt.sampling import Rollouts  # noqa: E402
 from ovlt.stage import forward_backward, forward_only  # noqa: E402
 from ovlt.types import PackedBatch, Sample  # noqa: E402
@@ -196,3 +196,4 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave()
