@@ -2,7 +2,7 @@
 // gradient with respect to the logits, written over them in a second pass. float32 or bfloat16 logits,
 // float32 arithmetic.
 //
-// With z = logits * inv_temperature and m = max z:  S = sum exp(z-m),  D = sum exp(z-m) (z-m),
+// With z = logits * inv_temperature (one number for each row) and m = max z:  S = sum exp(z-m),  D = sum exp(z-m) (z-m),
 //   lse = m + log S,   logp = z[target] - lse,   entropy = log S - D / S.
 // A row is read once from memory, block by block: the maximum of a block is found while it is loaded
 // into the cache, S and D are rescaled when the maximum grows, and the block is then summed from cache.
@@ -157,7 +157,7 @@ OVLT_CLONES void row_grad_bf16(
 
 using torch::headeronly::ScalarType;
 
-bool check(const Tensor& logits, const Tensor& target) {
+bool check(const Tensor& logits, const Tensor& target, const Tensor& inv_temperature) {
   const ScalarType dtype = logits.scalar_type();
   STD_TORCH_CHECK(
       logits.dim() == 2 && logits.is_contiguous() && logits.size(1) > 0 &&
@@ -167,6 +167,11 @@ bool check(const Tensor& logits, const Tensor& target) {
       target.dim() == 1 && target.size(0) == logits.size(0) && target.is_cpu() &&
           target.is_contiguous() && target.scalar_type() == ScalarType::Long,
       "target must be a contiguous int64 vector [R] on the CPU");
+  STD_TORCH_CHECK(
+      inv_temperature.dim() == 1 && inv_temperature.size(0) == logits.size(0) &&
+          inv_temperature.is_cpu() && inv_temperature.is_contiguous() &&
+          inv_temperature.scalar_type() == ScalarType::Float,
+      "inv_temperature must be a contiguous float32 vector [R] on the CPU");
   const int64_t* ids = target.const_data_ptr<int64_t>();
   const int64_t vocab = logits.size(1);
   for (int64_t r = 0; r < logits.size(0); ++r)
@@ -177,8 +182,8 @@ bool check(const Tensor& logits, const Tensor& target) {
 int64_t grain_of(int64_t vocab) { return std::max<int64_t>(1, kElementsPerTask / vocab); }
 
 std::tuple<Tensor, Tensor, Tensor> row_logp(
-    const Tensor& logits, const Tensor& target, double inv_temperature) {
-  const bool half = check(logits, target);
+    const Tensor& logits, const Tensor& target, const Tensor& inv_temperature) {
+  const bool half = check(logits, target, inv_temperature);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   const int64_t* ids = target.const_data_ptr<int64_t>();
   const void* data = logits.data_ptr();
@@ -189,9 +194,10 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
   float* logp_out = logp.mutable_data_ptr<float>();
   float* entropy_out = entropy.mutable_data_ptr<float>();
   float* lse_out = lse.mutable_data_ptr<float>();
-  const float scale = static_cast<float>(inv_temperature);
+  const float* scales = inv_temperature.const_data_ptr<float>();
   torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      const float scale = scales[r];
       RowSums row;
       float z;
       if (half) {
@@ -216,8 +222,8 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
 // stats and upstream are float32 [3, R] and [2, R]: logp, entropy, lse; g, h.
 void row_logp_grad_(
     Tensor logits, const Tensor& target, const Tensor& stats, const Tensor& upstream,
-    double inv_temperature) {
-  const bool half = check(logits, target);
+    const Tensor& inv_temperature) {
+  const bool half = check(logits, target, inv_temperature);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   for (const Tensor& t : {stats, upstream})
     STD_TORCH_CHECK(
@@ -229,9 +235,10 @@ void row_logp_grad_(
   const float* logp = stats.const_data_ptr<float>();
   const float* up = upstream.const_data_ptr<float>();
   void* data = logits.data_ptr();
-  const float scale = static_cast<float>(inv_temperature);
+  const float* scales = inv_temperature.const_data_ptr<float>();
   torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      const float scale = scales[r];
       const float lse = logp[2 * rows + r];
       RowGrad row{0.0f, -lse, logp[rows + r], up[r], up[rows + r], 0.0f};
       // Logits far from 0 make lse large and its rounding the error of every p: measure from the
@@ -255,10 +262,10 @@ void row_logp_grad_(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ovlt, m) {
-  m.def("row_logp(Tensor logits, Tensor target, float inv_temperature) -> (Tensor, Tensor, Tensor)");
+  m.def("row_logp(Tensor logits, Tensor target, Tensor inv_temperature) -> (Tensor, Tensor, Tensor)");
   m.def(
       "row_logp_grad_(Tensor(a!) logits, Tensor target, Tensor stats, Tensor upstream, "
-      "float inv_temperature) -> ()");
+      "Tensor inv_temperature) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ovlt, CPU, m) {

@@ -8,6 +8,8 @@ import sys
 import torch
 from torch import Tensor
 
+from ovlt_kernels.row_logp import per_row
+
 LOGITS_DTYPES = (None, torch.bfloat16, torch.float32)
 
 
@@ -43,13 +45,44 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``total += a @ b`` for a float32 ``total``: the gradient of the head, summed over blocks.
 
-    On a GPU nothing is rounded in between. A CPU has no product wider than its inputs, and a
-    float32 one takes four times as long as a bfloat16 one: there each block's product is rounded
-    once, and their sum is float32, so that the error is flat in the number of blocks.
+    On a GPU nothing is rounded in between, and there is no temporary of the size of the head. A CPU
+    has no product wider than its inputs, and a float32 one takes four times as long as a bfloat16
+    one: there each block's product is rounded once, and their sum is float32, so that the error is
+    flat in the number of blocks.
     """
-    if a.dtype == total.dtype or a.is_cuda:
-        return total.add_(product(a, b, total.dtype))
+    if a.dtype == total.dtype:
+        return torch.addmm(total, a, b, out=total)
+    if a.is_cuda:
+        return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     return total.add_(a @ b)
+
+
+def add_gradients_(
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    dz: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+) -> None:
+    """The two products of backward for a block: ``grad_hidden[rows] = dz @ weight`` and
+    ``grad_weight += dz.T @ hidden``; None is a gradient that nobody wants."""
+    dz = dz.to(weight.dtype)
+    if grad_hidden is not None:
+        grad_hidden[rows] = dz @ weight
+    if grad_weight is not None:
+        add_product_(grad_weight, dz.t(), hidden)
+
+
+def keep_rows_(matrix: Tensor, rows: Tensor) -> Tensor:
+    """``matrix[rows]`` for increasing ``rows``, moved to the front of ``matrix`` itself.
+
+    A block of logits is the largest tensor there is, and a copy of most of it would double that.
+    """
+    step = 256
+    for first, some in enumerate(rows.split(step)):
+        matrix[first * step : first * step + len(some)] = matrix.index_select(0, some)
+    return matrix[: len(rows)]
 
 
 def block_logits(
@@ -73,10 +106,11 @@ def check_head(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     logits_dtype: torch.dtype | None,
     banned_ids: Tensor | None,
-) -> None:
+) -> Tensor:
+    """The temperature of each row, float64 ``[R]``, or a ValueError that says what to mend."""
     distributed = sys.modules.get("torch.distributed.tensor")  # its import takes most of a second
     if distributed and any(isinstance(t, distributed.DTensor) for t in (hidden, weight)):
         raise ValueError(
@@ -104,10 +138,6 @@ def check_head(
         raise ValueError(
             f"logits_dtype must be None, torch.bfloat16 or torch.float32, not {logits_dtype}."
         )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(
-            f"temperature must be finite and > 0, not {temperature}: greedy text has no log-prob."
-        )
     if banned_ids is not None and banned_ids.dim() != 1:
         raise ValueError(f"banned_ids must be [B], not {tuple(banned_ids.shape)}.")
     for name, tensor in (("weight", weight), ("target", target), ("banned_ids", banned_ids)):
@@ -116,17 +146,27 @@ def check_head(
     for name, tensor in (("target", target), ("banned_ids", banned_ids)):
         if tensor is not None and tensor.dtype != torch.int64:
             raise ValueError(f"{name} must be int64, not {tensor.dtype}: use {name}.long().")
-    _check_ids(target, banned_ids, len(weight))
+    temperatures = per_row(temperature, hidden)
+    _check_values(target, banned_ids, temperatures, len(weight))
+    return temperatures
 
 
-def _check_ids(target: Tensor, banned_ids: Tensor | None, vocab: int) -> None:
+def _check_values(
+    target: Tensor, banned_ids: Tensor | None, temperature: Tensor, vocab: int
+) -> None:
     outside = ((target < 0) | (target >= vocab)).any()
+    cold = ~((temperature > 0) & (temperature < math.inf))
     banned = unknown = torch.zeros_like(outside)
     if banned_ids is not None:
         banned = torch.isin(target, banned_ids).any()
         unknown = ((banned_ids < 0) | (banned_ids >= vocab)).any()
-    if not (outside | banned | unknown):  # one wait for the device, whatever is wrong
+    if not (outside | cold.any() | banned | unknown):  # one wait for the device, for all of them
         return
+    if cold.any():
+        raise ValueError(
+            f"temperature must be finite and > 0, not {float(temperature[cold][0])}: greedy text "
+            "has no log-prob."
+        )
     if outside:
         raise ValueError(
             f"target holds ids outside [0, {vocab}): pass only the rows that carry loss "

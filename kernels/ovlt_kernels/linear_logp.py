@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ovlt_kernels.blocks import (
-    add_product_,
+    add_gradients_,
     block_logits,
     check_head,
     rows_per_block,
@@ -45,7 +45,7 @@ def linear_logp(
     weight: Tensor,
     target: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logits_dtype: torch.dtype | None = None,
     banned_ids: Tensor | None = None,
     chunk_bytes: int | None = None,
@@ -57,7 +57,8 @@ def linear_logp(
         hidden: ``[R, H]``, floating point; R may be 0.
         weight: ``[V, H]``, dtype and device of ``hidden``.
         target: int64 ``[R]``, each in ``[0, V)``.
-        temperature: > 0; divides the logits in float32, after any rounding, as vLLM does.
+        temperature: > 0; divides the logits in float32, after any rounding, as vLLM does. A number,
+            or a floating tensor ``[R]`` with one for each row; no gradient flows through it.
         logits_dtype: None: the logits as the matmul gives them in the dtype of the inputs;
             bfloat16: rounded to it (the rounding is passed over in backward); float32: not rounded
             even where the inputs are bfloat16. Choose what the sampling engine does.
@@ -76,10 +77,10 @@ def linear_logp(
         ValueError: for shapes, dtypes, devices, ids or a temperature that do not fit, and for a
             DTensor. Checking the ids waits for the device once.
     """
-    check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
+    temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
     rows = rows_per_block(chunk_bytes, weight)
     logp, entropy, lse = _LinearLogp.apply(
-        hidden, weight, target, banned_ids, float(temperature), logits_dtype, rows, entropy_grad
+        hidden, weight, target, banned_ids, temperature, logits_dtype, rows, entropy_grad
     )
     return HeadOutput(logp, entropy, lse)
 
@@ -89,13 +90,13 @@ def linear_logp_reference(
     weight: Tensor,
     target: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logits_dtype: torch.dtype | None = None,
     banned_ids: Tensor | None = None,
     entropy_grad: bool = True,
 ) -> HeadOutput:
     """The plain statement of :func:`linear_logp`: all logits at once, and autograd."""
-    check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
+    temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
     wide = wide_dtype(hidden.dtype)
     if logits_dtype == torch.float32:
         logits = hidden.to(wide) @ weight.to(wide).t()
@@ -119,7 +120,7 @@ class _LinearLogp(torch.autograd.Function):
         weight: Tensor,
         target: Tensor,
         banned_ids: Tensor | None,
-        temperature: float,
+        temperature: Tensor,
         logits_dtype: torch.dtype | None,
         rows: int,
         entropy_grad: bool,
@@ -129,13 +130,13 @@ class _LinearLogp(torch.autograd.Function):
             block = slice(first, first + rows)
             logits = block_logits(hidden[block], weight, logits_dtype, banned_ids)
             for value, found in zip(
-                output, row_logp(logits, target[block], temperature), strict=True
+                output, row_logp(logits, target[block], temperature[block]), strict=True
             ):
                 value[block] = found
         # Apart, so that a small tensor that someone keeps does not hold the other two.
         logp, entropy, lse = (value.clone() for value in output)
-        ctx.save_for_backward(hidden, weight, target, banned_ids, logp, entropy, lse)
-        ctx.temperature, ctx.logits_dtype, ctx.rows = temperature, logits_dtype, rows
+        ctx.save_for_backward(hidden, weight, target, banned_ids, temperature, logp, entropy, lse)
+        ctx.logits_dtype, ctx.rows = logits_dtype, rows
         ctx.mark_non_differentiable(*((lse,) if entropy_grad else (entropy, lse)))
         ctx.set_materialize_grads(False)
         return logp, entropy, lse
@@ -146,7 +147,7 @@ class _LinearLogp(torch.autograd.Function):
         ctx: Any, *grad_outputs: Any
     ) -> tuple[Tensor | None, ...]:
         grad_logp, grad_entropy, _ = grad_outputs  # None where nothing flows back
-        hidden, weight, target, banned_ids, logp, entropy, lse = ctx.saved_tensors
+        hidden, weight, target, banned_ids, temperature, logp, entropy, lse = ctx.saved_tensors
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         wide = logp.dtype
         if grad_logp is None:
@@ -166,12 +167,9 @@ class _LinearLogp(torch.autograd.Function):
                 (logp[block], entropy[block], lse[block]),
                 grad_logp[block],
                 None if grad_entropy is None else grad_entropy[block],
-                ctx.temperature,
-            ).to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[block] = dz @ weight
-            if grad_weight is not None:
-                add_product_(grad_weight, dz.t(), x)
+                temperature[block],
+            )
+            add_gradients_(grad_hidden, grad_weight, dz, x, weight, block)
 
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ovlt_kernels.blocks import (
-    add_product_,
+    add_gradients_,
     block_logits,
     check_head,
+    keep_rows_,
     rows_per_block,
     wide_dtype,
 )
@@ -36,7 +37,7 @@ def linear_loss(
     target: Tensor,
     objective: RowObjective,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logits_dtype: torch.dtype | None = None,
     banned_ids: Tensor | None = None,
     chunk_bytes: int | None = None,
@@ -60,9 +61,9 @@ def linear_loss(
     Raises:
         ValueError: as :func:`ovlt_kernels.linear_logp`; an objective that returns no scalar.
     """
-    check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
+    temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
     loss, logp, entropy, lse = _LinearLoss.apply(
-        hidden, weight, target, banned_ids, objective, float(temperature), logits_dtype,
+        hidden, weight, target, banned_ids, objective, temperature, logits_dtype,
         rows_per_block(chunk_bytes, weight), torch.is_grad_enabled(),
     )  # fmt: skip
     return loss, HeadOutput(logp, entropy, lse)
@@ -74,7 +75,7 @@ def linear_loss_reference(
     target: Tensor,
     objective: RowObjective,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     logits_dtype: torch.dtype | None = None,
     banned_ids: Tensor | None = None,
 ) -> tuple[Tensor, HeadOutput]:
@@ -96,7 +97,7 @@ class _LinearLoss(torch.autograd.Function):
         target: Tensor,
         banned_ids: Tensor | None,
         objective: RowObjective,
-        temperature: float,
+        temperature: Tensor,
         logits_dtype: torch.dtype | None,
         rows: int,
         differentiable: bool,
@@ -111,9 +112,9 @@ class _LinearLoss(torch.autograd.Function):
 
         for first in range(0, len(hidden), rows):
             block = slice(first, min(first + rows, len(hidden)))
-            x, ids = hidden[block], target[block]
+            x, ids, t = hidden[block], target[block], temperature[block]
             logits = block_logits(x, weight, logits_dtype, banned_ids)
-            stats = row_logp(logits, ids, temperature)
+            stats = row_logp(logits, ids, t)
             for value, found in zip(output, stats, strict=True):
                 value[block] = found
             part, g, h = _differentiate(objective, stats, block)
@@ -122,13 +123,11 @@ class _LinearLoss(torch.autograd.Function):
                 continue
             live = ((g != 0) | (h != 0)).nonzero()[:, 0]
             if len(live) < len(ids):
-                x, ids, logits, g, h = (t.index_select(0, live) for t in (x, ids, logits, g, h))
+                logits = keep_rows_(logits, live)
+                x, ids, t, g, h = (value.index_select(0, live) for value in (x, ids, t, g, h))
                 stats = tuple(value.index_select(0, live) for value in stats)
-            dz = row_logp_grad_(logits, ids, stats, g, h, temperature).to(weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[live + first] = dz @ weight
-            if grad_weight is not None:
-                add_product_(grad_weight, dz.t(), x)
+            dz = row_logp_grad_(logits, ids, stats, g, h, t)
+            add_gradients_(grad_hidden, grad_weight, dz, x, weight, live + first)
 
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -145,8 +144,9 @@ class _LinearLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        if grad_weight is not None:  # no float32 temporary of its size
+            rounded = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
+            grad_weight = torch.mul(grad_weight, scale, out=rounded)
         return grad_hidden, grad_weight, None, None, None, None, None, None, None
 
 

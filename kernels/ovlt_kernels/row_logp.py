@@ -21,7 +21,7 @@ if HAS_EXTENSION:
 
     @torch.library.register_fake("ovlt::row_logp")
     def _row_logp_fake(
-        logits: Tensor, target: Tensor, inv_temperature: float
+        logits: Tensor, target: Tensor, inv_temperature: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = logits.shape[0]
         logp, entropy, lse = logits.new_empty(3, rows, dtype=torch.float32)
@@ -29,13 +29,13 @@ if HAS_EXTENSION:
 
     @torch.library.register_fake("ovlt::row_logp_grad_")
     def _row_logp_grad_fake(
-        logits: Tensor, target: Tensor, stats: Tensor, upstream: Tensor, inv_temperature: float
+        logits: Tensor, target: Tensor, stats: Tensor, upstream: Tensor, inv_temperature: Tensor
     ) -> None:
         return None
 
 
 def row_logp(
-    logits: Tensor, target: Tensor, temperature: float = 1.0
+    logits: Tensor, target: Tensor, temperature: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three statistics of each row, float32 (float64 for float64 logits).
 
@@ -43,7 +43,8 @@ def row_logp(
         logits: ``[R, V]``, any floating dtype and device; computed in at least float32.
         target: int64 ``[R]``, on the device of the logits, each in ``[0, V)``. The range is checked
             on a CPU only: on a GPU that would wait for the device, which reports it by itself.
-        temperature: > 0; the logits are divided by it.
+        temperature: > 0; the logits are divided by it. A number, or one for each row: a floating
+            tensor ``[R]``, through which no gradient flows; its values are checked on a CPU only.
 
     Returns:
         ``(logp [R], entropy [R], lse [R])``, in nats. float32 and bfloat16 logits on a CPU that
@@ -54,15 +55,16 @@ def row_logp(
     Raises:
         ValueError: for shapes, dtypes, a temperature or target ids that do not fit.
     """
+    temperature = per_row(temperature, logits)
     _check(logits, target, temperature)
     wants_grad = logits.requires_grad and torch.is_grad_enabled()
     if not wants_grad and _in_triton(logits):
         from ovlt_kernels.row_logp_triton import row_stats
 
-        return row_stats(logits.detach().contiguous(), target.contiguous(), temperature)
+        return row_stats(logits.detach().contiguous(), target.contiguous(), _inverse(temperature))
     if not wants_grad and _in_extension(logits):
         return torch.ops.ovlt.row_logp(
-            logits.detach().contiguous(), target.contiguous(), 1.0 / temperature
+            logits.detach().contiguous(), target.contiguous(), _inverse(temperature)
         )
     return row_logp_reference(logits.to(_wide(logits.dtype)), target, temperature)
 
@@ -73,7 +75,7 @@ def row_logp_grad_(
     stats: tuple[Tensor, Tensor, Tensor],
     grad_logp: Tensor,
     grad_entropy: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
 ) -> Tensor:
     """Overwrite ``logits`` with the gradient with respect to them.
 
@@ -92,6 +94,7 @@ def row_logp_grad_(
         ValueError: for shapes, dtypes, a temperature or target ids that do not fit, and for logits
             that are not contiguous.
     """
+    temperature = per_row(temperature, logits)
     _check(logits, target, temperature)
     if not logits.is_contiguous():
         raise ValueError("logits are overwritten in place: pass a contiguous matrix.")
@@ -104,20 +107,22 @@ def row_logp_grad_(
     if _in_triton(logits):
         from ovlt_kernels.row_logp_triton import row_grad_
 
-        target = target.contiguous()
-        return row_grad_(logits.detach(), target, stats, grad_logp, grad_entropy, temperature)
+        inverse, target = _inverse(temperature), target.contiguous()
+        return row_grad_(logits.detach(), target, stats, grad_logp, grad_entropy, inverse)
     if _in_extension(logits):
         torch.ops.ovlt.row_logp_grad_(
             logits.detach(),
             target.contiguous(),
             torch.stack(stats).float(),
             torch.stack((grad_logp, grad_entropy)).float(),
-            1.0 / temperature,
+            _inverse(temperature),
         )
         return logits
     logp, entropy, lse = (value[:, None] for value in stats)
     g, h = grad_logp[:, None], grad_entropy[:, None]
-    log_p = logits.to(_wide(logits.dtype)) / temperature - lse
+    wide = _wide(logits.dtype)
+    temperature = temperature[:, None].to(wide)
+    log_p = logits.to(wide) / temperature - lse
     p = log_p.exp()
     # The floor keeps 0 * -inf of tokens that are left out from being NaN; exp(-1e4) is 0 anyway.
     dz = log_p.clamp_(min=-1e4).add_(entropy).mul_(h).add_(g).mul_(p).neg_()
@@ -127,10 +132,10 @@ def row_logp_grad_(
 
 
 def row_logp_reference(
-    logits: Tensor, target: Tensor, temperature: float = 1.0
+    logits: Tensor, target: Tensor, temperature: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The plain statement of :func:`row_logp`, in the dtype of the logits, without checks."""
-    z = logits / temperature
+    z = logits / per_row(temperature, logits)[:, None].to(logits.dtype)
     lse = torch.logsumexp(z, dim=-1)
     log_softmax = torch.log_softmax(z, dim=-1)
     logp = log_softmax.gather(-1, target[:, None])[:, 0]
@@ -138,6 +143,30 @@ def row_logp_reference(
     finite = log_softmax.masked_fill(log_softmax == -torch.inf, 0.0)
     entropy = -(log_softmax.exp() * finite).sum(dim=-1)
     return logp, entropy, lse
+
+
+def per_row(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """One temperature for each row of ``like``, float64 ``[R]``: 1 / T is rounded to float32 once.
+
+    Raises:
+        ValueError: for a tensor that is not ``[R]``, not floating, elsewhere, or wants a gradient.
+    """
+    if not isinstance(temperature, Tensor):
+        return like.new_full((1,), temperature, dtype=torch.float64).expand(len(like))
+    if temperature.shape != like.shape[:1] or not temperature.is_floating_point():
+        raise ValueError(
+            f"temperature must be a number, or a floating tensor of one for each of the "
+            f"{len(like)} rows, not {temperature.dtype} {tuple(temperature.shape)}."
+        )
+    if temperature.device != like.device:
+        raise ValueError(f"temperature is on {temperature.device}, the rows are on {like.device}.")
+    if temperature.requires_grad:
+        raise ValueError("no gradient flows through temperature: pass temperature.detach().")
+    return temperature.double()
+
+
+def _inverse(temperature: Tensor) -> Tensor:
+    return temperature.reciprocal().float()  # of an expanded number too, one for each row
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -153,7 +182,7 @@ def _in_extension(logits: Tensor) -> bool:
     return HAS_EXTENSION and logits.device.type == "cpu" and half_or_single
 
 
-def _check(logits: Tensor, target: Tensor, temperature: float) -> None:
+def _check(logits: Tensor, target: Tensor, temperature: Tensor) -> None:
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits must be [R, V] with V > 0, not {tuple(logits.shape)}.")
     if not logits.is_floating_point():
@@ -168,10 +197,14 @@ def _check(logits: Tensor, target: Tensor, temperature: float) -> None:
         raise ValueError(f"target must be int64, not {target.dtype}: use target.long().")
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, logits are on {logits.device}.")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, not {temperature}: greedy has no log-prob.")
     # Not while tracing: reading a value there would break the graph.
     if target.device.type == "cpu" and rows and not torch.compiler.is_compiling():
+        low, high = torch.aminmax(temperature)
+        if not (low > 0 and high < torch.inf):
+            value = float(high if low > 0 else low)
+            raise ValueError(
+                f"temperature must be finite and > 0, not {value}: greedy has no log-prob."
+            )
         low, high = torch.aminmax(target)
         if low < 0 or high >= vocab:
             bad = int(low if low < 0 else high)

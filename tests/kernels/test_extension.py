@@ -65,6 +65,21 @@ def test_row_logp_divides_by_the_temperature(temperature: float) -> None:
     assert_close_to_fp64(*case(7, 1003), temperature)
 
 
+def test_each_row_may_have_its_own_temperature() -> None:
+    logits, target = case(5, 1003)
+    temperature = torch.tensor([0.3, 0.7, 1.0, 1.3, 2.5])
+    got = row_logp(logits, target, temperature)
+    one = [row_logp(logits[i : i + 1], target[i : i + 1], float(temperature[i])) for i in range(5)]
+    for a, b in zip(got, zip(*one, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.cat(b), rtol=1e-6, atol=1e-6)
+    stats, g = row_logp(logits, target, temperature), torch.ones(5)
+    got = row_logp_grad_(logits.clone(), target, stats, g, 0.3 * g, temperature)
+    leaf = logits.double().requires_grad_()
+    logp, entropy, _ = row_logp_reference(leaf, target, temperature)
+    (want,) = torch.autograd.grad((logp + 0.3 * entropy).sum(), leaf)
+    torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=1e-7)
+
+
 def test_row_logp_of_many_rows_runs_over_threads_as_over_one() -> None:
     logits, target = case(523, 901)
     many = row_logp(logits, target)
@@ -228,10 +243,13 @@ def test_mistakes_in_the_gradient_are_explained() -> None:
         (torch.zeros(2, 3), torch.tensor([-100, 0]), 1.0, "the id -100"),
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), 0.0, "temperature"),
         (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), float("nan"), "temperature"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.ones(3), "of the 2 rows"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.ones(2).long(), "floating"),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.tensor([1.0, 0]), "> 0"),
     ],
 )
 def test_mistakes_are_explained(
-    logits: torch.Tensor, target: torch.Tensor, temperature: float, says: str
+    logits: torch.Tensor, target: torch.Tensor, temperature: float | torch.Tensor, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
         row_logp(logits, target, temperature)
@@ -242,19 +260,22 @@ def test_the_operator_itself_refuses_what_it_cannot_read() -> None:
     operator = torch.ops.ovlt.row_logp
     good = torch.zeros(2, 3)
     with pytest.raises(RuntimeError, match="outside"):
-        operator(good, torch.tensor([0, 7]), 1.0)
+        operator(good, torch.tensor([0, 7]), torch.ones(2))
     with pytest.raises(RuntimeError, match="contiguous float32"):
-        operator(good.double(), torch.tensor([0, 1]), 1.0)
+        operator(good.double(), torch.tensor([0, 1]), torch.ones(2))
     with pytest.raises(RuntimeError, match="contiguous float32"):
-        operator(torch.zeros(3, 2).t(), torch.tensor([0, 1]), 1.0)
+        operator(torch.zeros(3, 2).t(), torch.tensor([0, 1]), torch.ones(2))
     with pytest.raises(RuntimeError, match="int64"):
-        operator(good, torch.tensor([0, 1, 1]), 1.0)
+        operator(good, torch.tensor([0, 1, 1]), torch.ones(2))
+    with pytest.raises(RuntimeError, match=r"inv_temperature must be .* \[R\]"):
+        operator(good, torch.tensor([0, 1]), torch.ones(1))
 
 
 @NEEDS_EXTENSION
 def test_the_operator_is_described_for_torch_compile() -> None:
     logits, target = case(3, 50)
-    torch.library.opcheck(torch.ops.ovlt.row_logp.default, (logits, target, 1.3))
+    inverse = torch.tensor([1.3, 1.0, 0.7])
+    torch.library.opcheck(torch.ops.ovlt.row_logp.default, (logits, target, inverse))
     stats, upstream = torch.stack(row_logp(logits, target)), torch.ones(2, 3)
-    arguments = (logits, target, stats, upstream, 1.3)
+    arguments = (logits, target, stats, upstream, inverse)
     torch.library.opcheck(torch.ops.ovlt.row_logp_grad_.default, arguments)

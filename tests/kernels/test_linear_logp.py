@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp, linear_logp_reference
 
+PER_ROW = torch.linspace(0.5, 1.9, R, dtype=torch.float64)
+
 
 def upstream(rows: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -42,11 +44,11 @@ def test_values_are_those_of_the_definition() -> None:
         assert output.entropy[row].item() == pytest.approx(-sum(q * math.log(q) for q in p))
 
 
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.6, 1.0, PER_ROW])
 @pytest.mark.parametrize("banned", [None, [0], [0, 2, 3]])
 @pytest.mark.parametrize("rows_per_chunk", [1, 4, R, 1000])
 def test_matches_the_reference_in_float64(
-    temperature: float, banned: list[int] | None, rows_per_chunk: int
+    temperature: float | Tensor, banned: list[int] | None, rows_per_chunk: int
 ) -> None:
     x, w, target = inputs()
     banned_ids = None if banned is None else torch.tensor(banned)
@@ -286,6 +288,9 @@ def test_mistakes_are_explained() -> None:
         ("banned_ids must be int64", (x, w, target), {"banned_ids": torch.tensor([0.0])}),
         ("temperature", (x, w, target), {"temperature": 0.0}),
         ("temperature", (x, w, target), {"temperature": math.nan}),
+        ("not -1.0", (x, w, target), {"temperature": -PER_ROW / PER_ROW}),
+        ("each of the 13 rows", (x, w, target), {"temperature": PER_ROW[1:]}),
+        ("detach", (x, w, target), {"temperature": torch.ones(R, requires_grad=True)}),
         ("logits_dtype", (x, w, target), {"logits_dtype": torch.float64}),
         ("is on meta", (x, w.to("meta"), target), {}),
     ]

@@ -35,7 +35,7 @@ def run(function, x, w, target, objective, **options):
 
 
 @pytest.mark.parametrize("objective", [clipped, nll])
-@pytest.mark.parametrize("temperature", [0.6, 1.3])
+@pytest.mark.parametrize("temperature", [0.6, torch.linspace(0.5, 1.9, R, dtype=torch.float64)])
 @pytest.mark.parametrize("banned", [None, [0, 2, 3]])
 @pytest.mark.parametrize("rows_per_chunk", [1, 4, 1000])
 def test_matches_the_reference_in_float64(objective, temperature, banned, rows_per_chunk) -> None:

@@ -50,7 +50,10 @@ def make(name: str) -> dict[str, Tensor]:
     if rows > 2:
         g[1] = h[1] = h[2] = 0.0
     values = {"logits": logits.to(dtype), "target": target, "g": g, "h": h}
-    return values | {"temperature": torch.tensor(temperature, dtype=torch.float64)}
+    per_row = torch.full((rows,), temperature, dtype=torch.float64)
+    if name == "odd":
+        per_row[1:] = torch.tensor([0.3, 1.0, 1.7, 2.5])
+    return values | {"temperature": per_row, "inv_temperature": (1 / per_row).float()}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 def statement(case: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Statistics and the gradient of the logits by autograd, computed in ``dtype``."""
     leaf = case["logits"].to(dtype).requires_grad_()
-    t = float(case["temperature"])
+    t = case["temperature"]
     logp, entropy, lse = row_logp_reference(leaf, case["target"], t)
     loss = (logp * case["g"]).sum() + (entropy * case["h"]).sum()
     values = [logp, entropy, lse, torch.autograd.grad(loss, leaf)[0]]
@@ -109,14 +112,14 @@ def test_banned_tokens_and_rows_without_gradient_become_zero(results: dict[str, 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_compiles_for_hopper(dtype: str) -> None:
     """As far as a machine without a GPU can go: down to machine code."""
-    target, rows = {"logits": f"*{dtype}", "target": "*i64"}, {"stride": "i32", "vocab": "i32"}
-    rest = {"inv_temperature": "fp32", "BLOCK": "constexpr"}
-    outputs = dict.fromkeys(("logp", "entropy", "lse"), "*fp32")
+    target = {"logits": f"*{dtype}", "target": "*i64"}
+    rest = {"stride": "i32", "vocab": "i32", "BLOCK": "constexpr"}
+    outputs = dict.fromkeys(("inv_temperature", "logp", "entropy", "lse"), "*fp32")
     for kernel, own in (
         (row_logp_triton._stats_kernel, outputs),
         (row_logp_triton._grad_kernel, {"per_row": "*fp32", "rows": "i32"}),
     ):
-        signature = target | own | rows | rest
+        signature = target | own | rest
         source = ASTSource(kernel, signature, constexprs={(len(signature) - 1,): 4096})
         compiled = triton.compile(source, GPUTarget("cuda", 90, 32), options={"num_warps": 8})
         assert compiled.asm["cubin"]

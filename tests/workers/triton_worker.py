@@ -12,7 +12,7 @@ from ovlt_kernels.row_logp_triton import row_grad_, row_stats
 cases, results = load_file(sys.argv[1]), {}
 for name in {key.split("/")[0] for key in cases}:
     case = {k.split("/")[1]: v for k, v in cases.items() if k.startswith(f"{name}/")}
-    logits, target, t = case["logits"], case["target"], float(case["temperature"])
+    logits, target, t = case["logits"], case["target"], case["inv_temperature"]
     stats = row_stats(logits, target, t)
     results |= {f"{name}/{k}": v for k, v in zip(("logp", "entropy", "lse"), stats, strict=True)}
     results[f"{name}/grad"] = row_grad_(logits.clone(), target, stats, case["g"], case["h"], t)
