@@ -24,6 +24,10 @@ else
   READY := $(VENV)/.ovlt-stamp-$(KIND)-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
 endif
 
+# What `make bench` compares with lies in a folder of its own (requirements/bench.txt says why).
+PEERS := $(VENV)/peers/.$(shell sha256sum requirements/bench.txt | cut -c1-16)
+RESULTS = bench/results/$(shell date -u +%F)-$(KIND).json
+
 # The environment that must be there before Python starts (ovlt/_env.py holds the table).
 RUN = eval "$$($(PY) -m ovlt._env $(DEVICE))"; exec $(PY)
 
@@ -49,14 +53,22 @@ lint: $(READY) ## ruff and basedpyright
 format: $(READY) ## let ruff mend and format the code
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
-bench: $(READY) ## one benchmark for each kernel and stage, written to bench/results/
+bench: export OVLT_PEERS := $(abspath $(VENV))/peers
+bench: $(READY) $(PEERS) ## every kernel against its peers, into bench/results/ and the README
 	@mkdir -p bench/results
-	@$(RUN) -m pytest -q bench --benchmark-only \
-	  --benchmark-json=bench/results/$$(date -u +%F)-$(KIND).json $(ARGS)
+	@$(RUN) -m pytest -q bench --benchmark-only --benchmark-json=$(RESULTS) $(ARGS)
+	@$(PY) bench/table.py $(RESULTS) --readme $(KIND) >/dev/null
+	@echo "wrote $(RESULTS), .md and .svg beside it, and the README's table"
 clean: ## remove what was built; .venv and runs/ stay
 	@rm -rf build dist *.egg-info kernels/ovlt_kernels/_C.so .pytest_cache .ruff_cache
 	@rm -f $(VENV)/.ovlt-stamp-*
 	@find ovlt kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/peers/.%:
+	@rm -rf $(VENV)/peers
+	@$(PY) -m pip --disable-pip-version-check install -q --no-deps --target $(VENV)/peers \
+	  -r requirements/bench.txt
+	@touch $@
 
 $(VENV)/.ovlt-stamp-%:
 	@requirements/install.sh "$(VENV)" "$(PYTHON3)" $(KIND)

@@ -1,30 +1,88 @@
-"""How a benchmark is timed, and where it runs."""
+"""How a benchmark is timed, what memory it takes, and what is written down beside the time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 from ovlt_kernels.extension import WHY
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ROUNDS = 20 if DEVICE.type == "cuda" else 5
 
 
 def timed(benchmark: Any, group: str, run: Callable[[], object], **info: Any) -> None:
-    """Time ``run`` up to the end of its work on the device."""
+    """Time ``run`` up to the end of its work on the device.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        group: what is compared; the table has one part for each.
+        run: the work, on inputs that are there already.
+        info: written into ``extra_info``, with what describes the machine and the peak of memory.
+    """
 
     def whole() -> None:
         run()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
+    whole()  # compiles, tunes, fills caches
     benchmark.group = group
     benchmark.extra_info |= info | {
+        "peak_mib": round(peak_mib(whole), 1),
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "extension": WHY,
     }
-    benchmark.pedantic(whole, rounds=7, iterations=1, warmup_rounds=2)
+    benchmark.pedantic(whole, rounds=ROUNDS, iterations=1, warmup_rounds=1)
+
+
+def peak_mib(run: Callable[[], object]) -> float:
+    """The most memory beyond what there was before; on a CPU of the whole process (VmHWM)."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+    give_back()  # else freed pages that the process keeps would be used again and not be seen
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before = status("VmRSS")
+    run()
+    return (status("VmHWM") - before) / 1024
+
+
+def give_back() -> None:
+    """Let the C library return what is free to the system."""
+    import ctypes
+
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def relative_errors(got: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    """|got - exact| / |exact| of each, Frobenius norms in float64."""
+    return [
+        float((a.detach().double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)
+    ]
+
+
+def short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}[dtype]
+
+
+def absent(why: str) -> None:
+    """Leave a peer out that this machine has not got; the table then has no line for it."""
+    pytest.skip(why)

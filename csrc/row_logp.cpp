@@ -18,8 +18,13 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
+#include <string_view>
 #include <tuple>
+#include <type_traits>
+
+#include "row_avx512.h"
 
 namespace {
 
@@ -27,13 +32,6 @@ using torch::stable::Tensor;
 
 constexpr int64_t kBlock = 4096;               // floats: 16 KiB, half of a first-level cache
 constexpr int64_t kElementsPerTask = 1 << 15;  // below this a second thread costs more than it saves
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-// One baseline binary that still uses the wide registers of the machine it runs on.
-#define OVLT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define OVLT_CLONES
-#endif
 
 // exp(x) for x <= 0, to 2 ulp, in plain arithmetic so that the compiler vectorises the loop round it.
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; the series of exp(r) to r^7 leaves 5e-9.
@@ -73,86 +71,128 @@ inline void store(uint16_t* to, float x) {
 }
 
 struct RowSums {
-  float max;   // m
+  float max;   // of the logits as they lie there
   double sum;  // S
   double dot;  // D
 };
 
+// The plain loops, for every other machine. NaN is passed over by the maximum and met by the sums.
 template <typename T>
-inline __attribute__((always_inline)) RowSums row_sums(
-    const T* logits, int64_t vocab, float inv_temperature) {
-  RowSums row{-std::numeric_limits<float>::infinity(), 0.0, 0.0};
+inline __attribute__((always_inline)) float block_max(const T* x, int64_t n, float m) {
+#pragma omp simd reduction(max : m)
+  for (int64_t i = 0; i < n; ++i) {
+    const float z = load(x[i]);
+    m = z > m ? z : m;
+  }
+  return m;
+}
+
+template <typename T>
+inline __attribute__((always_inline)) void block_sums(
+    const T* x, int64_t n, float scale, float m, double& total, double& weighted) {
+  float sum = 0.0f, dot = 0.0f;  // of one block only: their rounding stays small
+#pragma omp simd reduction(+ : sum, dot)
+  for (int64_t i = 0; i < n; ++i) {
+    const float d = load(x[i]) * scale - m;
+    const float e = exp_nonpositive(d);
+    sum += e;
+    dot += e == 0.0f ? 0.0f : e * d;  // a token that is left out has d = -inf
+  }
+  total += sum;
+  weighted += dot;
+}
+
+template <typename T>
+inline __attribute__((always_inline)) void gradient(
+    T* logits, int64_t vocab, float scale, float base, float shift, float entropy, float g, float h) {
+#pragma omp simd
+  for (int64_t i = 0; i < vocab; ++i) {
+    const float log_p = (load(logits[i]) * scale - base) + shift;
+    const float p = exp_nonpositive(log_p < 0.0f ? log_p : log_p == log_p ? 0.0f : log_p);
+    const float slope = g + h * (log_p + entropy);
+    // a token that is left out has log_p = -inf, and no gradient
+    store(logits + i, p == 0.0f ? 0.0f : -slope * p * scale);
+  }
+}
+
+// The same loops again for the wider registers that a machine may have.
+#define OVLT_LOOPS(name, target)                                                                  \
+  namespace name {                                                                                \
+  template <typename T>                                                                           \
+  target float max(const T* x, int64_t n, float m) {                                              \
+    return block_max(x, n, m);                                                                    \
+  }                                                                                               \
+  template <typename T>                                                                           \
+  target void sums(const T* x, int64_t n, float scale, float m, double& sum, double& dot) {       \
+    block_sums(x, n, scale, m, sum, dot);                                                         \
+  }                                                                                               \
+  template <typename T>                                                                           \
+  target void grad(                                                                               \
+      T* x, int64_t n, float scale, float base, float shift, float entropy, float g, float h) {   \
+    gradient(x, n, scale, base, shift, entropy, g, h);                                            \
+  }                                                                                               \
+  }
+
+OVLT_LOOPS(plain, )
+#ifdef OVLT_AVX512
+OVLT_LOOPS(avx2, __attribute__((target("avx2,fma"))))
+#endif
+
+template <typename T>
+struct Loops {
+  float (*max)(const T*, int64_t, float);
+  void (*sums)(const T*, int64_t, float, float, double&, double&);
+  void (*grad)(T*, int64_t, float, float, float, float, float, float);
+};
+
+// The best that this machine has, or what OVLT_SIMD asks for: avx512, avx2 or plain.
+template <typename T>
+Loops<T> choose() {
+#ifdef OVLT_AVX512
+  const char* asked = std::getenv("OVLT_SIMD");
+  const std::string_view at_most = asked ? asked : "avx512";
+  STD_TORCH_CHECK(
+      at_most == "avx512" || at_most == "avx2" || at_most == "plain",
+      "OVLT_SIMD must be avx512, avx2 or plain, not ", asked);
+  if (at_most == "avx512" && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return {avx512::block_max<T>, avx512::block_sums<T>, avx512::gradient<T>};
+  if (at_most != "plain" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return {avx2::max<T>, avx2::sums<T>, avx2::grad<T>};
+#endif
+  return {plain::max<T>, plain::sums<T>, plain::grad<T>};
+}
+
+template <typename T>
+const Loops<T>& loops() {
+  static const Loops<T> chosen = choose<T>();
+  return chosen;
+}
+
+template <typename T>
+RowSums row_sums(const Loops<T>& use, const T* logits, int64_t vocab, float scale) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  RowSums row{kNone, 0.0, 0.0};
   for (int64_t begin = 0; begin < vocab; begin += kBlock) {
     const T* x = logits + begin;
     const int64_t n = std::min(kBlock, vocab - begin);
-    float m = row.max;
-#pragma omp simd reduction(max : m)
-    for (int64_t i = 0; i < n; ++i) {
-      const float z = load(x[i]) * inv_temperature;
-      m = z > m ? z : m;
-    }
-
-    if (m == -std::numeric_limits<float>::infinity()) {  // every token so far is left out: no sum
+    const float highest = use.max(x, n, row.max);
+    if (highest == kNone) {  // every token so far is left out: no sum
       for (int64_t i = 0; i < n; ++i)
         if (std::isnan(load(x[i]))) row.sum = std::numeric_limits<double>::quiet_NaN();
       continue;
     }
-    if (m > row.max && row.sum > 0.0) {
-      const double step = static_cast<double>(row.max) - m;
+    if (highest > row.max && row.sum > 0.0) {
+      const double step = static_cast<double>(row.max * scale) - highest * scale;
       const double factor = std::exp(step);
       row.dot = factor * (row.dot + step * row.sum);
       row.sum *= factor;
     }
-    row.max = m;
-
-    float sum = 0.0f, dot = 0.0f;  // of one block only: their rounding stays small
-#pragma omp simd reduction(+ : sum, dot)
-    for (int64_t i = 0; i < n; ++i) {
-      const float d = load(x[i]) * inv_temperature - m;
-      const float e = exp_nonpositive(d);
-      sum += e;
-      dot += e == 0.0f ? 0.0f : e * d;  // a token that is left out has d = -inf
-    }
-    row.sum += sum;
-    row.dot += dot;
+    row.max = highest;
+    use.sums(x, n, scale, highest * scale, row.sum, row.dot);
   }
   return row;
-}
-
-// What one row gives and takes in the second pass.
-struct RowGrad {
-  float base, shift;  // log p_v = (z_v - base) + shift, see below
-  float entropy;
-  float g, h;         // upstream gradients of logp and entropy
-  float at_target;    // the gradient of the target's logit, which p - 1 would cancel in
-};
-
-template <typename T>
-inline __attribute__((always_inline)) void row_grad(
-    T* logits, int64_t vocab, int64_t target, float inv_temperature, const RowGrad& row) {
-#pragma omp simd
-  for (int64_t i = 0; i < vocab; ++i) {
-    const float log_p = (load(logits[i]) * inv_temperature - row.base) + row.shift;
-    const float p = exp_nonpositive(log_p < 0.0f ? log_p : log_p == log_p ? 0.0f : log_p);
-    const float slope = row.g + row.h * (log_p + row.entropy);
-    // a token that is left out has log_p = -inf, and no gradient
-    store(logits + i, p == 0.0f ? 0.0f : -slope * p * inv_temperature);
-  }
-  store(logits + target, row.at_target * inv_temperature);
-}
-
-OVLT_CLONES RowSums row_sums_f32(const float* x, int64_t vocab, float scale) {
-  return row_sums(x, vocab, scale);
-}
-OVLT_CLONES RowSums row_sums_bf16(const uint16_t* x, int64_t vocab, float scale) {
-  return row_sums(x, vocab, scale);
-}
-OVLT_CLONES void row_grad_f32(float* x, int64_t v, int64_t target, float scale, const RowGrad& r) {
-  row_grad(x, v, target, scale, r);
-}
-OVLT_CLONES void row_grad_bf16(
-    uint16_t* x, int64_t v, int64_t target, float scale, const RowGrad& r) {
-  row_grad(x, v, target, scale, r);
 }
 
 using torch::headeronly::ScalarType;
@@ -195,27 +235,25 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
   float* entropy_out = entropy.mutable_data_ptr<float>();
   float* lse_out = lse.mutable_data_ptr<float>();
   const float* scales = inv_temperature.const_data_ptr<float>();
-  torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float scale = scales[r];
-      RowSums row;
-      float z;
-      if (half) {
-        const uint16_t* x = static_cast<const uint16_t*>(data) + r * vocab;
-        row = row_sums_bf16(x, vocab, scale);
-        z = load(x[ids[r]]) * scale;
-      } else {
-        const float* x = static_cast<const float*>(data) + r * vocab;
-        row = row_sums_f32(x, vocab, scale);
-        z = x[ids[r]] * scale;
+  const auto pass = [&](const auto* x) {
+    const auto& use = loops<std::remove_cv_t<std::remove_pointer_t<decltype(x)>>>();
+    torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const float scale = scales[r];
+        const RowSums row = row_sums(use, x + r * vocab, vocab, scale);
+        const double max = row.max * scale, log_sum = std::log(row.sum);
+        const float z = load(x[r * vocab + ids[r]]) * scale;
+        // z - max before - log S: both small, where max + log S would already have been rounded
+        logp_out[r] = static_cast<float>((z - max) - log_sum);
+        entropy_out[r] = static_cast<float>(log_sum - row.dot / row.sum);
+        lse_out[r] = static_cast<float>(max + log_sum);
       }
-      const double log_sum = std::log(row.sum);
-      // z - m before - log S: both small, where m + log S would already have been rounded
-      logp_out[r] = static_cast<float>((static_cast<double>(z) - row.max) - log_sum);
-      entropy_out[r] = static_cast<float>(log_sum - row.dot / row.sum);
-      lse_out[r] = static_cast<float>(row.max + log_sum);
-    }
-  });
+    });
+  };
+  if (half)
+    pass(static_cast<const uint16_t*>(data));
+  else
+    pass(static_cast<const float*>(data));
   return {logp, entropy, lse};
 }
 
@@ -236,27 +274,29 @@ void row_logp_grad_(
   const float* up = upstream.const_data_ptr<float>();
   void* data = logits.data_ptr();
   const float* scales = inv_temperature.const_data_ptr<float>();
-  torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float scale = scales[r];
-      const float lse = logp[2 * rows + r];
-      RowGrad row{0.0f, -lse, logp[rows + r], up[r], up[rows + r], 0.0f};
-      // Logits far from 0 make lse large and its rounding the error of every p: measure from the
-      // target instead where its log-prob is the smaller number.
-      if (std::fabs(logp[r]) < std::fabs(lse)) {
-        const float x = half ? load(static_cast<const uint16_t*>(data)[r * vocab + ids[r]])
-                             : static_cast<const float*>(data)[r * vocab + ids[r]];
-        row.base = x * scale;
-        row.shift = logp[r];
+  const auto pass = [&](auto* x) {
+    const auto& use = loops<std::remove_pointer_t<decltype(x)>>();
+    torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        auto* row = x + r * vocab;
+        const float lp = logp[r], entropy = logp[rows + r], lse = logp[2 * rows + r];
+        const float g = up[r], h = up[rows + r], scale = scales[r];
+        // Logits far from 0 make lse large and its rounding the error of every p: measure from the
+        // target instead where its log-prob is the smaller number. log p_v = (z_v - base) + shift.
+        const bool near = std::fabs(lp) < std::fabs(lse);
+        const float base = near ? load(row[ids[r]]) * scale : 0.0f;
+        // The target's own gradient from its log-prob: p - 1 would cancel.
+        float at_target = -g * std::expm1(lp);
+        if (h != 0.0f) at_target -= h * std::exp(lp) * (lp + entropy);
+        use.grad(row, vocab, scale, base, near ? lp : -lse, entropy, g, h);
+        store(row + ids[r], at_target * scale);
       }
-      row.at_target = -row.g * std::expm1(logp[r]);
-      if (row.h != 0.0f) row.at_target -= row.h * std::exp(logp[r]) * (logp[r] + row.entropy);
-      if (half)
-        row_grad_bf16(static_cast<uint16_t*>(data) + r * vocab, vocab, ids[r], scale, row);
-      else
-        row_grad_f32(static_cast<float*>(data) + r * vocab, vocab, ids[r], scale, row);
-    }
-  });
+    });
+  };
+  if (half)
+    pass(static_cast<uint16_t*>(data));
+  else
+    pass(static_cast<float*>(data));
 }
 
 }  // namespace

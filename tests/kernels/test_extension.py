@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ovlt_kernels import extension
 from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference
@@ -78,6 +82,48 @@ def test_each_row_may_have_its_own_temperature() -> None:
     logp, entropy, _ = row_logp_reference(leaf, target, temperature)
     (want,) = torch.autograd.grad((logp + 0.3 * entropy).sum(), leaf)
     torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=1e-7)
+
+
+@NEEDS_EXTENSION
+def test_the_loops_for_every_machine_agree(tmp_path: Path) -> None:
+    """Those for lesser machines run here too; where a machine lacks one, it runs the next."""
+    script = (
+        "import sys, torch\n"
+        "from safetensors.torch import save_file\n"
+        "from test_extension import case\n"
+        "from ovlt_kernels.row_logp import row_logp, row_logp_grad_\n"
+        "logits, target = case(5, 8211)\n"
+        "logits[:, :4200:7] = -torch.inf\n"
+        "target = target.clamp(min=4201)\n"
+        "out, g = {}, torch.tensor([1.0, -0.5, 0.0, 2.0, 0.3])\n"
+        "for dtype in (torch.float32, torch.bfloat16):\n"
+        "    z = logits.to(dtype)\n"
+        "    stats = row_logp(z, target, 0.7)\n"
+        "    out[f'{dtype}/stats'] = torch.stack(stats)\n"
+        "    out[f'{dtype}/grad'] = row_logp_grad_(z, target, stats, g, 0.1 * g, 0.7)\n"
+        "save_file(out, sys.argv[1])\n"
+    )
+    tests = Path(__file__).resolve().parent
+    path = os.pathsep.join(str(p) for p in (tests, tests.parents[1] / "kernels"))
+
+    def run(simd: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", script, tmp_path / simd],
+            env=os.environ | {"OVLT_SIMD": simd, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    for simd in ("avx512", "avx2", "plain"):
+        done = run(simd)
+        assert done.returncode == 0, done.stderr
+    want = load_file(tmp_path / "avx512")
+    for simd in ("avx2", "plain"):
+        for name, a in load_file(tmp_path / simd).items():
+            close = {"rtol": 8e-3, "atol": 1e-9} if "bfloat16/grad" in name else {"rtol": 3e-6}
+            torch.testing.assert_close(a, want[name], **({"atol": 1e-6} | close))
+    assert "OVLT_SIMD must be avx512, avx2 or plain" in run("sse").stderr
 
 
 def test_row_logp_of_many_rows_runs_over_threads_as_over_one() -> None:
