@@ -79,9 +79,10 @@ def linear_logp(
     """
     temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
     rows = rows_per_block(chunk_bytes, weight)
-    logp, entropy, lse = _LinearLogp.apply(
-        hidden, weight, target, banned_ids, temperature, logits_dtype, rows, entropy_grad
-    )
+    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes are what was given
+        logp, entropy, lse = _LinearLogp.apply(
+            hidden, weight, target, banned_ids, temperature, logits_dtype, rows, entropy_grad
+        )
     return HeadOutput(logp, entropy, lse)
 
 
@@ -146,31 +147,38 @@ class _LinearLogp(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Any
     ) -> tuple[Tensor | None, ...]:
-        grad_logp, grad_entropy, _ = grad_outputs  # None where nothing flows back
-        hidden, weight, target, banned_ids, temperature, logp, entropy, lse = ctx.saved_tensors
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        wide = logp.dtype
-        if grad_logp is None:
-            grad_logp = torch.zeros_like(logp)
-        live = grad_logp != 0
-        if grad_entropy is not None:
-            live = live | (grad_entropy != 0)
-        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
-        # float32 over the blocks: a bfloat16 sum would err more the more blocks there are.
-        grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _backward(ctx, *grad_outputs)
 
-        for block in live.nonzero()[:, 0].split(ctx.rows):
-            x, ids = hidden[block], target[block]
-            dz = row_logp_grad_(
-                block_logits(x, weight, ctx.logits_dtype, banned_ids),
-                ids,
-                (logp[block], entropy[block], lse[block]),
-                grad_logp[block],
-                None if grad_entropy is None else grad_entropy[block],
-                temperature[block],
-            )
-            add_gradients_(grad_hidden, grad_weight, dz, x, weight, block)
 
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+def _backward(
+    ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, _: None
+) -> tuple[Tensor | None, ...]:
+    """None for a gradient is that nothing flows back through that output."""
+    hidden, weight, target, banned_ids, temperature, logp, entropy, lse = ctx.saved_tensors
+    want_hidden, want_weight = ctx.needs_input_grad[:2]
+    wide = logp.dtype
+    if grad_logp is None:
+        grad_logp = torch.zeros_like(logp)
+    live = grad_logp != 0
+    if grad_entropy is not None:
+        live = live | (grad_entropy != 0)
+    grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+    # float32 over the blocks: a bfloat16 sum would err more the more blocks there are.
+    grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
+
+    for block in live.nonzero()[:, 0].split(ctx.rows):
+        x, ids = hidden[block], target[block]
+        dz = row_logp_grad_(
+            block_logits(x, weight, ctx.logits_dtype, banned_ids),
+            ids,
+            (logp[block], entropy[block], lse[block]),
+            grad_logp[block],
+            None if grad_entropy is None else grad_entropy[block],
+            temperature[block],
+        )
+        add_gradients_(grad_hidden, grad_weight, dz, x, weight, block)
+
+    if grad_weight is not None:
+        grad_weight = grad_weight.to(weight.dtype)
+    return grad_hidden, grad_weight, None, None, None, None, None, None

@@ -62,10 +62,11 @@ def linear_loss(
         ValueError: as :func:`ovlt_kernels.linear_logp`; an objective that returns no scalar.
     """
     temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
-    loss, logp, entropy, lse = _LinearLoss.apply(
-        hidden, weight, target, banned_ids, objective, temperature, logits_dtype,
-        rows_per_block(chunk_bytes, weight), torch.is_grad_enabled(),
-    )  # fmt: skip
+    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes are what was given
+        loss, logp, entropy, lse = _LinearLoss.apply(
+            hidden, weight, target, banned_ids, objective, temperature, logits_dtype,
+            rows_per_block(chunk_bytes, weight), torch.is_grad_enabled(),
+        )  # fmt: skip
     return loss, HeadOutput(logp, entropy, lse)
 
 
