@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <string_view>
 #include <tuple>
@@ -281,6 +282,10 @@ void row_logp_grad_(
         auto* row = x + r * vocab;
         const float lp = logp[r], entropy = logp[rows + r], lse = logp[2 * rows + r];
         const float g = up[r], h = up[rows + r], scale = scales[r];
+        if (g == 0.0f && h == 0.0f) {  // whatever it holds
+          std::memset(row, 0, vocab * sizeof(*row));
+          continue;
+        }
         // Logits far from 0 make lse large and its rounding the error of every p: measure from the
         // target instead where its log-prob is the smaller number. log p_v = (z_v - base) + shift.
         const bool near = std::fabs(lp) < std::fabs(lse);

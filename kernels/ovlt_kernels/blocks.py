@@ -63,12 +63,14 @@ def add_gradients_(
     dz: Tensor,
     hidden: Tensor,
     weight: Tensor,
-    rows: Tensor,
+    rows: Tensor | slice,
 ) -> None:
     """The two products of backward for a block: ``grad_hidden[rows] = dz @ weight`` and
     ``grad_weight += dz.T @ hidden``; None is a gradient that nobody wants."""
     dz = dz.to(weight.dtype)
-    if grad_hidden is not None:
+    if grad_hidden is not None and isinstance(rows, slice):
+        torch.mm(dz, weight, out=grad_hidden[rows])
+    elif grad_hidden is not None:
         grad_hidden[rows] = dz @ weight
     if grad_weight is not None:
         add_product_(grad_weight, dz.t(), hidden)

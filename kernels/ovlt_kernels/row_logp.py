@@ -84,7 +84,7 @@ def row_logp_grad_(
         target: int64 ``[R]``.
         stats: what :func:`row_logp` returned for these rows.
         grad_logp: ``[R]``, upstream gradient of the log-probs, as are ``grad_entropy`` of the
-            entropies (None: none). A row where both are 0 becomes 0.
+            entropies (None: none). A row where both are 0 becomes 0, even if it holds NaN.
         temperature: as in :func:`row_logp`.
 
     Returns:
@@ -128,7 +128,8 @@ def row_logp_grad_(
     dz = log_p.clamp_(min=-1e4).add_(entropy).mul_(h).add_(g).mul_(p).neg_()
     # The target's column from its log-prob: p - 1 would cancel as p goes to 1.
     at_target = g * -torch.expm1(logp) - h * logp.exp() * (logp + entropy)
-    return logits.copy_(dz.scatter_(1, target[:, None], at_target).div_(temperature))
+    dz = dz.scatter_(1, target[:, None], at_target).div_(temperature)
+    return logits.copy_(dz.masked_fill_((g == 0) & (h == 0), 0.0))
 
 
 def row_logp_reference(

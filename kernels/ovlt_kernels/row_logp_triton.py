@@ -67,6 +67,7 @@ def _grad_kernel(logits, target, per_row, rows, stride, vocab, BLOCK: tl.constex
     # a token that is left out has log_p = -inf, and no gradient
     dz = tl.where(p == 0.0, 0.0, -(g + h * (log_p + entropy)) * p)
     dz = tl.where(columns == tl.load(target + row), at_target, dz) * scale
+    dz = tl.where((g == 0.0) & (h == 0.0), 0.0, dz)  # of a row that may hold NaN
     tl.store(here, dz.to(logits.dtype.element_ty), mask=inside)
 
 

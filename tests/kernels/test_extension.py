@@ -254,6 +254,18 @@ def test_gradient_far_from_zero_and_of_tokens_that_are_left_out() -> None:
         assert (got[row] - want[row]).norm() <= 2e-5 * want[row].norm() + 1e-30, row
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_row_without_gradient_becomes_zero_whatever_it_holds(dtype: torch.dtype) -> None:
+    logits, target = case(4, 300)
+    logits = logits.to(dtype)
+    logits[1:3] = torch.nan
+    g = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    got = row_logp_grad_(logits, target, row_logp(logits, target), g, 0.5 * g)
+    assert not got[[1, 3]].any()
+    assert got[2].isnan().all()
+    assert got[0].any()
+
+
 def test_gradient_of_many_rows_is_that_of_each() -> None:
     logits, target = case(523, 901)
     g, h = torch.randn(2, 523, generator=torch.Generator().manual_seed(4))

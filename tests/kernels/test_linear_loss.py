@@ -107,9 +107,12 @@ def test_three_products_and_fewer_where_rows_or_inputs_have_no_gradient() -> Non
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_masked_row_may_hold_nan(device: str) -> None:
+@pytest.mark.parametrize("others", [0, 6])
+def test_a_masked_row_may_hold_nan(device: str, others: int) -> None:
+    """Whether it is dropped with others or kept as a row of zeros."""
     x, w, target = inputs(dtype=torch.float32, device=device)
     keep = torch.arange(R, device=device) != 4
+    keep[R - others :] = False
 
     def masked(head: HeadOutput, block: slice) -> Tensor:
         return torch.where(keep[block], head.logp, 0.0).sum()
