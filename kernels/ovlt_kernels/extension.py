@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("_C.so")
-OPERATORS = ("row_logp", "row_logp_grad_")
+OPERATORS = ("row_logp", "row_logp_grad_", "resize_bicubic", "patchify", "preprocess")
 
 
 def load(library: Path = LIBRARY) -> tuple[bool, str]:
