@@ -232,7 +232,7 @@ def collate(
         loss_index=joined(rows),
         labels=joined(labels),
         loss_weight=joined(loss_weight, np.float32),
-        patches=torch.from_numpy(np.concatenate([patchify(i) for i in unique])) if unique else None,
+        patches=_patches(unique, patchify) if unique else None,
         feature_index=joined(features) if features else None,
         grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
         vision_plan=family.vision_plan(grids, config) if grids else None,
@@ -243,6 +243,16 @@ def collate(
         cost=sum(family.forward_flops(config, n, ()) for n in lengths)
         + family.forward_flops(config, 0, grids),
     )
+
+
+def _patches(images: Sequence[np.ndarray], patchify: Patchify) -> torch.Tensor:
+    shapes = [patchify.shape(*image.shape[:2]) for image in images]
+    joined = np.empty((sum(rows for rows, _ in shapes), shapes[0][1]), np.float32)
+    begin = 0
+    for image, (rows, _) in zip(images, shapes, strict=True):
+        patchify(image, out=joined[begin : begin + rows])
+        begin += rows
+    return torch.from_numpy(joined)
 
 
 def _filler(config: Any) -> PackedBatch:

@@ -148,6 +148,9 @@ def test_a_group_stays_together_and_its_image_is_seen_once(folder: Folder) -> No
     assert sorted(batch.grid_thw.tolist()) == [[1, 2, 2], [1, 4, 4], [1, 6, 4]]
     assert batch.patches is not None
     assert len(batch.patches) == 6 * 4 + 2 * 2 + 4 * 4
+    images = [*alone.prompt.images, *first.prompt.images]  # the shortest sample comes first
+    apart = [torch.from_numpy(folder.patchify(image)) for image in images]
+    assert torch.equal(batch.patches, torch.cat(apart))
     # One feature row per placeholder of each sample, but no row twice in the tower's output.
     assert batch.feature_index is not None
     slots = (batch.input_ids == folder.config.image_token_id).sum()

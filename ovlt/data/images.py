@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ovlt_kernels import image as kernels
+
 MAX_ASPECT = 200  # Qwen2-VL's own limit on long side / short side
 MAX_DECODE_PIXELS = 200_000_000  # refuse decompression bombs before decoding them
 Image.MAX_IMAGE_PIXELS = MAX_DECODE_PIXELS
@@ -126,7 +128,7 @@ def target_size(
 def load_image(ref: ImageRef, *, factor: int, min_pixels: int, max_pixels: int) -> np.ndarray:
     """Decode, set upright, flatten onto white, resize (bicubic) -> uint8 [height, width, 3].
 
-    Raises BadImage.
+    Threads call this side by side, so each resizes with itself alone. Raises BadImage.
     """
     with ref.open() as image:
         height, width, turn = upright(image)
@@ -139,13 +141,12 @@ def load_image(ref: ImageRef, *, factor: int, min_pixels: int, max_pixels: int) 
                 rgb = rgb.transpose(turn)
             if (rgb.height, rgb.width) != (height, width):
                 raise BadImage("image has another size than its header says")
-            if (height, width) != size:
-                rgb = rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            pixels = np.asarray(rgb)
         except BadImage:
             raise
         except Exception as error:
             raise BadImage(f"image cannot be decoded ({type(error).__name__})") from None
-    return np.asarray(rgb)
+    return pixels if (height, width) == size else kernels.resize(pixels, *size, parallel=False)
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -182,19 +183,17 @@ class Patchify:
             temporal=int(image_processor.temporal_patch_size),
         )
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [h,w,3] -> float32 [patches, 3 * temporal * patch * patch].
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """(patches, values of each) of an image of this size."""
+        p = self.patch
+        return (height // p) * (width // p), 3 * self.temporal * p * p
+
+    def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 [h,w,3] -> float32 [patches, 3 * temporal * patch * patch], into ``out`` if given.
 
         Patches come in merge x merge blocks; within a row the order is channel, time, y, x, and a
         still image fills every frame of the temporal patch.
         """
-        h, w, _ = image.shape
-        p, m = self.patch, self.merge
-        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
-        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-        x = image.astype(np.float32) * scale - shift
-        x = x.reshape(h // (p * m), m, p, w // (p * m), m, p, 3)
-        x = x.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, m, m, channel, y, x
-        out = np.empty((*x.shape[:5], self.temporal, p, p), dtype=np.float32)
-        out[...] = x[:, :, :, :, :, None]
-        return out.reshape((h // p) * (w // p), -1)
+        return kernels.patchify(
+            image, self.mean, self.std, self.patch, self.merge, self.temporal, out=out
+        )

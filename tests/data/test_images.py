@@ -23,6 +23,7 @@ from ovlt.data.images import (
     target_size,
     upright,
 )
+from ovlt_kernels.image import resize_reference
 
 LIMITS = {"factor": 28, "min_pixels": 3136, "max_pixels": 100352}
 
@@ -53,17 +54,31 @@ def png_claiming(width: int, height: int) -> bytes:
 # --- the processor's arithmetic ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (84, 56), (56, 308), (196, 140)])
-def test_patches_are_those_of_transformers(height: int, width: int) -> None:
-    from transformers import Qwen2VLImageProcessor
+@pytest.mark.parametrize("backend", ["Qwen2VLImageProcessorPil", "Qwen2VLImageProcessor"])
+@pytest.mark.parametrize(
+    ("height", "width"), [(28, 28), (84, 56), (196, 140), (61, 317), (700, 301), (9, 14), (1, 150)]
+)
+def test_patches_are_those_of_transformers(height: int, width: int, backend: str) -> None:
+    """Of the loaded image: the engine's processor is given it, and may not resize it once more."""
+    import transformers
 
-    processor = Qwen2VLImageProcessor(min_pixels=784, max_pixels=10**6)
-    image = noise(height, width, seed=height)
-    theirs = processor(Image.fromarray(image), return_tensors="np")
-    ours = Patchify.from_processor(processor)(image)
-    assert theirs["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
-    assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, theirs["pixel_values"], rtol=0, atol=1e-6)
+    limits = {name: LIMITS[name] for name in ("min_pixels", "max_pixels")}
+    processor = getattr(transformers, backend)(**limits)  # on Pillow, and on torchvision
+    image = load_image(ref(Image.fromarray(noise(height, width, seed=height))), **LIMITS)
+    for resize in (True, False):
+        theirs = processor(Image.fromarray(image), do_resize=resize, return_tensors="np")
+        ours = Patchify.from_processor(processor)(image)
+        h, w = image.shape[:2]
+        assert theirs["image_grid_thw"].tolist() == [[1, h // 14, w // 14]]
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs["pixel_values"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(61, 317), (317, 61), (300, 301), (9, 14), (2, 150)])
+def test_loaded_images_are_resized_as_pillow_does(size: tuple[int, int]) -> None:
+    image = noise(*size, seed=5)
+    loaded = load_image(ref(Image.fromarray(image)), **LIMITS)
+    np.testing.assert_array_equal(loaded, resize_reference(image, *loaded.shape[:2]))
 
 
 def test_target_size_is_the_rule_of_transformers_and_keeps_its_limits() -> None:
