@@ -3,8 +3,9 @@
 A group is one mix of lengths and one dtype, forward and backward. "padded" is SDPA over a batch
 filled up to its longest segment, with a mask for causality and filling; its inputs are padded
 before the clock starts, as a trainer that pads has them. "loop" is SDPA called once per segment.
-Every other name is a backend of ``varlen_attention`` that this machine has. "text" has lengths of
-short prompts with their answers and the decoder's heads, "long" one long answer among short ones,
+Every other name is a backend of ``varlen_attention`` that this machine has. "smoke" has the
+lengths and heads of recipes/smoke.toml, "text" those of short prompts with their answers and of the
+decoder, "long" one long answer among short ones,
 "windows" and "images" the vision tower's windows of 64 patches and its whole images. On a CPU
 there are fewer heads and segments. ``extra_info``: the peak of memory beyond the inputs (MiB), the
 share of the padded batch that is filling, and the errors of output and gradients against float64,
@@ -41,6 +42,7 @@ def spread(low: int, high: int, count: int) -> list[int]:
 
 # name -> lengths, (Hq, Hkv), D, causal
 MIXES: dict[str, tuple[list[int], tuple[int, int], int, bool]] = {
+    "smoke": (spread(36, 80, 64), (4, 2), 32, True),
     "text": (spread(100, 600, 48 if CUDA else 6), TEXT_HEADS, 128, True),
     "long": ([*spread(100, 300, 40 if CUDA else 5), 4096 if CUDA else 900], TEXT_HEADS, 128, True),
     "windows": ([64] * (512 if CUDA else 24), VISION_HEADS, 80, False),
