@@ -375,8 +375,11 @@ def varlen(
         )
     causal = bool(module.is_causal)
     cu, longest = ("ovlt_cu", "ovlt_max_len") if causal else ("cu_seq_lens_q", "max_length_q")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T,H,D]
     out = varlen_attention(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        q,
+        k,
+        v,
         kwargs[cu],
         max_length=kwargs.get(longest),
         causal=causal,
