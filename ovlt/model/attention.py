@@ -52,7 +52,8 @@ def varlen_attention(
         cu_seqlens: int32 ``[S + 1]``, on the same device: segment s is the rows from
             ``cu_seqlens[s]`` up to ``cu_seqlens[s + 1]``; from 0 to T, strictly increasing. The
             values are read once and remembered on the tensor, so pass the same tensor to every
-            layer: on a GPU that first reading waits for the device, and nothing else here does.
+            layer. On a GPU that first reading waits for the device, and nothing else here does;
+            boundaries that :func:`to_device` took there are known already.
         max_length: an upper bound of the segments' lengths, in tokens; None: the longest.
         causal: whether a row sees only itself and the rows of its segment before it.
         scale: > 0, multiplies the scores; None: D ** -0.5.
@@ -269,9 +270,9 @@ class Segments:
     Raises ValueError when they do not start at 0 or do not increase.
     """
 
-    def __init__(self, cu_seqlens: Tensor) -> None:
+    def __init__(self, cu_seqlens: Tensor, device: torch.device) -> None:
         bounds = cu_seqlens.cpu().long()
-        self.device = cu_seqlens.device
+        self.device = device
         self.starts, self.lengths = bounds[:-1], bounds.diff()
         if int(bounds[0]) != 0:
             raise ValueError(f"cu_seqlens must start at 0, not at {int(bounds[0])}.")
@@ -308,12 +309,31 @@ def segments_of(cu_seqlens: Tensor) -> Segments:
     Every layer of a forward, and the recomputation in backward, asks for the same boundaries; a
     tensor that was written to since is read again. Raises ValueError, as Segments does.
     """
-    version = 0 if cu_seqlens.is_inference() else cu_seqlens._version
-    known, of_version = getattr(cu_seqlens, "_ovlt_segments", (None, -1))
-    if known is None or of_version != version:
-        known = Segments(cu_seqlens)
-        cu_seqlens._ovlt_segments = (known, version)  # type: ignore[attr-defined]
+    known, version = getattr(cu_seqlens, "_ovlt_segments", (None, -1))
+    if known is None or version != _version(cu_seqlens):
+        known = _remember(cu_seqlens, Segments(cu_seqlens, cu_seqlens.device))
     return known
+
+
+def to_device(value: Tensor, device: torch.device | str) -> Tensor:
+    """``value`` on ``device``, without waiting. What boundaries (int32) say goes along.
+
+    So no layer ever reads them from a GPU, for which it would have to wait. Raises ValueError, as
+    Segments does.
+    """
+    moved = value.to(device, non_blocking=True)
+    if value.dtype == torch.int32 and moved is not value and value.device.type == "cpu":
+        _remember(moved, Segments(value, moved.device))
+    return moved
+
+
+def _remember(cu_seqlens: Tensor, segments: Segments) -> Segments:
+    cu_seqlens._ovlt_segments = (segments, _version(cu_seqlens))  # type: ignore[attr-defined]
+    return segments
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float | None) -> None:

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_folder
+from tiny import random_sample, tiny_folder
 from torch import Tensor
 
 from ovlt.model import attention
@@ -21,6 +22,7 @@ from ovlt.model.attention import (
     varlen_attention_reference,
 )
 from ovlt.model.load import empty_model
+from ovlt.pack import collate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = {
@@ -195,6 +197,27 @@ def test_boundaries_are_read_once_and_again_when_written_to() -> None:
         assert segments_of(boundaries([2, 1])).longest == 2
 
 
+def test_boundaries_of_a_batch_are_never_read_from_the_device(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Shown on a device that has no values at all."""
+    folder = tiny_folder(tmp_path_factory.mktemp("model") / "m")
+    rng = np.random.default_rng(3)
+    samples = [random_sample(folder, rng, sizes, 3) for sizes in ([(84, 56)], [])]
+    batch = collate(samples, [1.0, 1.0], config=folder.config, patchify=folder.patchify)
+    there = batch.to("meta")
+    plan, plan_there = batch.vision_plan, there.vision_plan
+    assert plan is not None
+    assert plan_there is not None
+    for here, moved in (
+        (batch.cu_seqlens, there.cu_seqlens),
+        (plan["cu_seqlens"], plan_there["cu_seqlens"]),
+        (plan["cu_window_seqlens"], plan_there["cu_window_seqlens"]),
+    ):
+        assert moved.is_meta
+        assert torch.equal(segments_of(moved).lengths, here.diff())
+
+
 # --- the calls that a machine without a GPU cannot make for real --------------------------------
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("gqa_by_name", [True, False], ids=["torch2.13", "torch2.11"])
@@ -324,7 +347,6 @@ def test_a_model_whose_attention_was_changed_refuses_to_run(
 ) -> None:
     """Otherwise packed samples would attend to each other, and nothing would say so."""
     from ovlt.model import qwen2_5_vl as family
-    from ovlt.pack import collate
 
     folder = tiny_folder(tmp_path_factory.mktemp("model") / "m")
     model = empty_model(folder.config)
