@@ -18,9 +18,10 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
+
+#include "simd.h"
 
 // One baseline binary that still uses the wide registers of the machine it runs on.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -42,11 +43,11 @@ constexpr int kBits = 22;
 constexpr int32_t kHalf = 1 << (kBits - 1);
 constexpr int64_t kOverread = 128;  // bytes behind a row that the horizontal sums may read
 
-// Whether the machine has the instructions of the AVX-512 functions (Ice Lake, Zen 4, and later).
-// OVLT_NO_AVX512=1 in the environment takes the portable ones, so that they can be tested there.
+// Whether the machine has the instructions of the AVX-512 functions (Ice Lake, Zen 4, and later), and
+// OVLT_SIMD does not ask for less: the portable ones are tested on such a machine too.
 inline bool has_avx512() {
 #ifdef OVLT_X86
-  static const bool has = std::getenv("OVLT_NO_AVX512") == nullptr &&
+  static const bool has = simd_at_most() == Simd::avx512 &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vbmi") &&

@@ -18,14 +18,13 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <string_view>
 #include <tuple>
 #include <type_traits>
 
 #include "row_avx512.h"
+#include "simd.h"
 
 namespace {
 
@@ -146,20 +145,16 @@ struct Loops {
   void (*grad)(T*, int64_t, float, float, float, float, float, float);
 };
 
-// The best that this machine has, or what OVLT_SIMD asks for: avx512, avx2 or plain.
+// The best that this machine has (simd.h).
 template <typename T>
 Loops<T> choose() {
 #ifdef OVLT_AVX512
-  const char* asked = std::getenv("OVLT_SIMD");
-  const std::string_view at_most = asked ? asked : "avx512";
-  STD_TORCH_CHECK(
-      at_most == "avx512" || at_most == "avx2" || at_most == "plain",
-      "OVLT_SIMD must be avx512, avx2 or plain, not ", asked);
-  if (at_most == "avx512" && __builtin_cpu_supports("avx512f") &&
+  const ovlt::Simd at_most = ovlt::simd_at_most();
+  if (at_most == ovlt::Simd::avx512 && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return {avx512::block_max<T>, avx512::block_sums<T>, avx512::gradient<T>};
-  if (at_most != "plain" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+  if (at_most != ovlt::Simd::plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return {avx2::max<T>, avx2::sums<T>, avx2::grad<T>};
 #endif
   return {plain::max<T>, plain::sums<T>, plain::grad<T>};

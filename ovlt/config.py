@@ -58,6 +58,9 @@ class ModelConfig(Table):
     reshard: bool = field(
         True, "Free each block's gathered weights after its forward (ZeRO-3); off: keep (ZeRO-2)."
     )
+    liger: Literal["auto", "on", "off"] = field(
+        "auto", "Liger's RMSNorm, SwiGLU and rotation; auto: on CUDA, where it is installed."
+    )
     min_pixels: Positive = field(56 * 56, "Images of fewer pixels are enlarged to this area.")
     max_pixels: Positive = field(512 * 512, "Images of more pixels are reduced to this area.")
 

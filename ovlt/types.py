@@ -116,9 +116,11 @@ class PackedBatch:
         """The same batch with every tensor on ``device``."""
         import torch
 
+        from ovlt.model.attention import to_device
+
         def move(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
-                return value.to(device, non_blocking=True)
+                return to_device(value, device)
             if isinstance(value, dict):
                 return {key: move(item) for key, item in value.items()}
             return value

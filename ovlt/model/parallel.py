@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ovlt.config import ModelConfig
+from ovlt.model import liger
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
 
@@ -46,6 +47,8 @@ def load_sharded(
     logits are rounded to bfloat16, as the engine's are.
     """
     model: Any = empty_model(folder.config)
+    if liger.wanted(config.liger, device):
+        liger.apply(model)
     if config.activation_checkpointing and trainable:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.freeze_vision or not trainable:

@@ -279,7 +279,9 @@ def packed_forward(
 
 def _dummy_plan(config: Any, device: torch.device) -> dict[str, Any]:
     plan = vision_plan([(1, 2, 2)], config)
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in plan.items()}
+    return {
+        k: attention.to_device(v, device) if isinstance(v, Tensor) else v for k, v in plan.items()
+    }
 
 
 def _linear_patch_embed(self: Any, patches: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def test_gradient_matches_the_statement_with_and_without_extension(dtype, vocab,
         got = row_logp_grad_(logits.clone(), target, stats, g, h, 0.7)
         assert got.dtype == dtype
         assert not got[2].any()
-        assert (got - want).norm() <= 2 * error + 1e-6
+        assert (got - want).norm() <= 2 * error + 1e-6 * (1 + want.norm())
         no_entropy = row_logp_grad_(logits.clone(), target, stats, g, temperature=0.7)
         zero = row_logp_grad_(logits.clone(), target, stats, g, torch.zeros(7), 0.7)
         assert torch.equal(no_entropy, zero)

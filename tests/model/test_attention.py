@@ -1,93 +1,333 @@
-"""Segmented attention against the textbook formula, one segment at a time, in float64."""
+"""Segmented attention against its plain statement in float64, for every backend of the machine."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from tiny import tiny_folder
+import torch.nn.functional as F
+from tiny import random_sample, tiny_folder
+from torch import Tensor
 
 from ovlt.model import attention
-from ovlt.model.attention import groups_of, sdpa_segments
+from ovlt.model.attention import (
+    BACKENDS,
+    available_backends,
+    segments_of,
+    varlen_attention,
+    varlen_attention_reference,
+)
 from ovlt.model.load import empty_model
+from ovlt.pack import collate
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = {
     "sorted": [1, 1, 3, 3, 3, 8],
-    "unsorted": [5, 1, 9, 1, 5, 2, 9],
-    "single": [13],
+    "unsorted": [5, 1, 37, 1, 5, 2, 37],
+    "single": [131],
     "one token": [1],
-    "equal": [4, 4, 4],
+    "equal": [7] * 19,
 }
+HEADS = {"mha": (2, 2), "gqa": (8, 2), "mqa": (3, 1)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CASES = [
+    pytest.param(dtype, backend, id=f"{name}-{backend}")
+    for name, dtype in DTYPES.items()
+    for backend in available_backends(DEVICE, dtype, 64)
+]
 
 
-def boundaries(lengths: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+def boundaries(lengths: list[int]) -> Tensor:
+    ends = list(itertools.accumulate(lengths, initial=0))
+    return torch.tensor(ends, dtype=torch.int32, device=DEVICE)
 
 
-def by_hand(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    lengths: list[int],
-    scale: float,
-    causal: bool,
-) -> torch.Tensor:
-    """softmax(q k^T scale) v of every head of every segment."""
-    out, start = [], 0
+def inputs(
+    lengths: list[int], heads: tuple[int, int], dim: int, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
+    """q, k, v as the decoder makes them (views of ``[H,T,D]``), and a cotangent."""
+    generator = torch.Generator().manual_seed(dim)
+    total = sum(lengths)
+    made = [
+        torch.randn(h, total, dim, generator=generator).to(DEVICE, dtype).transpose(0, 1)
+        for h in (heads[0], heads[1], heads[1], heads[0])
+    ]
+    return made[:3], made[3]
+
+
+def results(
+    function: Callable[..., Tensor], qkv: list[Tensor], cotangent: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """The output and the gradients of q, k and v, computed in ``dtype``."""
+    leaves = [x.detach().to(dtype).requires_grad_() for x in qkv]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, cotangent.to(dtype))]
+
+
+def sdpa_per_segment(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, **options: Any) -> Tensor:
+    """What PyTorch itself gives for one segment at a time."""
     share = q.shape[1] // k.shape[1]
-    for length in lengths:
-        part = slice(start, start + length)
-        rows = []
-        for head in range(q.shape[1]):
-            qh, kh, vh = q[part, head], k[part, head // share], v[part, head // share]
-            scores = qh @ kh.T * scale
-            if causal:
-                future = torch.ones(length, length, dtype=torch.bool).triu(1)
-                scores = scores.masked_fill(future, -torch.inf)
-            rows.append(scores.softmax(-1) @ vh)
-        out.append(torch.stack(rows, 1))
-        start += length
-    return torch.cat(out)
+    pieces = []
+    for start, end in itertools.pairwise(cu.tolist()):
+        heads = [q[start:end]] + [x[start:end].repeat_interleave(share, 1) for x in (k, v)]
+        heads = [x.transpose(0, 1)[None] for x in heads]
+        pieces.append(F.scaled_dot_product_attention(*heads, **options)[0].transpose(0, 1))
+    return torch.cat(pieces)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
-@pytest.mark.parametrize("dim", [32, 64, 80, 128])
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)], ids=["mha", "gqa", "mqa"])
+@pytest.mark.parametrize("dim", [64, 80, 128])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS.keys())
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_equals_one_segment_at_a_time(
-    causal: bool, dim: int, heads: tuple[int, int], lengths: list[int]
+@pytest.mark.parametrize(("dtype", "backend"), CASES)
+def test_errs_at_most_twice_what_pytorch_does_per_segment(
+    dtype: torch.dtype,
+    backend: str,
+    lengths: list[int],
+    heads: tuple[int, int],
+    dim: int,
+    causal: bool,
 ) -> None:
-    torch.manual_seed(dim)
-    total = sum(lengths)
-    ours = [
-        torch.randn(total, h, dim, dtype=torch.float64, requires_grad=True)
-        for h in (heads[0], heads[1], heads[1])
-    ]
-    theirs = [x.detach().clone().requires_grad_() for x in ours]
-    cotangent = torch.randn(total, heads[0], dim, dtype=torch.float64)
-    scale = 0.7 * dim**-0.5
-    got = sdpa_segments(*ours, boundaries(lengths), scale, causal)
-    want = by_hand(*theirs, lengths, scale, causal)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-    got.backward(cotangent)
-    want.backward(cotangent)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-12)
+    (q, k, v), cotangent = inputs(lengths, heads, dim, dtype)
+    cu, scale = boundaries(lengths), 0.7 * dim**-0.5
+    options = {"causal": causal, "scale": scale}
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen_attention(q, k, v, cu, backend=backend, **options)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sdpa_per_segment(q, k, v, cu, is_causal=causal, scale=scale)
+
+    def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen_attention_reference(q, k, v, cu, **options)
+
+    for name, got, theirs, true in zip(
+        ("out", "dq", "dk", "dv"),
+        results(ours, [q, k, v], cotangent, dtype),
+        results(plain, [q, k, v], cotangent, dtype),
+        results(exact, [q, k, v], cotangent, torch.float64),
+        strict=True,
+    ):
+        assert got.dtype == dtype
+        assert got.shape == true.shape
+        error, allowed = (float((x.double() - true).abs().max()) for x in (got, theirs))
+        floor = torch.finfo(dtype).eps * float(true.abs().max())
+        assert error <= 2 * allowed + floor, (name, error, allowed)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+def test_equals_its_statement_in_float64(causal: bool) -> None:
+    (q, k, v), cotangent = inputs(LENGTHS["unsorted"], (6, 2), 32, torch.float64)
+    cu = boundaries(LENGTHS["unsorted"])
+    got, want = (
+        results(lambda *x, f=f: f(*x, cu, causal=causal), [q, k, v], cotangent, torch.float64)
+        for f in (varlen_attention, varlen_attention_reference)
+    )
+    for ours, exact in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
+
+
+def test_the_statement_is_the_textbook_formula() -> None:
+    """Two segments, one head: softmax of the scores, written out."""
+    q, k, v = torch.randn(3, 5, 1, 4, dtype=torch.float64)
+    got = varlen_attention_reference(
+        q, k, v, torch.tensor([0, 2, 5], dtype=torch.int32), causal=True
+    )
+    for row, seen in enumerate([[0], [0, 1], [2], [2, 3], [2, 3, 4]]):
+        weight = torch.exp(k[seen, 0] @ q[row, 0] / 2)
+        torch.testing.assert_close(got[row, 0], (weight / weight.sum()) @ v[seen, 0])
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize(("dtype", "backend"), CASES)
+def test_what_is_wrong_in_a_segment_stays_there(
+    dtype: torch.dtype, backend: str, causal: bool, poison: float
+) -> None:
+    """Forward and backward: the other segments are bitwise what they are without it."""
+    lengths, bad = [5, 9, 5, 1, 9], slice(5, 14)
+    (q, k, v), cotangent = inputs(lengths, (4, 2), 64, dtype)
+    cu = boundaries(lengths)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen_attention(q, k, v, cu, causal=causal, backend=backend)
+
+    clean = results(run, [q, k, v], cotangent, dtype)
+    spoiled = [x.clone() for x in (q, k, v)]
+    for x in spoiled:
+        x[bad] = poison
+    keep = torch.ones(sum(lengths), dtype=torch.bool, device=DEVICE)
+    keep[bad] = False
+    for before, after in zip(clean, results(run, spoiled, cotangent, dtype), strict=True):
+        assert torch.equal(before[keep], after[keep])
+        assert not after[bad].isfinite().all()
+
+
+def test_a_causal_row_does_not_see_what_follows() -> None:
+    lengths = [6, 4]
+    (q, k, v), _ = inputs(lengths, (2, 1), 64, torch.float32)
+    cu = boundaries(lengths)
+    before = varlen_attention(q, k, v, cu, causal=True)
+    k, v = k.clone(), v.clone()
+    k[3], v[3] = 3.0, 1e4
+    after = varlen_attention(q, k, v, cu, causal=True)
+    assert torch.equal(before[:3], after[:3])
+    assert torch.equal(before[6:], after[6:])
+    assert ((before - after)[3:6].abs() > 1).all()
 
 
 def test_one_sdpa_call_per_distinct_length() -> None:
-    groups = groups_of(boundaries([5, 1, 9, 1, 5, 2, 9]))
+    groups = segments_of(boundaries([5, 1, 9, 1, 5, 2, 9])).groups()
     assert groups.shapes == [(2, 1), (1, 2), (2, 5), (2, 9)]
     assert groups.order is not None
-    assert groups_of(boundaries([1, 1, 2, 5, 5])).order is None  # in order already: no copy
+    assert segments_of(boundaries([1, 1, 2, 5, 5])).groups().order is None  # in order: no copy
 
 
-@pytest.mark.parametrize("cu", [[0, 3, 3, 5], [0, 0], [0, 4, 2]])
-def test_an_empty_segment_is_refused(cu: list[int]) -> None:
-    q = torch.zeros(max(1, cu[-1]), 1, 8)
-    with pytest.raises(ValueError, match="length 0"):
-        sdpa_segments(q, q, q, torch.tensor(cu, dtype=torch.int32), 1.0, True)
+def test_boundaries_are_read_once_and_again_when_written_to() -> None:
+    cu = boundaries([3, 4])
+    first = segments_of(cu)
+    assert segments_of(cu) is first
+    cu[1] = 5
+    assert segments_of(cu).lengths.tolist() == [5, 2]
+    with torch.inference_mode():
+        assert segments_of(boundaries([2, 1])).longest == 2
 
 
+def test_boundaries_of_a_batch_are_never_read_from_the_device(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Shown on a device that has no values at all."""
+    folder = tiny_folder(tmp_path_factory.mktemp("model") / "m")
+    rng = np.random.default_rng(3)
+    samples = [random_sample(folder, rng, sizes, 3) for sizes in ([(84, 56)], [])]
+    batch = collate(samples, [1.0, 1.0], config=folder.config, patchify=folder.patchify)
+    there = batch.to("meta")
+    plan, plan_there = batch.vision_plan, there.vision_plan
+    assert plan is not None
+    assert plan_there is not None
+    for here, moved in (
+        (batch.cu_seqlens, there.cu_seqlens),
+        (plan["cu_seqlens"], plan_there["cu_seqlens"]),
+        (plan["cu_window_seqlens"], plan_there["cu_window_seqlens"]),
+    ):
+        assert moved.is_meta
+        assert torch.equal(segments_of(moved).lengths, here.diff())
+
+
+# --- the calls that a machine without a GPU cannot make for real --------------------------------
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("gqa_by_name", [True, False], ids=["torch2.13", "torch2.11"])
+def test_torch_varlen_is_called_as_its_version_wants(
+    monkeypatch: pytest.MonkeyPatch, gqa_by_name: bool, causal: bool
+) -> None:
+    """A stand-in with the documented signature, which computes the plain statement."""
+    (q, k, v), _ = inputs([4, 1, 6], (4, 2), 32, torch.float64)
+    cu = boundaries([4, 1, 6])
+
+    def attend(*args: Any, scale: float, window_size: tuple[int, int], **more: Any) -> Tensor:
+        q, k, v, cu_q, cu_k, max_q, max_k = args
+        assert cu_q is cu_k  # torch 2.15's cuDNN allows causal only then
+        assert max_q == max_k == 6
+        assert more == ({"enable_gqa": True} if gqa_by_name else {})
+        assert q.shape[1] == k.shape[1] or gqa_by_name
+        is_causal = {(-1, 0): True, (-1, -1): False}[window_size]
+        return varlen_attention_reference(q, k, v, cu_q, causal=is_causal, scale=scale)
+
+    names = {"window_size", "scale"} | ({"enable_gqa"} if gqa_by_name else set())
+    monkeypatch.setattr(attention, "_torch_function", lambda: (attend, frozenset(names)))
+    monkeypatch.setattr(attention, "available_backends", lambda *_: ("torch_varlen", "sdpa"))
+    got = varlen_attention(q, k, v, cu, causal=causal, scale=0.3)
+    want = varlen_attention_reference(q, k, v, cu, causal=causal, scale=0.3)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_flash_attn_follows_torchs_switch_for_determinism(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    (q, k, v), _ = inputs([4, 1, 6], (4, 2), 32, torch.float64)
+    cu = boundaries([4, 1, 6])
+
+    def attend(*args: Any, softmax_scale: float, causal: bool, **more: Any) -> Tensor:
+        q, k, v, cu_q, _, max_q, max_k = args
+        assert max_q == max_k == 9
+        assert more == {"deterministic": deterministic}
+        return varlen_attention_reference(q, k, v, cu_q, causal=causal, scale=softmax_scale)
+
+    monkeypatch.setattr(attention, "_flash_function", lambda: attend)
+    monkeypatch.setattr(attention, "available_backends", lambda *_: ("flash", "sdpa"))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    got = varlen_attention(q, k, v, cu, causal=True, max_length=9)
+    want = varlen_attention_reference(q, k, v, cu, causal=True)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_the_fused_kernels_are_for_16_bit_numbers_on_a_gpu() -> None:
+    assert available_backends("cpu", torch.bfloat16, 128) == ("sdpa",)
+    assert available_backends(DEVICE, torch.float32, 128) == ("sdpa",)
+    assert set(available_backends(DEVICE, torch.bfloat16, 128)) <= set(BACKENDS)
+
+
+# --- errors ------------------------------------------------------------------------------------
+def call(**changes: Any) -> Tensor:
+    given: dict[str, Any] = {
+        "q": torch.zeros(7, 4, 16),
+        "k": torch.zeros(7, 2, 16),
+        "v": torch.zeros(7, 2, 16),
+        "cu_seqlens": torch.tensor([0, 3, 7], dtype=torch.int32),
+        "causal": True,
+    }
+    return varlen_attention(**given | changes)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "batch": ({"q": torch.zeros(1, 7, 4, 16)}, "no batch dimension"),
+    "k and v": ({"v": torch.zeros(7, 1, 16)}, "no batch dimension"),
+    "tokens": ({"q": torch.zeros(8, 4, 16)}, "agree in tokens"),
+    "head dim": ({"q": torch.zeros(7, 4, 8)}, "agree in tokens and head dim"),
+    "heads": ({"q": torch.zeros(7, 3, 16)}, "must be a multiple"),
+    "dtype": ({"q": torch.zeros(7, 4, 16, dtype=torch.bfloat16)}, r"cast them"),
+    "whole numbers": (
+        {n: torch.zeros(7, 2, 16, dtype=torch.int32) for n in "qkv"},
+        "floating dtype",
+    ),
+    "device": ({"q": torch.zeros(7, 4, 16, device="meta")}, "one device"),
+    "int64": ({"cu_seqlens": torch.tensor([0, 7])}, "must be int32"),
+    "no segment": ({"cu_seqlens": torch.tensor([0], dtype=torch.int32)}, "at least one segment"),
+    "start": ({"cu_seqlens": torch.tensor([1, 7], dtype=torch.int32)}, "start at 0, not at 1"),
+    "end": ({"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, "ends at 6, but q has 7"),
+    "empty": (
+        {"cu_seqlens": torch.tensor([0, 3, 3, 7], dtype=torch.int32)},
+        "segment 1 has the length 0",
+    ),
+    "falling": (
+        {"cu_seqlens": torch.tensor([0, 9, 7], dtype=torch.int32)},
+        "segment 1 has the length -2",
+    ),
+    "bound": ({"max_length": 3}, r"below the longest segment \(4\)"),
+    "scale": ({"scale": 0.0}, "scale must be > 0"),
+    "unknown": ({"backend": "xformers"}, "'xformers' cannot be used.*Available here: sdpa"),
+    "absent": ({"backend": "flash"}, "needs CUDA tensors, not cpu. Available here: sdpa"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_is_answered_with_its_mend(changes: dict[str, Any], message: str) -> None:
+    call()
+    with pytest.raises(ValueError, match=message):
+        call(**changes)
+
+
+def test_dropout_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention_dropout"):
+        attention.varlen(torch.nn.Identity(), *torch.zeros(3, 1, 1, 1, 8), dropout=0.1)
+
+
+# --- in transformers ---------------------------------------------------------------------------
 def test_names_are_known_to_transformers_and_say_how_they_are_called() -> None:
     """transformers hands a tower whose attention has "flash" in its name all windows at once, and
     looks such a name of a decoder up as a package; so one name has the word, the other has not."""
@@ -107,7 +347,6 @@ def test_a_model_whose_attention_was_changed_refuses_to_run(
 ) -> None:
     """Otherwise packed samples would attend to each other, and nothing would say so."""
     from ovlt.model import qwen2_5_vl as family
-    from ovlt.pack import collate
 
     folder = tiny_folder(tmp_path_factory.mktemp("model") / "m")
     model = empty_model(folder.config)
