@@ -2,9 +2,9 @@
 
 ``logp`` is what the old and reference passes do: one matrix product, whose time is the floor.
 ``row_logp`` starts from logits that are there, and its floor is reading them once (here: their
-sum); ``row_grad`` writes the gradient over them, and its floor is reading and writing them once. On a
-GPU "ovlt" is the kernel in Triton and "ovlt_cuda" the one in CUDA, where that was built: the default
-of OVLT_ROW_KERNEL goes by their times.
+sum); ``row_grad`` writes the gradient over them, and its floor is reading and writing them once.
+On a GPU "ovlt" is the kernel in Triton and "ovlt_cuda" the one in CUDA, where that was built: the
+default of OVLT_ROW_KERNEL goes by their times.
 """
 
 from __future__ import annotations

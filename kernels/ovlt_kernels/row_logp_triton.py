@@ -71,15 +71,14 @@ def _grad_kernel(logits, per_row, rows, stride, vocab, BLOCK: tl.constexpr):
     h = tl.load(per_row + 4 * rows + row)
     scale = tl.load(per_row + 5 * rows + row)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < vocab
     here = logits + row * stride + columns
-    x = tl.load(here, mask=inside, other=float("-inf")).to(tl.float32)
+    read = tl.where((g == 0.0) & (h == 0.0), 0, vocab)  # none: such a row becomes 0, even of NaN
+    x = tl.load(here, mask=columns < read, other=float("-inf")).to(tl.float32)
     log_p = (x - base) * scale + shift
     p = tl.exp2(log_p * _LOG2_E)
     # a token that is left out has log_p = -inf, and no gradient
     dx = tl.where(p == 0.0, 0.0, (g + h * (log_p + entropy)) * p)
-    dx = tl.where((g == 0.0) & (h == 0.0), 0.0, dx)  # of a row that may hold NaN
-    tl.store(here, dx.to(logits.dtype.element_ty), mask=inside)
+    tl.store(here, dx.to(logits.dtype.element_ty), mask=columns < vocab)
 
 
 def row_stats(
@@ -117,16 +116,17 @@ def row_grad_(
     at_target = g * -torch.expm1(logp) - h * logp.exp() * (logp + entropy)
     # Logits far from 0 make lse large and its rounding the error of every p: measure from the
     # target instead where its log-prob is the smaller number.
-    near = logp.abs() < lse.abs()
+    live = (g != 0) | (h != 0)
+    near = live & (logp.abs() < lse.abs())
     base = torch.where(near, _at_target(logits, target), 0.0)
-    shift = torch.where(near, logp, -lse)
+    shift = torch.where(near, logp, torch.where(live, -lse, 0.0))
     slopes = (-g * inv_temperature, -h * inv_temperature)
     block = _block(vocab)
     per_row = torch.stack((base, shift, entropy, *slopes, inv_temperature))
     _grad_kernel[(rows, triton.cdiv(vocab, block))](
         logits, per_row, rows, logits.stride(0), vocab, BLOCK=block, num_warps=8
     )  # fmt: skip
-    at_target = torch.where((g == 0) & (h == 0), 0.0, at_target * inv_temperature)
+    at_target = torch.where(live, at_target * inv_temperature, 0.0)
     return logits.scatter_(1, target[:, None], at_target.to(logits.dtype)[:, None])
 
 
