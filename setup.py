@@ -4,7 +4,8 @@ The library is no Python module: it is loaded with ``torch.ops.load_library`` an
 libtorch stable ABI, so one file serves every Python and every torch from 2.10 on. Where it cannot
 be built (no torch, no compiler) the package installs without it, and
 ``ovlt_kernels.extension.WHY`` says so at run time; ``OVLT_REQUIRE_EXT=1`` makes that an error.
-``python setup.py build_native`` builds in place.
+``python setup.py build_native`` builds in place. The CUDA kernels are built where torch has CUDA
+and nvcc works; ``OVLT_CUDA=ON`` or ``OFF`` decides it instead, and builds anew.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def build_library() -> None:
     if not sys.platform.startswith("linux"):
         raise NotBuilt(f"the extension is written for Linux, not for {sys.platform}.")
     torch = torch_folder()
-    if up_to_date():
+    cuda = os.environ.get("OVLT_CUDA")
+    if cuda is None and up_to_date():
         return
     tool = program("cmake")
     if tool is None:
@@ -78,7 +80,7 @@ def build_library() -> None:
     folder = ROOT / "build" / "native"
     shutil.rmtree(folder, ignore_errors=True)  # two seconds to build; no stale cache to explain
     configure = [tool, "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DOVLT_TORCH={torch}"]
+    configure += [f"-DOVLT_TORCH={torch}", f"-DOVLT_CUDA={cuda or 'AUTO'}"]
     if ninja := program("ninja"):
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     cmake(configure)

@@ -83,7 +83,11 @@ def summary(groups: dict[str, list[Line]]) -> str:
         known = {line["what"]: line for line in lines}
         if (ours := known.get("ovlt")) is None:
             continue
-        peers = [line for line in lines if line["what"] not in ("floor", "eager", "ovlt_logp")]
+        peers = [
+            line
+            for line in lines
+            if line["what"] not in ("floor", "eager", "ovlt_logp", "ovlt_cuda")
+        ]
         best = min((p for p in peers if p is not ours), key=lambda line: line["ms"], default=None)
         rows.append("| " + " | ".join([
             name, number(ours["ms"]), number(ours["floor"]), number(ours["eager"]),

@@ -1,14 +1,8 @@
 // Log-prob of one token, entropy and log-sum-exp of each row of a logits matrix, in one pass; and the
-// gradient with respect to the logits, written over them in a second pass. float32 or bfloat16 logits,
-// float32 arithmetic.
-//
-// With z = logits * inv_temperature (one number for each row) and m = max z:  S = sum exp(z-m),  D = sum exp(z-m) (z-m),
-//   lse = m + log S,   logp = z[target] - lse,   entropy = log S - D / S.
-// A row is read once from memory, block by block: the maximum of a block is found while it is loaded
-// into the cache, S and D are rescaled when the maximum grows, and the block is then summed from cache.
-//
-// With the upstream gradients g of logp and h of the entropy, and p = exp(z - lse):
-//   dL/dlogits_v = (g (1[v = target] - p_v) - h p_v (log p_v + entropy)) * inv_temperature
+// gradient with respect to the logits, written over them in a second pass: on a CPU. float32 or
+// bfloat16 logits, float32 arithmetic; row_math.h says what is computed, here for z = x * scale in
+// place of x. A row is read once from memory, block by block: the maximum of a block is found while it
+// is loaded into the cache, the block is then summed from there, and merged into the row in float64.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -19,15 +13,17 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <tuple>
 #include <type_traits>
 
 #include "row_avx512.h"
+#include "row_check.h"
+#include "row_math.h"
 #include "simd.h"
 
 namespace {
 
+using ovlt::RowGrad, ovlt::RowStats, ovlt::RowSums;
 using torch::stable::Tensor;
 
 constexpr int64_t kBlock = 4096;               // floats: 16 KiB, half of a first-level cache
@@ -69,12 +65,6 @@ inline void store(uint16_t* to, float x) {
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   *to = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);  // rounding could turn a NaN into inf
 }
-
-struct RowSums {
-  float max;   // of the logits as they lie there
-  double sum;  // S
-  double dot;  // D
-};
 
 // The plain loops, for every other machine. NaN is passed over by the maximum and met by the sums.
 template <typename T>
@@ -167,47 +157,27 @@ const Loops<T>& loops() {
 }
 
 template <typename T>
-RowSums row_sums(const Loops<T>& use, const T* logits, int64_t vocab, float scale) {
-  constexpr float kNone = -std::numeric_limits<float>::infinity();
-  RowSums row{kNone, 0.0, 0.0};
+RowSums<double> row_sums(const Loops<T>& use, const T* logits, int64_t vocab, float scale) {
+  RowSums<double> row{ovlt::kNoToken, 0.0, 0.0};
   for (int64_t begin = 0; begin < vocab; begin += kBlock) {
     const T* x = logits + begin;
     const int64_t n = std::min(kBlock, vocab - begin);
-    const float highest = use.max(x, n, row.max);
-    if (highest == kNone) {  // every token so far is left out: no sum
-      for (int64_t i = 0; i < n; ++i)
-        if (std::isnan(load(x[i]))) row.sum = std::numeric_limits<double>::quiet_NaN();
-      continue;
-    }
-    if (highest > row.max && row.sum > 0.0) {
-      const double step = static_cast<double>(row.max * scale) - highest * scale;
-      const double factor = std::exp(step);
-      row.dot = factor * (row.dot + step * row.sum);
-      row.sum *= factor;
-    }
-    row.max = highest;
-    use.sums(x, n, scale, highest * scale, row.sum, row.dot);
+    RowSums<double> block{use.max(x, n, ovlt::kNoToken) * scale, 0.0, 0.0};
+    use.sums(x, n, scale, ovlt::origin(block.max), block.sum, block.dot);
+    row = ovlt::merge(row, block, [](double d) { return std::exp(d); });
   }
   return row;
 }
 
 using torch::headeronly::ScalarType;
 
+// Whether the logits are bfloat16.
 bool check(const Tensor& logits, const Tensor& target, const Tensor& inv_temperature) {
+  ovlt::check_rows(logits, target, inv_temperature);
   const ScalarType dtype = logits.scalar_type();
   STD_TORCH_CHECK(
-      logits.dim() == 2 && logits.is_contiguous() && logits.size(1) > 0 &&
-          (dtype == ScalarType::Float || dtype == ScalarType::BFloat16),
-      "logits must be a contiguous float32 or bfloat16 matrix [R, V]");
-  STD_TORCH_CHECK(
-      target.dim() == 1 && target.size(0) == logits.size(0) && target.is_cpu() &&
-          target.is_contiguous() && target.scalar_type() == ScalarType::Long,
-      "target must be a contiguous int64 vector [R] on the CPU");
-  STD_TORCH_CHECK(
-      inv_temperature.dim() == 1 && inv_temperature.size(0) == logits.size(0) &&
-          inv_temperature.is_cpu() && inv_temperature.is_contiguous() &&
-          inv_temperature.scalar_type() == ScalarType::Float,
-      "inv_temperature must be a contiguous float32 vector [R] on the CPU");
+      dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+      "logits must be a contiguous float32 or bfloat16 matrix [R, V] on a CPU");
   const int64_t* ids = target.const_data_ptr<int64_t>();
   const int64_t vocab = logits.size(1);
   for (int64_t r = 0; r < logits.size(0); ++r)
@@ -236,13 +206,11 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
     torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const float scale = scales[r];
-        const RowSums row = row_sums(use, x + r * vocab, vocab, scale);
-        const double max = row.max * scale, log_sum = std::log(row.sum);
-        const float z = load(x[r * vocab + ids[r]]) * scale;
-        // z - max before - log S: both small, where max + log S would already have been rounded
-        logp_out[r] = static_cast<float>((z - max) - log_sum);
-        entropy_out[r] = static_cast<float>(log_sum - row.dot / row.sum);
-        lse_out[r] = static_cast<float>(max + log_sum);
+        const RowSums<double> row = row_sums(use, x + r * vocab, vocab, scale);
+        const RowStats stats = ovlt::row_stats(row, load(x[r * vocab + ids[r]]) * scale, 1.0);
+        logp_out[r] = stats.logp;
+        entropy_out[r] = stats.entropy;
+        lse_out[r] = stats.lse;
       }
     });
   };
@@ -259,14 +227,9 @@ void row_logp_grad_(
     const Tensor& inv_temperature) {
   const bool half = check(logits, target, inv_temperature);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
-  for (const Tensor& t : {stats, upstream})
-    STD_TORCH_CHECK(
-        t.dim() == 2 && t.size(1) == rows && t.is_cpu() && t.is_contiguous() &&
-            t.scalar_type() == ScalarType::Float,
-        "stats and upstream must be contiguous float32 [3, R] and [2, R] on the CPU");
-  STD_TORCH_CHECK(stats.size(0) == 3 && upstream.size(0) == 2, "stats is [3, R], upstream [2, R]");
+  ovlt::check_per_row(logits, stats, upstream);
   const int64_t* ids = target.const_data_ptr<int64_t>();
-  const float* logp = stats.const_data_ptr<float>();
+  const float* found = stats.const_data_ptr<float>();
   const float* up = upstream.const_data_ptr<float>();
   void* data = logits.data_ptr();
   const float* scales = inv_temperature.const_data_ptr<float>();
@@ -275,21 +238,15 @@ void row_logp_grad_(
     torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         auto* row = x + r * vocab;
-        const float lp = logp[r], entropy = logp[rows + r], lse = logp[2 * rows + r];
+        const RowStats stats_of_row{found[r], found[rows + r], found[2 * rows + r]};
         const float g = up[r], h = up[rows + r], scale = scales[r];
         if (g == 0.0f && h == 0.0f) {  // whatever it holds
           std::memset(row, 0, vocab * sizeof(*row));
           continue;
         }
-        // Logits far from 0 make lse large and its rounding the error of every p: measure from the
-        // target instead where its log-prob is the smaller number. log p_v = (z_v - base) + shift.
-        const bool near = std::fabs(lp) < std::fabs(lse);
-        const float base = near ? load(row[ids[r]]) * scale : 0.0f;
-        // The target's own gradient from its log-prob: p - 1 would cancel.
-        float at_target = -g * std::expm1(lp);
-        if (h != 0.0f) at_target -= h * std::exp(lp) * (lp + entropy);
-        use.grad(row, vocab, scale, base, near ? lp : -lse, entropy, g, h);
-        store(row + ids[r], at_target * scale);
+        const RowGrad as = ovlt::row_grad(stats_of_row, g, h, load(row[ids[r]]) * scale, 1.0f);
+        use.grad(row, vocab, scale, as.base, as.shift, as.entropy, g, h);
+        store(row + ids[r], as.at_target * scale);
       }
     });
   };

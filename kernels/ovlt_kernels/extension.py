@@ -1,7 +1,8 @@
 """Loads the compiled operators (csrc/) into ``torch.ops.ovlt`` where they were built.
 
-``HAS_EXTENSION`` says whether they are there, and ``WHY`` says in a sentence why or why not. Every
-operator has a plain PyTorch statement that runs without the extension.
+``HAS_EXTENSION`` says whether they are there, ``WHY`` says in a sentence why or why not, and
+``HAS_CUDA`` whether they were built for GPUs too. Every operator has a plain PyTorch statement that
+runs without the extension.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 LIBRARY = Path(__file__).with_name("_C.so")
 OPERATORS = ("row_logp", "row_logp_grad_", "resize_bicubic", "patchify", "preprocess")
+CUDA_OPERATORS = ("row_logp", "row_logp_grad_")
 
 
 def load(library: Path = LIBRARY) -> tuple[bool, str]:
@@ -38,4 +40,11 @@ def load(library: Path = LIBRARY) -> tuple[bool, str]:
     return True, f"{library.name} is loaded"
 
 
+def has_cuda() -> bool:
+    """Whether the operators that are written in CUDA too are loaded with it."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return all(has_kernel(f"ovlt::{name}", "CUDA") for name in CUDA_OPERATORS)
+
+
 HAS_EXTENSION, WHY = load()
+HAS_CUDA = HAS_EXTENSION and has_cuda()

@@ -8,14 +8,22 @@ in nats. A token that is left out of the distribution has the logit ``-inf``. Fo
 g of logp and h of the entropy, with p = softmax(z)::
 
     dL/dlogits_v = (g (1[v = target] - p_v) - h p_v (log p_v + entropy)) / temperature
+
+There are two kernels for GPUs, which compute the same: in Triton (row_logp_triton.py), and in CUDA
+(csrc/row_logp.cu) where that was built. ``OVLT_ROW_KERNEL=triton`` or ``cuda`` chooses, and is
+read once. The default stays Triton until ``bench/test_logp.py`` has shown on a GPU that the
+other is faster: the CUDA kernel has not been timed yet.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+
 import torch
 from torch import Tensor
 
-from ovlt_kernels.extension import HAS_EXTENSION
+from ovlt_kernels.extension import HAS_CUDA, HAS_EXTENSION
 
 if HAS_EXTENSION:
 
@@ -48,12 +56,13 @@ def row_logp(
 
     Returns:
         ``(logp [R], entropy [R], lse [R])``, in nats. float32 and bfloat16 logits on a CPU that
-        need no gradient go through the C++ operator, those on a GPU through Triton: both read them
-        once and make no ``[R, V]`` temporary. All others go through :func:`row_logp_reference`,
-        which autograd differentiates.
+        need no gradient go through the C++ operator, those on a GPU (float16 too) through a kernel
+        in Triton or CUDA: each reads them once and makes no ``[R, V]`` temporary. All others go
+        through :func:`row_logp_reference`, which autograd differentiates.
 
     Raises:
-        ValueError: for shapes, dtypes, a temperature or target ids that do not fit.
+        ValueError: for shapes, dtypes, a temperature or target ids that do not fit; on a GPU, for
+            an ``OVLT_ROW_KERNEL`` that is not known or was not built.
     """
     temperature = per_row(temperature, logits)
     _check(logits, target, temperature)
@@ -174,13 +183,32 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@functools.cache
+def gpu_kernel() -> str:
+    """``"triton"`` or ``"cuda"``: which kernel serves logits on a GPU, by ``OVLT_ROW_KERNEL``."""
+    name = os.environ.get("OVLT_ROW_KERNEL", "triton")
+    if name not in ("triton", "cuda"):
+        raise ValueError(f"OVLT_ROW_KERNEL must be triton or cuda, not '{name}'.")
+    if name == "cuda" and not HAS_CUDA:
+        raise ValueError(
+            "OVLT_ROW_KERNEL=cuda, but the CUDA kernels are not built: with an nvcc >= 12 on PATH "
+            "run `OVLT_CUDA=ON OVLT_REQUIRE_EXT=1 python setup.py build_native`, or leave "
+            "OVLT_ROW_KERNEL unset to use Triton."
+        )
+    return name
+
+
 def _in_triton(logits: Tensor) -> bool:
-    return logits.is_cuda and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    fits = logits.is_cuda and logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return fits and gpu_kernel() == "triton"
 
 
 def _in_extension(logits: Tensor) -> bool:
-    half_or_single = logits.dtype in (torch.float32, torch.bfloat16)
-    return HAS_EXTENSION and logits.device.type == "cpu" and half_or_single
+    if logits.is_cuda:
+        fits = logits.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return fits and gpu_kernel() == "cuda"
+    fits = logits.dtype in (torch.float32, torch.bfloat16)
+    return fits and logits.device.type == "cpu" and HAS_EXTENSION
 
 
 def _check(logits: Tensor, target: Tensor, temperature: Tensor) -> None:

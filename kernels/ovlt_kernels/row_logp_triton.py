@@ -1,8 +1,10 @@
 """The row passes of ``row_logp`` in Triton, for GPUs; under TRITON_INTERPRET=1 they run on a CPU.
 
-Two kernels, each bound by memory: one reads every logit once and keeps a running maximum m, the sum
-S of exp(z - m) and the sum D of exp(z - m) (z - m), as csrc/row_logp.cpp does; the other reads it
-again and writes the gradient over it. All arithmetic is float32.
+Two kernels, bound by memory. One reads every logit x once; each lane keeps the maximum m of those
+that it saw, S = sum exp((x - m) / T) and D = sum exp((x - m) / T) (x - m), and the lanes are merged
+at the end, as in csrc/row_math.h: a reduction over the whole program for each block of columns
+would take longer than the memory does. The other reads it again and writes the gradient over it.
+All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -13,77 +15,87 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 4096  # columns that one program holds at a time: 16 KiB of float32 in registers of 8 warps
+_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
 def _stats_kernel(
-    logits, target, inv_temperature, logp, entropy, lse, stride, vocab, BLOCK: tl.constexpr
-):
+    logits, at_target, inv_temperature, logp, entropy, lse, stride, vocab,
+    LANES: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)  # rows x vocab passes 2^31
     logits += row * stride
+    # EACH columns of 16 bytes are one load of one thread, and are summed without the others
+    columns = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
     scale = tl.load(inv_temperature + row)
-    columns = tl.arange(0, BLOCK)
-    m = float("-inf")
-    s = 0.0
-    d = 0.0
-    for begin in range(0, vocab, BLOCK):
+    rate = scale * _LOG2_E  # exp2 is what a GPU computes
+    m = tl.full((LANES,), float("-inf"), tl.float32)
+    s = tl.zeros((LANES,), tl.float32)
+    d = tl.zeros((LANES,), tl.float32)
+    for begin in range(0, vocab, LANES * EACH):
         inside = begin + columns < vocab
-        z = tl.load(logits + begin + columns, mask=inside, other=float("-inf")).to(tl.float32)
-        z = z * scale
-        highest = tl.maximum(m, tl.max(z, axis=0))
+        x = tl.load(logits + begin + columns, mask=inside, other=float("-inf")).to(tl.float32)
+        highest = tl.maximum(m, tl.max(x, axis=1))
         # -inf - -inf is NaN: until there is a finite logit, measure from 0
         shift = tl.where(highest == float("-inf"), 0.0, highest)
         step = tl.where(m == float("-inf"), 0.0, m - shift)
-        factor = tl.where(m == float("-inf"), 0.0, tl.exp(step))
-        below = z - shift
-        e = tl.exp(below)
-        d = factor * (d + step * s) + tl.sum(tl.where(e == 0.0, 0.0, e * below), axis=0)
-        s = factor * s + tl.sum(e, axis=0)
+        factor = tl.exp2(step * rate)
+        below = x - shift[:, None]
+        e = tl.exp2(below * rate)
+        # not 0 * -inf: of a token that is left out; and of logits near the lowest float, times many
+        finite = tl.maximum(below, _LOWEST)
+        d = tl.where(factor == 0.0, 0.0, factor * (d + step * s)) + tl.sum(e * finite, axis=1)
+        s = factor * s + tl.sum(e, axis=1)
         m = highest
-    z = tl.load(logits + tl.load(target + row)).to(tl.float32) * scale
+    highest = tl.max(m, axis=0)
+    shift = tl.where(highest == float("-inf"), 0.0, highest)
+    step = tl.where(m == float("-inf"), 0.0, m - shift)
+    factor = tl.exp2(step * rate)
+    d = tl.sum(tl.where(factor == 0.0, 0.0, factor * (d + step * s)), axis=0)
+    s = tl.sum(factor * s, axis=0)
     log_s = tl.log(s)
-    # z - m before - log S: both small, where m + log S would already have been rounded
-    tl.store(logp + row, (z - m) - log_s)
-    tl.store(entropy + row, log_s - d / s)
-    tl.store(lse + row, m + log_s)
+    # x - m before - log S: both small, where m + log S would already have been rounded
+    tl.store(logp + row, (tl.load(at_target + row) - highest) * scale - log_s)
+    tl.store(entropy + row, log_s - d / s * scale)
+    tl.store(lse + row, highest * scale + log_s)
 
 
-@triton.jit
-def _grad_kernel(logits, target, per_row, rows, stride, vocab, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["rows"])  # another number at every call: compile once
+def _grad_kernel(logits, per_row, rows, stride, vocab, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     base = tl.load(per_row + row)
     shift = tl.load(per_row + rows + row)
     entropy = tl.load(per_row + 2 * rows + row)
     g = tl.load(per_row + 3 * rows + row)
     h = tl.load(per_row + 4 * rows + row)
-    at_target = tl.load(per_row + 5 * rows + row)
-    scale = tl.load(per_row + 6 * rows + row)
+    scale = tl.load(per_row + 5 * rows + row)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < vocab
     here = logits + row * stride + columns
-    z = tl.load(here, mask=inside, other=float("-inf")).to(tl.float32) * scale
-    log_p = (z - base) + shift
-    p = tl.exp(log_p)
+    read = tl.where((g == 0.0) & (h == 0.0), 0, vocab)  # none: such a row becomes 0, even of NaN
+    x = tl.load(here, mask=columns < read, other=float("-inf")).to(tl.float32)
+    log_p = (x - base) * scale + shift
+    p = tl.exp2(log_p * _LOG2_E)
     # a token that is left out has log_p = -inf, and no gradient
-    dz = tl.where(p == 0.0, 0.0, -(g + h * (log_p + entropy)) * p)
-    dz = tl.where(columns == tl.load(target + row), at_target, dz) * scale
-    dz = tl.where((g == 0.0) & (h == 0.0), 0.0, dz)  # of a row that may hold NaN
-    tl.store(here, dz.to(logits.dtype.element_ty), mask=inside)
+    dx = tl.where(p == 0.0, 0.0, (g + h * (log_p + entropy)) * p)
+    tl.store(here, dx.to(logits.dtype.element_ty), mask=columns < vocab)
 
 
 def row_stats(
     logits: Tensor, target: Tensor, inv_temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(logp, entropy, lse)``, float32 ``[R]`` each, as ``row_logp``; the logits' last dimension
-    must be contiguous. inv_temperature: float32 ``[R]``. Target ids are not checked."""
+    must be contiguous. inv_temperature: float32 ``[R]``."""
     rows, vocab = logits.shape
     logp, entropy, lse = (
         torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3)
     )
     if rows:
+        each = 16 // logits.element_size()
         _stats_kernel[(rows,)](
-            logits, target, inv_temperature, logp, entropy, lse, logits.stride(0), vocab,
-            BLOCK=_block(vocab), num_warps=8,
+            logits, _at_target(logits, target), inv_temperature, logp, entropy, lse,
+            logits.stride(0), vocab,
+            LANES=max(1, _block(vocab) // each), EACH=each, num_warps=8,
         )  # fmt: skip
     return logp, entropy, lse
 
@@ -104,15 +116,23 @@ def row_grad_(
     at_target = g * -torch.expm1(logp) - h * logp.exp() * (logp + entropy)
     # Logits far from 0 make lse large and its rounding the error of every p: measure from the
     # target instead where its log-prob is the smaller number.
-    near = logp.abs() < lse.abs()
-    z = logits.gather(1, target[:, None])[:, 0].float() * inv_temperature
-    base, shift = torch.where(near, z, 0.0), torch.where(near, logp, -lse)
+    live = (g != 0) | (h != 0)
+    near = live & (logp.abs() < lse.abs())
+    base = torch.where(near, _at_target(logits, target), 0.0)
+    shift = torch.where(near, logp, torch.where(live, -lse, 0.0))
+    slopes = (-g * inv_temperature, -h * inv_temperature)
     block = _block(vocab)
-    per_row = torch.stack((base, shift, entropy, g, h, at_target, inv_temperature))
+    per_row = torch.stack((base, shift, entropy, *slopes, inv_temperature))
     _grad_kernel[(rows, triton.cdiv(vocab, block))](
-        logits, target, per_row, rows, logits.stride(0), vocab, BLOCK=block, num_warps=8
+        logits, per_row, rows, logits.stride(0), vocab, BLOCK=block, num_warps=8
     )  # fmt: skip
-    return logits
+    at_target = torch.where(live, at_target * inv_temperature, 0.0)
+    return logits.scatter_(1, target[:, None], at_target.to(logits.dtype)[:, None])
+
+
+def _at_target(logits: Tensor, target: Tensor) -> Tensor:
+    """Float32 ``[R]``. Here, since gather has the device report an id that is out of range."""
+    return logits.gather(1, target[:, None])[:, 0].float()
 
 
 def _block(vocab: int) -> int:
