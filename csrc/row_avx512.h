@@ -45,24 +45,38 @@ inline __mmask16 first(int64_t n) {
   return static_cast<__mmask16>((1u << std::min<int64_t>(n, 16)) - 1);
 }
 
-// Lanes outside the mask are -inf: a token that is not there.
+// Whole vectors, and the last of a row with its lanes named: a masked store takes several times as
+// long as a whole one on some processors. Lanes outside are -inf: a token that is not there.
+inline __m512 load(const float* x) { return _mm512_loadu_ps(x); }
 inline __m512 load(const float* x, __mmask16 lanes) {
   return _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), lanes, x);
 }
-inline __m512 load(const uint16_t* x, __mmask16 lanes) {
-  const __m256i outside = _mm256_set1_epi16(static_cast<int16_t>(0xff80));
-  const __m256i half = _mm256_mask_loadu_epi16(outside, lanes, x);
+inline __m512 widen(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
-inline void store(float* to, __mmask16 lanes, __m512 x) { _mm512_mask_storeu_ps(to, lanes, x); }
-inline void store(uint16_t* to, __mmask16 lanes, __m512 x) {  // to nearest, ties to even
+inline __m512 load(const uint16_t* x) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+inline __m512 load(const uint16_t* x, __mmask16 lanes) {
+  const __m256i outside = _mm256_set1_epi16(static_cast<int16_t>(0xff80));
+  return widen(_mm256_mask_loadu_epi16(outside, lanes, x));
+}
+inline __m256i narrow(__m512 x) {  // to nearest, ties to even
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   __m512i half = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   half = _mm512_srli_epi32(half, 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);  // rounding could make it inf
   half = _mm512_mask_mov_epi32(half, nan, _mm512_set1_epi32(0x7fc0));
-  _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(half));
+  return _mm512_cvtepi32_epi16(half);
+}
+inline void store(float* to, __m512 x) { _mm512_storeu_ps(to, x); }
+inline void store(float* to, __m512 x, __mmask16 lanes) { _mm512_mask_storeu_ps(to, lanes, x); }
+inline void store(uint16_t* to, __m512 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(x));
+}
+inline void store(uint16_t* to, __m512 x, __mmask16 lanes) {
+  _mm256_mask_storeu_epi16(to, lanes, narrow(x));
 }
 
 // max of the logits as they lie there; NaN is passed over.
@@ -71,27 +85,33 @@ inline float block_max(const T* x, int64_t n, float from) {
   __m512 m0 = _mm512_set1_ps(from), m1 = m0;
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
-    m0 = _mm512_max_ps(load(x + i, 0xffff), m0);
-    m1 = _mm512_max_ps(load(x + i + 16, 0xffff), m1);
+    m0 = _mm512_max_ps(load(x + i), m0);
+    m1 = _mm512_max_ps(load(x + i + 16), m1);
   }
   for (; i < n; i += 16) m0 = _mm512_max_ps(load(x + i, first(n - i)), m0);
   return _mm512_reduce_max_ps(_mm512_max_ps(m0, m1));
 }
 
-// sum += exp(z - m), dot += exp(z - m) (z - m) over a block, z = x scale.
+// sum += exp(z - m), dot += exp(z - m) (z - m) over a block, z = x scale. While it is summed from the
+// cache the next block is fetched: else memory waits for the sums, and these then for memory.
 template <typename T>
 inline void block_sums(const T* x, int64_t n, float scale, float m, double& sum, double& dot) {
   const __m512 s = _mm512_set1_ps(scale), shift = _mm512_set1_ps(m);
   const __m512 smallest = _mm512_set1_ps(-87.0f);
   __m512 total = _mm512_setzero_ps(), weighted = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 lanes = n - i >= 16 ? static_cast<__mmask16>(0xffff) : first(n - i);
-    const __m512 z = _mm512_mul_ps(load(x + i, lanes), s);  // rounded as the target's logit is
-    const __m512 d = _mm512_max_ps(smallest, _mm512_sub_ps(z, shift));
-    const __m512 e = exp_nonpositive(_mm512_sub_ps(z, shift));
+  const auto add = [&](__m512 logits) {
+    const __m512 z = _mm512_sub_ps(_mm512_mul_ps(logits, s), shift);  // rounded as the target's is
+    const __m512 e = exp_nonpositive(z);
     total = _mm512_add_ps(total, e);
-    weighted = _mm512_fmadd_ps(e, d, weighted);  // 0 * -87 for a token that is left out
+    // 0 * -87 for a token that is left out
+    weighted = _mm512_fmadd_ps(e, _mm512_max_ps(smallest, z), weighted);
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    _mm_prefetch(reinterpret_cast<const char*>(x + n + i), _MM_HINT_T0);
+    add(load(x + i));
   }
+  if (i < n) add(load(x + i, first(n - i)));
   sum += _mm512_reduce_add_ps(total);
   dot += _mm512_reduce_add_ps(weighted);
 }
@@ -103,16 +123,18 @@ inline void gradient(
   const __m512 s = _mm512_set1_ps(scale), b = _mm512_set1_ps(base), c = _mm512_set1_ps(shift);
   const __m512 from = _mm512_set1_ps(-scale * g), slope = _mm512_set1_ps(-scale * h);
   const __m512 level = _mm512_set1_ps(entropy), zero = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 lanes = n - i >= 16 ? static_cast<__mmask16>(0xffff) : first(n - i);
-    const __m512 z = _mm512_mul_ps(load(x + i, lanes), s);
+  const auto of = [&](__m512 logits) {
+    const __m512 z = _mm512_mul_ps(logits, s);
     const __m512 log_p = _mm512_min_ps(zero, _mm512_add_ps(_mm512_sub_ps(z, b), c));
     const __m512 p = exp_nonpositive(log_p);
     // -inf + entropy times a slope of 0 is NaN: a token that is left out has no gradient
     const __m512 above = _mm512_max_ps(_mm512_set1_ps(-1e4f), log_p);
     const __m512 d = _mm512_fmadd_ps(slope, _mm512_add_ps(above, level), from);
-    store(x + i, lanes, _mm512_mul_ps(d, p));
-  }
+    return _mm512_mul_ps(d, p);
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, of(load(x + i)));
+  if (i < n) store(x + i, of(load(x + i, first(n - i))), first(n - i));
 }
 
 #pragma GCC pop_options

@@ -134,6 +134,7 @@ class _LinearLogp(torch.autograd.Function):
                 output, row_logp(logits, target[block], temperature[block]), strict=True
             ):
                 value[block] = found
+            del logits  # or this block's would still be there while the next one is made
         # Apart, so that a small tensor that someone keeps does not hold the other two.
         logp, entropy, lse = (value.clone() for value in output)
         ctx.save_for_backward(hidden, weight, target, banned_ids, temperature, logp, entropy, lse)
@@ -178,6 +179,7 @@ def _backward(
             temperature[block],
         )
         add_gradients_(grad_hidden, grad_weight, dz, x, weight, block)
+        del dz  # or this block's would still be there while the next one is made
 
     if grad_weight is not None:
         grad_weight = grad_weight.to(weight.dtype)

@@ -126,6 +126,7 @@ class _LinearLoss(torch.autograd.Function):
             part, g, h = _differentiate(objective, stats, block)
             total += part
             if not (want_hidden or want_weight):
+                del logits
                 continue
             live = (g != 0) | (h != 0)
             kept: Tensor | slice = block
@@ -138,6 +139,7 @@ class _LinearLoss(torch.autograd.Function):
                 x = x.masked_fill(~live[:, None], 0.0)
             dz = row_logp_grad_(logits, ids, stats, g, h, t)
             add_gradients_(grad_hidden, grad_weight, dz, x, weight, kept)
+            del logits, dz  # or this block's would still be there while the next one is made
 
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.distributed.tensor import Replicate, distribute_tensor
 
+from ovlt_kernels.blocks import block_logits
 from ovlt_kernels.extension import HAS_EXTENSION, WHY
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp, linear_logp_reference
 from ovlt_kernels.linear_loss import linear_loss, linear_loss_reference
@@ -140,6 +142,32 @@ def test_autocast_changes_nothing(run: Callable[..., Result], dtype: torch.dtype
         assert torch.equal(a, b)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="same floating"):
         run(x.float(), w.bfloat16(), target)
+
+
+@BOTH
+@pytest.mark.parametrize("grad", [True, False])
+def test_one_block_of_logits_at_a_time(
+    run: Callable[..., Result], grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lives while the next is made doubles the memory, and no number would show it."""
+    blocks: list[weakref.ref[Tensor]] = []
+
+    def watched(*arguments: object) -> Tensor:
+        assert all(block() is None for block in blocks)
+        made = block_logits(*arguments)
+        blocks.append(weakref.ref(made))
+        return made
+
+    for module in ("linear_logp", "linear_loss"):
+        monkeypatch.setattr(f"ovlt_kernels.{module}.block_logits", watched)
+    x, w, target = inputs(dtype=torch.float32)
+    if grad:
+        run(x, w, target, chunk_bytes=4 * V * 3)
+    else:
+        with torch.no_grad():
+            linear_logp(x, w, target, chunk_bytes=4 * V * 3)
+            linear_loss(x, w, target, objective, chunk_bytes=4 * V * 3)
+    assert len(blocks) >= 5
 
 
 @BOTH
