@@ -5,7 +5,8 @@ another machine. Times are the best of the rounds: noise only ever adds. Columns
 
     ms           best time
     x floor      over the time of the group's floor, measured in the same run
-    x eager      eager's time over this one: how many times faster than plain PyTorch
+    x eager      eager's time over this one: how many times faster than plain PyTorch (for images:
+                 than transformers' Pillow processor)
     peak MiB     most memory beyond the inputs
     error        largest relative error against float64 of what is returned
     vs eager     that error over eager's in the same dtype
@@ -50,7 +51,7 @@ def groups_of(results: dict[str, Any]) -> dict[str, list[Line]]:
         groups.setdefault(one["group"], []).append(line)
     for lines in groups.values():
         known = {line["what"]: line for line in lines}
-        floor, eager = known.get("floor"), known.get("eager")
+        floor, eager = known.get("floor"), plain_of(known)
         for line in lines:
             line["floor"] = line["ms"] / floor["ms"] if floor else None
             line["eager"] = eager["ms"] / line["ms"] if eager else None
@@ -58,6 +59,11 @@ def groups_of(results: dict[str, Any]) -> dict[str, list[Line]]:
             line["error_ratio"] = line["error"] / eager["error"] if eager and both else None
         lines.sort(key=lambda line: line["ms"])
     return groups
+
+
+def plain_of(known: dict[str, Line]) -> Line | None:
+    """What everything is measured against: plain PyTorch, or Pillow where images are prepared."""
+    return known.get("eager") or known.get("pil")
 
 
 def markdown(groups: dict[str, list[Line]]) -> str:
@@ -92,7 +98,7 @@ def summary(groups: dict[str, list[Line]]) -> str:
         rows.append("| " + " | ".join([
             name, number(ours["ms"]), number(ours["floor"]), number(ours["eager"]),
             best["what"] if best else "", number(best["ms"] / ours["ms"]) if best else "",
-            number(ours["mib"]), number(known["eager"]["mib"]) if "eager" in known else "",
+            number(ours["mib"]), number(plain["mib"]) if (plain := plain_of(known)) else "",
             number(ours["error_ratio"]),
         ]) + " |")  # fmt: skip
     return "\n".join(rows)
@@ -141,7 +147,10 @@ def plot(groups: dict[str, list[Line]], path: Path, title: str) -> None:
         axis.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=8)
     figure.tight_layout()
-    mpl.rcParams["svg.hashsalt"] = "ovlt"  # the same figures give the same file
+    mpl.rcParams |= {
+        "svg.hashsalt": "ovlt",
+        "svg.fonttype": "none",
+    }  # the same figures, the same file
     figure.savefig(path, metadata={"Date": None})
 
 

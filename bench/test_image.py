@@ -62,7 +62,8 @@ def test_preprocess(benchmark: Any, size: str, which: str, threads: int) -> None
     if which in ("ovlt", "resize, patchify"):
         assert difference < 1e-6
     group = f"preprocess {size}, {threads} threads"
-    info = {"to": [height, width], "pillow": PIL.__version__, "max_pixel_difference": difference}
+    info = {"which": which, "to": [height, width], "pillow": PIL.__version__}
+    info["max_pixel_difference"] = difference
     timed(benchmark, group, runs[which], **info)
 
 
@@ -77,4 +78,4 @@ def test_resize(benchmark: Any, size: str, which: str) -> None:
         "pil": lambda: np.asarray(source.resize((width, height), Image.Resampling.BICUBIC)),
     }
     np.testing.assert_array_equal(runs["ovlt"](), runs["pil"]())
-    timed(benchmark, f"resize {size}", runs[which], pillow=PIL.__version__)
+    timed(benchmark, f"resize {size}", runs[which], which=which, pillow=PIL.__version__)
