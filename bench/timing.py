@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from ovlt_kernels.extension import WHY
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ROUNDS = 20 if DEVICE.type == "cuda" else 5
+LEAST, MOST, SECONDS = 5, 50, 1.5  # rounds; short work gets more, to meet a quiet moment
 
 
 def timed(benchmark: Any, group: str, run: Callable[[], object], **info: Any) -> None:
@@ -33,6 +34,9 @@ def timed(benchmark: Any, group: str, run: Callable[[], object], **info: Any) ->
             torch.cuda.synchronize()
 
     whole()  # compiles, tunes, fills caches
+    began = time.perf_counter()
+    whole()
+    rounds = min(MOST, max(LEAST, round(SECONDS / (time.perf_counter() - began))))
     benchmark.group = group
     benchmark.extra_info |= info | {
         "peak_mib": round(peak_mib(whole), 1),
@@ -41,7 +45,7 @@ def timed(benchmark: Any, group: str, run: Callable[[], object], **info: Any) ->
         "torch": torch.__version__,
         "extension": WHY,
     }
-    benchmark.pedantic(whole, rounds=ROUNDS, iterations=1, warmup_rounds=1)
+    benchmark.pedantic(whole, rounds=rounds, iterations=1, warmup_rounds=1)
 
 
 def peak_mib(run: Callable[[], object]) -> float:
