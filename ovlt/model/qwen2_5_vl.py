@@ -3,7 +3,8 @@
 Another family is another file with the same functions. transformers' own modules do the
 arithmetic; this file decides what they are called with. ``packed_forward`` is bound on the
 transformers root module, so FSDP2's hooks on the root fire round it and the head's weight is
-gathered exactly while the loss needs it.
+gathered exactly while the loss needs it. What can be counted without torch (tokens, parameters,
+FLOPs, bytes) stands in ``qwen2_5_vl_sizes``, and is known here too.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovlt.model import attention
+from ovlt.model.qwen2_5_vl_sizes import Grid, tokens_per_image
+from ovlt.model.qwen2_5_vl_sizes import forward_flops as forward_flops
+from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
+from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
 from ovlt.types import PackedBatch
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp
 from ovlt_kernels.linear_loss import linear_loss
-
-Grid = tuple[int, int, int]  # (time, height, width) in patches
 
 # Tokens that stand for pixels. A policy that samples one breaks the match between placeholders and
 # features, so the engine never may, and the trainer's normaliser leaves them out.
@@ -35,22 +38,6 @@ VISION_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-
-
-def merged_patch(config: Any) -> int:
-    """Pixels on a side of what becomes one token (28)."""
-    return int(config.vision_config.patch_size) * int(config.vision_config.spatial_merge_size)
-
-
-def image_grid(config: Any, height: int, width: int) -> Grid:
-    """Patch grid of an image already resized to multiples of the merged patch."""
-    patch = int(config.vision_config.patch_size)
-    return (1, height // patch, width // patch)
-
-
-def tokens_per_image(config: Any, grid: Grid) -> int:
-    merge = int(config.vision_config.spatial_merge_size)
-    return grid[0] * grid[1] * grid[2] // (merge * merge)
 
 
 def banned_ids(config: Any, tokenizer: Any) -> list[int]:
@@ -159,34 +146,6 @@ def vision_plan(grids: Sequence[Grid], config: Any) -> dict[str, Any]:
 
 def _cumulative(lengths: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-
-
-def forward_flops(config: Any, num_tokens: int, grids: Sequence[Grid]) -> float:
-    """FLOPs of one forward over one sample: decoder, attention, head, and the vision tower.
-
-    A multiply-add counts two. Attention counts the causal half in the decoder, every window or the
-    whole image in the tower. Used to balance ranks and for MFU.
-    """
-    text, vision = config.text_config, config.vision_config
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    kv = hidden * text.num_key_value_heads // text.num_attention_heads
-    per_token = 2 * layers * (2 * hidden * hidden + 2 * hidden * kv)
-    per_token += 2 * layers * 3 * hidden * text.intermediate_size
-    per_token += 2 * hidden * text.vocab_size
-    total = float(num_tokens * per_token + 2 * layers * hidden * num_tokens * num_tokens)
-    vh, merge = vision.hidden_size, vision.spatial_merge_size
-    full = len(set(vision.fullatt_block_indexes) & set(range(vision.depth)))
-    window = (vision.window_size // vision.patch_size) ** 2
-    for grid in grids:
-        patches = grid[0] * grid[1] * grid[2]
-        block = 2 * (4 * vh * vh + 3 * vh * vision.intermediate_size)
-        embed = 2 * vh * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        wide = vh * merge * merge
-        merger = 2 * (wide * wide + wide * vision.out_hidden_size) / (merge * merge)
-        total += patches * (vision.depth * block + embed + merger)
-        seen = full * (grid[1] * grid[2]) + (vision.depth - full) * min(window, patches)
-        total += 4 * vh * patches * seen
-    return total
 
 
 # --- names -------------------------------------------------------------------------------------

@@ -1,0 +1,230 @@
+"""What can be counted of Qwen2.5-VL from its configuration alone: tokens, parameters, FLOPs, bytes.
+
+Imports no torch, so that a run can be planned on any machine. ``config`` is transformers'
+configuration or what ``read_config`` returns: both have ``text_config`` and ``vision_config``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+Grid = tuple[int, int, int]  # (time, height, width) in patches
+
+# transformers' values where a configuration file leaves a key out.
+_VISION_DEFAULTS = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+_TEXT_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+
+def read_config(path: Path) -> Any:
+    """A ``config.json`` of this family, old layout (text keys at the top) or new.
+
+    Raises ValueError: no such file, no JSON, another family, a key that is missing.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a config.json: {error}") from None
+    if not isinstance(tree, dict) or tree.get("model_type") != "qwen2_5_vl":
+        kind = tree.get("model_type") if isinstance(tree, dict) else type(tree).__name__
+        raise ValueError(f"{path} describes a '{kind}' model; ovlt knows 'qwen2_5_vl'")
+    text = tree | tree.get("text_config", {})
+    missing = [key for key in _TEXT_KEYS if key not in text]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: is it the whole config.json?")
+    vision = dict(tree.get("vision_config", {}))
+    if "in_chans" in vision:
+        vision.setdefault("in_channels", vision["in_chans"])
+    return SimpleNamespace(
+        text_config=SimpleNamespace(
+            **{key: text[key] for key in _TEXT_KEYS},
+            tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
+        ),
+        vision_config=SimpleNamespace(**(_VISION_DEFAULTS | vision)),
+    )
+
+
+# --- tokens ------------------------------------------------------------------------------------
+def merged_patch(config: Any) -> int:
+    """Pixels on a side of what becomes one token (28)."""
+    return int(config.vision_config.patch_size) * int(config.vision_config.spatial_merge_size)
+
+
+def image_grid(config: Any, height: int, width: int) -> Grid:
+    """Patch grid of an image already resized to multiples of the merged patch."""
+    patch = int(config.vision_config.patch_size)
+    return (1, height // patch, width // patch)
+
+
+def tokens_per_image(config: Any, grid: Grid) -> int:
+    merge = int(config.vision_config.spatial_merge_size)
+    return grid[0] * grid[1] * grid[2] // (merge * merge)
+
+
+# --- FLOPs -------------------------------------------------------------------------------------
+def forward_flops(config: Any, num_tokens: int, grids: Sequence[Grid]) -> float:
+    """FLOPs of one forward over one sample: decoder, attention, head, and the vision tower.
+
+    A multiply-add counts two. Attention counts the causal half in the decoder, every window or the
+    whole image in the tower. Used to balance ranks, for MFU and for planning.
+    """
+    text, vision = config.text_config, config.vision_config
+    hidden, layers = text.hidden_size, text.num_hidden_layers
+    kv = hidden * text.num_key_value_heads // text.num_attention_heads
+    per_token = 2 * layers * (2 * hidden * hidden + 2 * hidden * kv)
+    per_token += 2 * layers * 3 * hidden * text.intermediate_size
+    per_token += head_flops(config, 1)
+    total = float(num_tokens * per_token + 2 * layers * hidden * num_tokens * num_tokens)
+    vh, merge = vision.hidden_size, vision.spatial_merge_size
+    full = len(set(vision.fullatt_block_indexes) & set(range(vision.depth)))
+    window = (vision.window_size // vision.patch_size) ** 2
+    for grid in grids:
+        patches = grid[0] * grid[1] * grid[2]
+        block = 2 * (4 * vh * vh + 3 * vh * vision.intermediate_size)
+        embed = 2 * vh * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        wide = vh * merge * merge
+        merger = 2 * (wide * wide + wide * vision.out_hidden_size) / (merge * merge)
+        total += patches * (vision.depth * block + embed + merger)
+        seen = full * (grid[1] * grid[2]) + (vision.depth - full) * min(window, patches)
+        total += 4 * vh * patches * seen
+    return total
+
+
+def head_flops(config: Any, rows: int) -> int:
+    """FLOPs of the head over ``rows`` tokens; ``forward_flops`` counts it for every token."""
+    return 2 * rows * config.text_config.hidden_size * config.text_config.vocab_size
+
+
+# --- parameters --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters, by part; FSDP gathers a block, a layer, or the root at a time."""
+
+    tower_block: int  # one of tower_blocks
+    tower_blocks: int
+    tower_rest: int  # patch embedding and merger
+    layer: int  # one of layers
+    layers: int
+    norm: int
+    embedding: int
+    head: int  # 0 where it is the embedding
+
+    @property
+    def tower(self) -> int:
+        return self.tower_blocks * self.tower_block + self.tower_rest
+
+    @property
+    def decoder(self) -> int:
+        return self.layers * self.layer + self.norm
+
+    @property
+    def root(self) -> int:
+        """The group that stays gathered from forward to backward."""
+        return self.tower_rest + self.norm + self.embedding + self.head
+
+    @property
+    def total(self) -> int:
+        return self.tower + self.decoder + self.embedding + self.head
+
+
+def parameters(config: Any) -> Parameters:
+    """Exact counts, biases and norm gains among them."""
+    text, vision = config.text_config, config.vision_config
+    h, inner = text.hidden_size, text.intermediate_size
+    kv = h * text.num_key_value_heads // text.num_attention_heads
+    attention = (h * h + h) + 2 * (h * kv + kv) + h * h
+    v, wide = vision.hidden_size, vision.hidden_size * vision.spatial_merge_size**2
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    mlp = 2 * (v * vision.intermediate_size + vision.intermediate_size)
+    mlp += vision.intermediate_size * v + v
+    merger = v + (wide * wide + wide) + (wide * vision.out_hidden_size + vision.out_hidden_size)
+    embedding = text.vocab_size * h
+    return Parameters(
+        tower_block=(3 * v * v + 3 * v) + (v * v + v) + mlp + 2 * v,
+        tower_blocks=vision.depth,
+        tower_rest=patch * v + merger,
+        layer=attention + 3 * h * inner + 2 * h,
+        layers=text.num_hidden_layers,
+        norm=h,
+        embedding=embedding,
+        head=0 if text.tie_word_embeddings else embedding,
+    )
+
+
+# --- bytes of activations ----------------------------------------------------------------------
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that the forward keeps for backward, for one token (decoder) or one patch (tower).
+
+    Counted from transformers' plain modules: a norm keeps its input in float32, the normalised row
+    and its output; attention its rotated queries and keys, values, output and log-sum-exp; SwiGLU
+    four rows of its width.
+    """
+
+    block: int  # one layer or block, run without checkpointing
+    input: int  # what a checkpointed one keeps
+    blocks: int
+    rest: int  # outside the blocks
+
+    def kept(self, checkpointing: bool) -> int:
+        return self.blocks * (self.input if checkpointing else self.block) + self.rest
+
+
+def decoder_activations(config: Any, itemsize: int) -> Activations:
+    """Per token. Keys and values count as repeated to all heads, as torch's varlen needs them."""
+    text = config.text_config
+    h, b = text.hidden_size, itemsize
+    norm = (4 + 2 * b) * h
+    head_dim = h // text.num_attention_heads
+    attention = 4 * b * h + 4 * text.num_attention_heads + 2 * b * head_dim
+    return Activations(
+        block=2 * norm + attention + 4 * b * text.intermediate_size,
+        input=b * h,
+        blocks=text.num_hidden_layers,
+        rest=norm,
+    )
+
+
+def tower_activations(config: Any, itemsize: int) -> Activations:
+    """Per patch. The values are a view of the joint query-key-value row, which so stays whole."""
+    vision = config.vision_config
+    v, b = vision.hidden_size, itemsize
+    norm = (4 + 2 * b) * v
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    attention = (2 + 3 + 1) * b * v + 4 * vision.num_heads
+    return Activations(
+        block=2 * norm + attention + 4 * b * vision.intermediate_size,
+        input=b * v,
+        blocks=vision.depth,
+        rest=b * patch + norm + 2 * b * v + 8 * (v // vision.num_heads),
+    )
+
+
+def kv_bytes_per_token(config: Any, itemsize: int) -> int:
+    """The engine's cache: a key and a value row in each layer."""
+    text = config.text_config
+    kv = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    return 2 * text.num_hidden_layers * kv * itemsize
