@@ -14,15 +14,13 @@ import torch
 
 from ovlt.config import Recipe
 from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load_questions
+from ovlt.hardware import PEAK_FLOPS
 from ovlt.loss import LossOutput
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder
 from ovlt.run_folder import claim_run_folder, read_json, write_json
 from ovlt.runtime import Runtime
 from ovlt.types import PackedBatch
-
-# Peak dense bf16 FLOP/s, from the vendors' data sheets; used for MFU only.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
 
 
 class Stage:

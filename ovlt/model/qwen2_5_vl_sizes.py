@@ -198,13 +198,12 @@ def decoder_activations(config: Any, itemsize: int) -> Activations:
     text = config.text_config
     h, b = text.hidden_size, itemsize
     norm = (4 + 2 * b) * h
-    head_dim = h // text.num_attention_heads
-    attention = 4 * b * h + 4 * text.num_attention_heads + 2 * b * head_dim
+    attention = 4 * b * h + 4 * text.num_attention_heads
     return Activations(
         block=2 * norm + attention + 4 * b * text.intermediate_size,
         input=b * h,
         blocks=text.num_hidden_layers,
-        rest=norm,
+        rest=(4 + b) * h + 2 * b * (h // text.num_attention_heads),  # last norm; cosines and sines
     )
 
 
