@@ -27,8 +27,11 @@ class Assumptions:
     images_per_question: float = 1.0  # each as large as model.max_pixels
     response_tokens: int = 400  # mean; the papers' traces have 150-400 words
     sft_response_tokens: int = 400  # mean of the teacher's traces
+    rounds: float = 1.0  # of sampling per step, where grpo.dynamic_sampling draws again
     sft_rows: int = 0  # rows of sft.data where the file is not here; 0: unknown
-    update_efficiency: float = 0.40  # of the product rate; EasyR1 reaches 8-23 % of peak on 8 x H100
+    update_efficiency: float = (
+        0.40  # of the product rate; EasyR1 reaches 8-23 % of peak on 8 x H100
+    )
     forward_efficiency: float = 0.45  # the same for passes without backward
     prefill_efficiency: float = 0.40
     decode_efficiency: float = 0.60  # of memory bandwidth or product rate, while decoding
@@ -155,7 +158,7 @@ def memory(run: Run, stage: Stage) -> Memory:
     if not samples and not (recipe.data.held_out or recipe.evaluate.data):
         return Memory(update)
     p, item = run.parts, run.itemsize
-    engine_item = {"float32": 4, "bfloat16": 2}.get(cfg.rollout.dtype, item)
+    engine_item = engine_itemsize(run)
     share = cfg.rollout.gpu_memory * run.node.gpu.memory_gib * GIB
     workspace = run.assumed.engine_workspace_gib * GIB
     cache = share - engine_item * p.total - workspace
@@ -173,6 +176,11 @@ def memory(run: Run, stage: Stage) -> Memory:
         kv_tokens=max(0, int(cache / sizes.kv_bytes_per_token(run.config, engine_item))),
         host=run.node.count * engine_item * p.total,
     )
+
+
+def engine_itemsize(run: Run) -> int:
+    """Bytes of the engine's dtype; 'auto' is the trainer's."""
+    return {"float32": 4, "bfloat16": 2}.get(run.recipe.grpo.rollout.dtype, run.itemsize)
 
 
 def _state(run: Run, stage: Stage) -> dict[str, float]:
@@ -253,16 +261,19 @@ def step_seconds(run: Run, stage: Stage) -> dict[str, float]:
     gathers = 2 if run.recipe.model.reshard else 1  # a pass's all-gathers; whole weights each
     wire = plan.micro_batches * gathers * run.itemsize * p.total + 4 * run.trainable
     wire = wire * share / (gpu.link * a.link_efficiency)
-    adam = 28 * run.trainable / ranks / gpu.bandwidth  # weight, two moments, gradient; read, written
+    adam = (
+        28 * run.trainable / ranks / gpu.bandwidth
+    )  # weight, two moments, gradient; read, written
     update = updates * (max(compute, wire) + adam)  # collectives run beside the products
     if stage == "sft":
         return {"update": update}
     cfg = run.recipe.grpo
     passes = updates * sum(forward) / ranks / (gpu.flops * a.forward_efficiency)
     answers = cfg.prompts_per_step * n / ranks
+    rounds = a.rounds if cfg.dynamic_sampling else 1.0
     seconds = {
-        "sampling": generation_seconds(run, cfg.prompts_per_step, n),
-        "reward": answers * a.grade_seconds / cfg.reward.workers,
+        "sampling": rounds * generation_seconds(run, cfg.prompts_per_step, n),
+        "reward": rounds * answers * a.grade_seconds / cfg.reward.workers,
     }
     if updates > 1:
         seconds["old log-probs"] = passes

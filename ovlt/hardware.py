@@ -29,7 +29,8 @@ GPUS = {
     "h200": Gpu(139.0, 790e12, 4.3e12, 450e9, 64e9),
     # NVIDIA H100 SXM data sheet: 80 GB, 989 TFLOP/s, 3.35 TB/s, NVLink 900 GB/s, PCIe 5.
     "h100": Gpu(79.0, 989e12 * _PRODUCT, 3.35e12 * _COPY, 450e9, 64e9),
-    # NVIDIA A100 SXM data sheet: 80 or 40 GB, 312 TFLOP/s, 2.04 or 1.56 TB/s, NVLink 600 GB/s, PCIe 4.
+    # NVIDIA A100 SXM data sheet: 80 or 40 GB, 312 TFLOP/s, 2,039 or 1,555 GB/s, NVLink 600 GB/s,
+    # PCIe 4.
     "a100-80": Gpu(79.0, 312e12 * _PRODUCT, 2.039e12 * _COPY, 300e9, 32e9),
     "a100-40": Gpu(39.4, 312e12 * _PRODUCT, 1.555e12 * _COPY, 300e9, 32e9),
     # NVIDIA L40S data sheet: 48 GB, 362 TFLOP/s dense, 864 GB/s; no NVLink, PCIe 4.

@@ -9,7 +9,6 @@ printed with them and can be replaced (``--assume.response_tokens=600``).
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 import sys
@@ -19,20 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ovlt.config import Recipe
-from ovlt.estimate import (
-    GIB,
-    Assumptions,
-    Run,
-    Stage,
-    checkpoint_bytes,
-    generation_seconds,
-    layout,
-    memory,
-    step_seconds,
-)
+from ovlt.estimate import Assumptions, Run, Stage
 from ovlt.fit import problems
 from ovlt.hardware import GPUS, node
-from ovlt.model.qwen2_5_vl_sizes import read_config, tokens_per_image
+from ovlt.model.qwen2_5_vl_sizes import read_config
+from ovlt.plan_text import text
 from ovlt.recipe import REPOSITORY, load_recipe
 
 SIZES = REPOSITORY / "recipes" / "models"
@@ -57,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"ovlt.plan: {error}", file=sys.stderr)
         return 2
-    found = [sentence for stage in stages for sentence in problems(run, stage)]
+    found = problems(run, stages)
     for sentence in found:
         print(f"ovlt.plan: {sentence}", file=sys.stderr)
     return 1 if found else 0
@@ -83,11 +73,14 @@ def read(argv: Sequence[str]) -> tuple[Run, list[Stage], Path]:
         else:
             overrides.append(f"--{key}={value}")
     recipe = load_recipe(path, overrides)
-    stages: list[Stage] = []
-    stages += ["sft"] if recipe.sft.data else []
-    stages += ["grpo"] if recipe.grpo.data else []
+    has_data: dict[Stage, str] = {"sft": recipe.sft.data, "grpo": recipe.grpo.data}
+    stages = [stage for stage, data in has_data.items() if data]
     if not stages:
         raise ValueError("the recipe has neither sft.data nor grpo.data, so there is nothing to do")
+    if recipe.grpo.rollout.engine != "vllm":
+        raise ValueError(
+            "only the vLLM engine can be planned; add --grpo.rollout.engine=vllm to the command"
+        )
     origin = sizes_file(recipe, options["sizes"])
     return (
         Run(recipe, read_config(origin), node(options["hardware"]), assumptions(assumed)),
@@ -137,134 +130,6 @@ def sizes_file(recipe: Recipe, given: str = "") -> Path:
         f"model.path='{folder}' holds no config.json, and recipes/models/ none of that name: give "
         f"one with --sizes=FILE, e.g. {shipped[0].relative_to(REPOSITORY)}"
     )
-
-
-# --- text --------------------------------------------------------------------------------------
-def text(run: Run, stages: Sequence[Stage], origin: Path) -> str:
-    p, gpu = run.parts, run.node.gpu
-    shown = origin.relative_to(REPOSITORY) if origin.is_relative_to(REPOSITORY) else origin
-    head = "tied to the embedding" if p.head == 0 else f"{p.head / 1e6:,.1f}"
-    lines = [
-        f"{run.node.name}: {gpu.memory_gib:.1f} GiB, {gpu.flops / 1e12:.0f} TFLOP/s, "
-        f"{gpu.bandwidth / 1e12:.2f} TB/s each; compute in {'bfloat16' if run.itemsize == 2 else 'float32'}",
-        f"sizes: {shown}",
-        "parameters, millions: "
-        f"tower {p.tower / 1e6:,.1f} + decoder {p.decoder / 1e6:,.1f} + embedding "
-        f"{p.embedding / 1e6:,.1f} + head {head} = {p.total / 1e6:,.1f}; trained {run.trainable / 1e6:,.1f}",
-    ]
-    for stage in stages:
-        lines += ["", *_stage_text(run, stage)]
-    return "\n".join([*lines, "", *_assumed_text(run)])
-
-
-def _stage_text(run: Run, stage: Stage) -> list[str]:
-    plan = layout(run, stage)
-    image = tokens_per_image(run.config, run.grid)
-    steps = num_steps(run, stage)
-    updates = 1 if stage == "sft" else run.recipe.grpo.updates_per_rollout
-    lines = [
-        f"[{stage}]",
-        f"  {updates} optimizer step{'s' * (updates > 1)} per step, each of {plan.samples} samples "
-        f"x {plan.sample_tokens} tokens (image {image}, prompt {run.prompt_tokens}, response "
-        f"{plan.response_tokens})",
-        f"  {plan.micro_batches} micro-batch{'es' * (plan.micro_batches > 1)} per rank and optimizer "
-        f"step, of at most {plan.per_micro_batch} samples and {plan.images} images "
-        f"({plan.budget} tokens), {_mean_tokens(run, stage):.0f} on average",
-        "",
-        *_memory_text(run, stage),
-        "",
-        *_seconds_text(run, stage, steps),
-    ]
-    return lines
-
-
-def _mean_tokens(run: Run, stage: Stage) -> float:
-    plan = layout(run, stage)
-    return plan.samples * plan.sample_tokens / plan.micro_batches / run.node.count
-
-
-def _memory_text(run: Run, stage: Stage) -> list[str]:
-    held = memory(run, stage)
-    names = list(dict.fromkeys(name for items in held.moments.values() for name in items))
-    titles = [moment.replace("update, ", "") for moment in held.moments]
-    lines = [f"  {'GiB per GPU':<58}" + "".join(f"{title:>12}" for title in titles)]
-    for name in names:
-        cells = [items.get(name) for items in held.moments.values()]
-        shown = ["-" if cell is None else f"{cell / GIB:.2f}" for cell in cells]
-        lines.append(f"  {name:<58}" + "".join(f"{cell:>12}" for cell in shown))
-    totals = [held.total(moment) / GIB for moment in held.moments]
-    size = run.node.gpu.memory_gib
-    lines.append(f"  {'total':<58}" + "".join(f"{total:>12.2f}" for total in totals))
-    room = ["TOO MUCH" if total > size else f"{size - total:.2f}" for total in totals]
-    lines.append(f"  {f'free of {size:.1f}':<58}" + "".join(f"{cell:>12}" for cell in room))
-    if held.kv_tokens:
-        context = run.prompt_tokens + run.response_tokens
-        lines.append(
-            f"  the KV cache holds {held.kv_tokens:,} tokens, {held.kv_tokens // context:,} expected "
-            f"sequences; the sleeping engines' weights take {held.host / GIB:.0f} GiB of host memory"
-        )
-    return lines
-
-
-def num_steps(run: Run, stage: Stage) -> int:
-    """Of the recipe, or of the rows of sft.data; 0 where neither is known."""
-    if stage == "grpo":
-        return run.recipe.grpo.steps
-    cfg = run.recipe.sft
-    rows = run.assumed.sft_rows or _rows(Path(run.recipe.expand(cfg.data)))
-    return cfg.steps or math.ceil(cfg.epochs * rows / cfg.batch_samples)
-
-
-def _rows(file: Path) -> int:
-    if file.suffix == ".parquet" and file.is_file():
-        from pyarrow import parquet
-
-        return int(parquet.read_metadata(file).num_rows)
-    if file.suffix == ".jsonl" and file.is_file():
-        with file.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
-    if file.suffix == ".json" and file.is_file():
-        return len(json.loads(file.read_text(encoding="utf-8")))
-    return 0
-
-
-def _seconds_text(run: Run, stage: Stage, steps: int) -> list[str]:
-    cfg = getattr(run.recipe, stage)
-    phases = step_seconds(run, stage)
-    step = sum(phases.values())
-    listed = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
-    lines = [f"  seconds per step (not measured): {listed}; sum {step:.1f}"]
-    if not steps:
-        return [*lines, "  sft.data is not here: --assume.sft_rows=N gives the number of steps"]
-    saves = 1 + (steps - 1) // cfg.save_every if cfg.save_every else 1
-    questions = run.recipe.data.validation_questions
-    measured = steps // cfg.eval_every if cfg.eval_every and run.recipe.data.validation else 0
-    validation = measured * 2 * generation_seconds(run, questions, 1)  # greedy, and sampled
-    checkpoints = saves * checkpoint_bytes(run) / run.assumed.disk_rate
-    total = steps * step + validation + checkpoints
-    lines.append(
-        f"  {steps} steps: {total / 3600:.2f} hours = {total / 86400:.3f} days, of which validation "
-        f"{validation / 3600:.2f} and {saves} checkpoints of {checkpoint_bytes(run) / 1e9:.0f} GB "
-        f"{checkpoints / 3600:.2f} hours"
-    )
-    return lines
-
-
-def _assumed_text(run: Run) -> list[str]:
-    pairs = [f"{f.name}={getattr(run.assumed, f.name):g}" for f in fields(Assumptions)]
-    lines = ["assumed, not measured; replaced by --assume.KEY=VALUE:"]
-    for pair in pairs:
-        if len(lines) == 1 or len(lines[-1]) + len(pair) > 98:
-            lines.append("  " + pair)
-        else:
-            lines[-1] += ", " + pair
-    return [
-        *lines,
-        "FLOP seconds = FLOPs / (product rate x efficiency); update = 3 forwards, and the blocks once",
-        "more with checkpointing; decoding = (weights + cache of what runs) / (bandwidth x efficiency)",
-        "per token of the batch, until its longest answer; sync = float32 weights over the links, cast,",
-        "and the engine's wake and sleep over the host's.",
-    ]
 
 
 if __name__ == "__main__":
