@@ -74,7 +74,7 @@ def read(argv: Sequence[str]) -> tuple[Run, list[Stage], Path]:
             overrides.append(f"--{key}={value}")
     recipe = load_recipe(path, overrides)
     has_data: dict[Stage, str] = {"sft": recipe.sft.data, "grpo": recipe.grpo.data}
-    stages = [stage for stage, data in has_data.items() if data]
+    stages: list[Stage] = [stage for stage, data in has_data.items() if data]
     if not stages:
         raise ValueError("the recipe has neither sft.data nor grpo.data, so there is nothing to do")
     if recipe.grpo.rollout.engine != "vllm":

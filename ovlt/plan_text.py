@@ -125,7 +125,7 @@ def _seconds_text(run: Run, stage: Stage, steps: int) -> list[str]:
     phases = step_seconds(run, stage)
     step = sum(phases.values())
     listed = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
-    lines = [f"  seconds per step (not measured): {listed}; sum {step:.1f}"]
+    lines = ["  seconds per step (not measured):", f"  {listed}; sum {step:.1f}"]
     if not steps:
         return [*lines, "  sft.data is not here: --assume.sft_rows=N gives the number of steps"]
     saves = math.ceil(steps / cfg.save_every) if cfg.save_every else 1
