@@ -200,8 +200,9 @@ def _update_memory(run: Run, stage: Stage) -> dict[str, dict[str, float]]:
     """Two moments: inside the head, and in the backward of the last decoder layer."""
     p, b, plan = run.parts, run.itemsize, layout(run, stage)
     model = run.recipe.model
-    text = sizes.decoder_activations(run.config, b)
-    tower = sizes.tower_activations(run.config, b)
+    liger = model.liger != "off"  # 'auto' takes it on a GPU, where the requirements install it
+    text = sizes.decoder_activations(run.config, b, liger=liger)
+    tower = sizes.tower_activations(run.config, b, liger=liger)
     patches = plan.images * run.patches
     checkpointing = model.activation_checkpointing
     state = _state(run, stage)

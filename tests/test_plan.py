@@ -123,9 +123,7 @@ def test_other_configurations_are_refused(tmp_path: Path, text: str, sentence: s
 # --- a real, tiny model ------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """All heads are key heads, as where keys are repeated to all heads."""
-    home = tmp_path_factory.mktemp("plan")
-    return tiny_folder(home, layers=3, kv_heads=2, vision_depth=3)
+    return tiny_folder(tmp_path_factory.mktemp("plan"), layers=3, vision_depth=3)
 
 
 def trainable(folder: Folder, checkpointing: bool) -> Any:
@@ -248,7 +246,7 @@ def test_fsdp_holds_what_the_plan_counts(tmp_path: Path) -> None:
 
 # --- memory by hand ----------------------------------------------------------------------------
 def test_memory_of_the_published_recipe_by_hand() -> None:
-    run = run_of(V2, "h100x8")
+    run = run_of(V2, "h100x8", "--model.liger=off")
     held = memory(run, "grpo")
     head, block = held.moments["update, in the head"], held.moments["update, in a block"]
     trained = P7 - parameters(run.config).tower  # the recipe freezes the tower
@@ -263,8 +261,11 @@ def test_memory_of_the_published_recipe_by_hand() -> None:
     # Checkpointed: a bfloat16 row for each of 28 layers, the last norm, cosines and sines.
     assert head["activations, decoder"] == 16384 * (28 * 2 * 3584 + 6 * 3584 + 512)
     # Recomputed: two norms of 8 bytes, q, k, v and output, 28 sums, four rows of SwiGLU.
-    one = 2 * 8 * 3584 + 4 * 2 * 3584 + 4 * 28 + 4 * 2 * 18944
-    assert block["one block recomputed or in backward"] == 16384 * one
+    name, attention = "one block recomputed or in backward", 2 * 2 * (3584 + 512) + 4 * 28
+    assert block[name] == 16384 * (2 * 8 * 3584 + attention + 4 * 2 * 18944)
+    # Liger: a norm keeps input, output and one number, SwiGLU three rows.
+    fused = memory(changed(run, ("model.liger", "auto")), "grpo").moments["update, in a block"]
+    assert fused[name] == 16384 * (2 * (4 * 3584 + 4) + attention + 3 * 2 * 18944)
     sampling = held.moments["sampling"]
     engine = sum(v for k, v in sampling.items() if k.startswith("engine"))
     assert engine == pytest.approx(0.6 * 79.0 * GIB)

@@ -179,9 +179,10 @@ def parameters(config: Any) -> Parameters:
 class Activations:
     """Bytes that the forward keeps for backward, for one token (decoder) or one patch (tower).
 
-    Counted from transformers' plain modules: a norm keeps its input in float32, the normalised row
-    and its output; attention its rotated queries and keys, values, output and log-sum-exp; SwiGLU
-    four rows of its width.
+    transformers' plain modules: a norm keeps its input in float32, the normalised row and its
+    output; attention its rotated queries and keys, values, output and log-sum-exp; SwiGLU four rows
+    of its width. Liger's (``model.liger``): a norm its input, one number and its output, SwiGLU
+    three rows.
     """
 
     block: int  # one layer or block, run without checkpointing
@@ -193,33 +194,41 @@ class Activations:
         return self.blocks * (self.input if checkpointing else self.block) + self.rest
 
 
-def decoder_activations(config: Any, itemsize: int) -> Activations:
-    """Per token. Keys and values count as repeated to all heads, as torch's varlen needs them."""
+def decoder_activations(config: Any, itemsize: int, *, liger: bool = False) -> Activations:
+    """Per token."""
     text = config.text_config
     h, b = text.hidden_size, itemsize
-    norm = (4 + 2 * b) * h
-    attention = 4 * b * h + 4 * text.num_attention_heads
+    kv = h * text.num_key_value_heads // text.num_attention_heads
+    norm, last, rows = _norm_and_mlp(h, b, liger)
+    attention = b * (2 * h + 2 * kv) + 4 * text.num_attention_heads
     return Activations(
-        block=2 * norm + attention + 4 * b * text.intermediate_size,
+        block=2 * norm + attention + rows * b * text.intermediate_size,
         input=b * h,
         blocks=text.num_hidden_layers,
-        rest=(4 + b) * h + 2 * b * (h // text.num_attention_heads),  # last norm; cosines and sines
+        rest=last + 2 * b * (h // text.num_attention_heads),  # and cosines and sines
     )
 
 
-def tower_activations(config: Any, itemsize: int) -> Activations:
+def tower_activations(config: Any, itemsize: int, *, liger: bool = False) -> Activations:
     """Per patch. The values are a view of the joint query-key-value row, which so stays whole."""
     vision = config.vision_config
     v, b = vision.hidden_size, itemsize
-    norm = (4 + 2 * b) * v
+    norm, _, rows = _norm_and_mlp(v, b, liger)
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     attention = (2 + 3 + 1) * b * v + 4 * vision.num_heads
     return Activations(
-        block=2 * norm + attention + 4 * b * vision.intermediate_size,
+        block=2 * norm + attention + rows * b * vision.intermediate_size,
         input=b * v,
         blocks=vision.depth,
         rest=b * patch + norm + 2 * b * v + 8 * (v // vision.num_heads),
     )
+
+
+def _norm_and_mlp(width: int, b: int, liger: bool) -> tuple[int, int, int]:
+    """Bytes of a norm, of one whose output nobody keeps, and rows that SwiGLU keeps."""
+    if liger:
+        return 2 * b * width + 4, b * width + 4, 3
+    return (4 + 2 * b) * width, (4 + b) * width, 4
 
 
 def kv_bytes_per_token(config: Any, itemsize: int) -> int:
