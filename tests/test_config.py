@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from ovlt.config import GrpoConfig, LossConfig, Recipe, RolloutConfig
+from ovlt.plan import assumptions
 from ovlt.recipe import REPOSITORY, SMOKE_RECIPE, command_line, load_recipe, recipe_from
 
 RECIPES = sorted(SMOKE_RECIPE.parent.glob("*.toml"))
@@ -140,7 +141,11 @@ def test_the_recipes_in_the_readme_are_valid() -> None:
     tables = re.search(r"Its tables are (.*?);", readme, flags=re.DOTALL)
     assert tables is not None
     assert re.findall(r"`\[(\w+)\]`", tables[1]) == list(Recipe.model_fields)
-    for key in re.findall(r"--((?:\w+\.)+\w+)=", readme):
+    commands = re.sub(r"^```\n.*?^```", "", readme, flags=re.MULTILINE | re.DOTALL)  # not outputs
+    for key in re.findall(r"--((?:\w+\.)+\w+)=", commands):
+        if key.startswith("assume."):
+            assumptions({key.removeprefix("assume."): "1"})
+            continue
         load_recipe(None, [f"--{key}=0.5" if key.endswith(".lr") else f"--{key}=1"])
 
 
