@@ -141,7 +141,8 @@ def test_the_recipes_in_the_readme_are_valid() -> None:
     tables = re.search(r"Its tables are (.*?);", readme, flags=re.DOTALL)
     assert tables is not None
     assert re.findall(r"`\[(\w+)\]`", tables[1]) == list(Recipe.model_fields)
-    commands = re.sub(r"^```\n.*?^```", "", readme, flags=re.MULTILINE | re.DOTALL)  # not outputs
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
+    commands = fenced.sub(lambda block: block[2] if block[1] else "", readme)  # no outputs
     for key in re.findall(r"--((?:\w+\.)+\w+)=", commands):
         if key.startswith("assume."):
             assumptions({key.removeprefix("assume."): "1"})
