@@ -1,4 +1,4 @@
-"""Large JSON files item by item: question files of a gigabyte hold one list, or one object of records.
+"""Large JSON files item by item: question files of a gigabyte hold one list or one object.
 
 The standard decoder takes one item at a time out of a window of the text, so memory stays that of
 the largest item and the window.
