@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ovlt.data.chat import BadText, Chat
-from ovlt.data.images import BadImage, ImageRef, load_image, target_size, upright
+from ovlt.data.images import BadImage, ImageRef, image_refs, load_image, target_size, upright
 from ovlt.data.tables import BadRow, read_table
 from ovlt.model import qwen2_5_vl as family
 from ovlt.types import Prompt, Sample
@@ -171,29 +171,6 @@ def _load(
             continue
         result.rows.append(row)
     return result
-
-
-def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
-    """The images of a row, whatever form the column has. Raises BadImage."""
-    if images is None:
-        return ()
-    if not isinstance(images, list):
-        images = [images]
-    refs = []
-    for image in images:
-        if isinstance(image, dict):
-            data, path = image.get("bytes"), image.get("path")
-            if data is not None:
-                refs.append(ImageRef(path=str(path or ""), data=data))
-                continue
-            image = path
-        if isinstance(image, bytes):
-            refs.append(ImageRef(data=image))
-        elif isinstance(image, str) and image:
-            refs.append(ImageRef(path=str(base / image)))
-        else:
-            raise BadImage("image is neither a path nor bytes")
-    return tuple(refs)
 
 
 def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[family.Grid, ...]:

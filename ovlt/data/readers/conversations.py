@@ -46,7 +46,9 @@ _INSTRUCTION = re.compile(
     re.IGNORECASE,
 )
 _MATHVISTA = re.compile(r"hint: *please\b.*?\bquestion: *", re.IGNORECASE | re.DOTALL)
-_BLOCK = re.compile(r"(?:^|\n) *(?:choices|options) *: *", re.IGNORECASE)
+_BLOCK = re.compile(  # on a line of its own, or running on where its first option follows
+    r"(?:^|\n) *(?:choices|options) *: *|\s(?:choices|options) *: *(?=\(?A[).:])", re.IGNORECASE
+)
 _MARKS = (r"\(%s\)", r"%s\.", r"%s:", r"%s\)")  # "(A) x", "A. x", "A: x", "A) x"
 _PLACES = (r"(?:^|\n)[ \t]*", r"(?:^|\s)")  # each option on a line of its own, or all on one
 _SAID = re.compile(
@@ -67,6 +69,15 @@ def parse_turn(human: str, reply: str) -> tuple[str, str, list[str]]:
             raise BadRow("reply is prose, not an answer")
         return question, said, []
     return question, _letter_said(said, choices), choices
+
+
+def bare_question(text: str) -> str:
+    """What is asked, without image tags, instructions and options."""
+    text = _without_instructions(plain(text))
+    try:
+        return split_choices(text)[0]
+    except BadRow:
+        return text
 
 
 def split_choices(text: str) -> tuple[str, list[str]]:

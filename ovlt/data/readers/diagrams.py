@@ -131,7 +131,7 @@ def _iconqa_parquet(record: Record, id: str, asked: Asked) -> Iterator[Row]:
 
 
 def _scienceqa(record: Record, id: str, asked: Asked) -> Iterator[Row]:
-    """Half of the questions have no image and are left out; a hint is what the question is about."""
+    """Half of the questions have no image and are left out; a hint is the text asked about."""
     if record["image"] is None:
         raise BadRow("no image")
     choices = checked_choices(record["choices"])
