@@ -133,7 +133,7 @@ class MixtureConfig(Table):
     total: NonNegative = field(0, "Questions in all; 0: that of the name, or all up to the caps.")
     seed: NonNegative = field(0, "Seed of the draw.")
     validation: NonNegative = field(
-        0, "Questions held back as validation.parquet, with images that no other question shows."
+        0, "Questions held back as validation.parquet; train asks nothing about their images."
     )
     images: Literal["bytes", "files"] = field(
         "bytes", "bytes: in parquet; files: JSONL with a folder of images."

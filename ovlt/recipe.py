@@ -169,7 +169,8 @@ def _join_pairs(argv: list[str]) -> list[str]:
 
 def _help(command: str, summary: str, table: str, launcher: str) -> str:
     lines = [
-        f"usage: {launcher} -m ovlt.{command} [RECIPE.toml] [--table.key=value ...] [--resume auto]",
+        f"usage: {launcher} -m ovlt.{command} [RECIPE.toml] [--table.key=value ...]"
+        + " [--resume auto]" * (launcher == "torchrun"),
         "",
         summary,
         f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys and their defaults:",

@@ -26,9 +26,10 @@ MIN_WORDS = 12  # a shorter question is a template that many images share
 SIDE = 32  # the hash compares 32 x 32 neighbours: 1024 bits
 # On 90 images of each synthetic family, each re-encoded in four ways (JPEG, half and 1.5 times the
 # size): within 4 bits lie half of the re-encodings and 0 to 0.15 % of the pairs of different
-# images; within 48 bits 99 % of the re-encodings, and pairs that only their question can tell apart.
+# images; within 48 bits 99 % of the re-encodings, and pairs that only a question tells apart.
 BITS = 4
 BITS_OF_SAME_QUESTION = 48
+_WORDS = SIDE * SIDE // 64
 _FLAT = 6  # grey levels: smaller steps are what JPEG leaves on a plain ground
 
 _TEXTS = ("question", "query", "problem")
@@ -40,7 +41,7 @@ class Benchmark:
     """The images and questions of benchmark files."""
 
     images: set[bytes] = field(default_factory=set)  # digests of the encoded images
-    hashes: np.ndarray = field(default_factory=lambda: np.zeros((0, SIDE * SIDE // 64), np.uint64))
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros((0, _WORDS), np.uint64))
     texts: set[str] = field(default_factory=set)  # as normal_question gives them
     bits: int = BITS
 

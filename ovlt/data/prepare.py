@@ -15,22 +15,16 @@ from __future__ import annotations
 
 import json
 import sys
-from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from ovlt.config import MixtureConfig
-from ovlt.data.difficulty import question_level, source_levels
-from ovlt.data.images import BadImage, ImageRef, image_refs
 from ovlt.data.mixture import MIXES, Entry, entries, quotas
-from ovlt.data.overlap import Benchmark, Shown, dhash, image_digest, load_benchmark
-from ovlt.data.readers import SOURCES, BadRow, Row, layouts, open_source
+from ovlt.data.overlap import image_digest, load_benchmark
+from ovlt.data.readers import SOURCES, BadRow, Row, layouts
+from ovlt.data.survey import Found, Inspector, level_of, levels_of, open_entry, refs, survey
 from ovlt.data.writers import write_rows
 
 COLUMNS = {
@@ -47,66 +41,17 @@ COLUMNS = {
 SHAREGPT_COLUMNS = {"messages": "messages", "images": "images", "source": "text", "id": "text"}
 
 
-@dataclass
-class Found:
-    """What the first pass learns of a source: its usable rows, and what became of the others."""
-
-    layout: str = ""
-    read: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    overlap: Counter[str] = field(default_factory=Counter)
-    duplicates: int = 0
-    other_level: int = 0
-    other_pass_rate: int = 0
-    index: array[int] = field(default_factory=lambda: array("Q"))  # place in the stream
-    rank: array[int] = field(default_factory=lambda: array("Q"))  # the draw takes the lowest
-    image: array[int] = field(default_factory=lambda: array("Q"))  # which images it shows
-
-
-class Inspector:
-    """Digests, and hashes where a benchmark asks for them, each image once while it is fresh."""
-
-    def __init__(self, hashed: bool):
-        self.hashed = hashed
-        # several questions in a row show the same image; a parquet cell is known by its digest
-        self.of_path = lru_cache(64)(self._of_path)
-        self.hash_of: dict[bytes, Any] = {}
-
-    def __call__(self, ref: ImageRef) -> Shown:
-        """Raises BadImage: missing, empty, or with a header that cannot be read."""
-        return self.of_path(ref.path) if ref.data is None else self._inspect(ref)
-
-    def _of_path(self, path: str) -> Shown:
-        return self._inspect(ImageRef(path))
-
-    def _inspect(self, ref: ImageRef) -> Shown:
-        digest = image_digest(ref)
-        if digest not in self.hash_of:
-            if len(self.hash_of) >= 64:
-                self.hash_of.pop(next(iter(self.hash_of)))
-            try:
-                with ref.open():  # the header only
-                    pass
-                self.hash_of[digest] = dhash(ref) if self.hashed else None
-            except BadImage as bad:
-                self.hash_of[digest] = bad
-        known = self.hash_of[digest]
-        if isinstance(known, BadImage):
-            raise known
-        return Shown(digest, known)
-
-
 def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Write a mixture's files and return the report. Raises ValueError: the recipe or data cannot
     be used; nothing is left in the place of a file that was there before."""
     chosen, total = entries(mixture)
-    levels = _levels(mixture, chosen)
+    levels = levels_of(mixture, chosen)
     benchmark = load_benchmark(mixture.benchmarks, mixture.overlap_bits)
     inspect = Inspector(hashed=len(benchmark.hashes) > 0)
     seen: set[bytes] = set()
     found = []
     for entry in chosen:
-        found.append(_first_pass(entry, mixture, levels, benchmark, inspect, seen))
+        found.append(survey(entry, mixture, levels, benchmark, inspect, seen))
         tell(_summary(entry, found[-1]))
     takes = _draw(mixture, chosen, found, total)
     if not any(takes):
@@ -129,105 +74,6 @@ def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None
     report = _report(mixture, chosen, found, parts, levels, total, written)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
-
-
-# --- first pass: what there is -------------------------------------------------------------------
-
-
-def _levels(mixture: MixtureConfig, chosen: Sequence[Entry]) -> dict[str, str]:
-    """Difficulty by source, where the recipe rates at least three of them."""
-    ratings = {e.name: e.config.rating for e in chosen if e.config.rating is not None}
-    errors = {e.name: e.config.error_rate for e in chosen if e.config.error_rate is not None}
-    if len({*ratings, *errors}) < 3 and not (mixture.levels and (ratings or errors)):
-        return {}
-    return source_levels(ratings, errors)
-
-
-def _level(row: Row, levels: dict[str, str]) -> str:
-    """A question's own level where the model was measured on it, else its source's."""
-    rate = row.get("pass_rate")
-    if rate is not None:
-        return question_level(rate)
-    return levels.get(row["source"], row.get("difficulty") or "")
-
-
-def _first_pass(
-    entry: Entry,
-    mixture: MixtureConfig,
-    levels: dict[str, str],
-    benchmark: Benchmark,
-    inspect: Inspector,
-    seen: set[bytes],
-) -> Found:
-    found = Found()
-    found.layout, rows = _open(entry)
-    for index, row in enumerate(rows):
-        found.read += 1
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            shown = [inspect(ref) for ref in _refs(row)]
-            rate = row.get("pass_rate")
-            if rate is not None and not (isinstance(rate, int | float) and 0 <= rate <= 1):
-                raise BadRow("pass_rate is not between 0 and 1")
-        except (BadRow, BadImage) as bad:
-            found.bad[str(bad)] += 1
-            continue
-        if rate is not None and not mixture.min_pass_rate <= rate <= mixture.max_pass_rate:
-            found.other_pass_rate += 1
-            continue
-        if mixture.levels:
-            level = _level(row, levels)
-            if not level:
-                raise ValueError(
-                    f"mixture.levels = {list(mixture.levels)} needs the difficulty of "
-                    f"'{row['source']}': give its source a rating or an error_rate, or its rows a "
-                    "pass_rate"
-                )
-            if level not in mixture.levels:
-                found.other_level += 1
-                continue
-        key = _digest("question", row["problem"], *(image.digest for image in shown))
-        if key in seen:
-            found.duplicates += 1
-            continue
-        seen.add(key)
-        if reason := benchmark.overlap(row["problem"], shown):
-            found.overlap[reason] += 1
-            continue
-        found.index.append(index)
-        found.rank.append(_number(mixture.seed, "rank", row["source"], row["id"], key))
-        found.image.append(_number(mixture.seed, "image", shown[0].digest if shown else key))
-    if sum(found.bad.values()) > mixture.max_bad_share * found.read:
-        reasons = "; ".join(f"{n} x {reason}" for reason, n in found.bad.most_common(5))
-        raise ValueError(
-            f"{entry.name} ({entry.config.path}, read as {found.layout}): "
-            f"{sum(found.bad.values())} of {found.read} rows are bad, more than "
-            f"mixture.max_bad_share = {mixture.max_bad_share:.0%}: {reasons}"
-        )
-    return found
-
-
-def _open(entry: Entry) -> tuple[str, Iterator[Row | BadRow]]:
-    source = entry.config
-    return open_source(source.source, source.path, split=source.split, subset=source.subset)
-
-
-def _refs(row: Row) -> tuple[ImageRef, ...]:
-    return image_refs(row["images"], Path())
-
-
-def _digest(*parts: object) -> bytes:
-    """16 bytes; parts are kept apart by their lengths."""
-    total = blake2b(digest_size=16)
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.digest()
-
-
-def _number(*parts: object) -> int:
-    return int.from_bytes(_digest(*parts)[:8], "little")
 
 
 # --- the draw ------------------------------------------------------------------------------------
@@ -283,7 +129,7 @@ def _second_pass(
 
 def _picked(entry: Entry, pick: set[int]) -> Iterator[Row]:
     left = len(pick)
-    for index, row in enumerate(_open(entry)[1] if pick else ()):
+    for index, row in enumerate(open_entry(entry)[1] if pick else ()):
         if index in pick and not isinstance(row, BadRow):
             yield row
             left -= 1
@@ -294,7 +140,7 @@ def _picked(entry: Entry, pick: set[int]) -> Iterator[Row]:
 def _finished(row: Row, levels: dict[str, str]) -> Row:
     """With its images as bytes, named by their content, and every column of the file."""
     images = []
-    for ref in _refs(row):
+    for ref in refs(row):
         with ref.open() as header:
             suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(str(header.format), str(header.format))
         data = Path(ref.path).read_bytes() if ref.data is None else ref.data
@@ -303,7 +149,7 @@ def _finished(row: Row, levels: dict[str, str]) -> Row:
         "images": images,
         "id": str(row["id"]),
         "choices": row.get("choices") or [],
-        "difficulty": _level(row, levels),
+        "difficulty": level_of(row, levels),
         "pass_rate": row.get("pass_rate"),
     }
 

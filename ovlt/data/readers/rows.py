@@ -88,10 +88,10 @@ def answer_text(value: Any) -> str:
         if value != value or value in (float("inf"), float("-inf")):
             raise BadRow("answer is no number")
         return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise BadRow("no answer")
+    if isinstance(value, str):
+        return value.strip()
     raise BadRow(f"answer is a {type(value).__name__}, not a text or number")
 
 
