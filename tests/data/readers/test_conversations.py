@@ -60,7 +60,7 @@ TURNS: dict[str, tuple[str, str, tuple[str, str, list[str]]]] = {
         ("What eats?", "B", ["a fox", "a hen"]),
     ),
     "cauldron, ScienceQA": (
-        "Lecture: A. is.\nQuestion: Which?\nHint: H.\nChoices:\nA. x\nB. y\nAnswer with the letter.",
+        "Lecture: A. is.\nQuestion: Which?\nHint: H.\nChoices:\nA. x\nB. y\nAnswer briefly.",
         "Answer: A",
         ("Lecture: A. is.\nWhich?\nHint: H.", "A", ["x", "y"]),
     ),
