@@ -60,8 +60,9 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        # Buffered: else the column chunks of a whole row group, thousands of images, are held.
-        with ParquetFile(path, buffer_size=1 << 20) as file:
+        # Else the columns of a whole row group, perhaps thousands of images, are held, and twice.
+        # What remains is a page: up to 1,024 images, as pyarrow writes them.
+        with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             chosen = None if columns is None else list(columns)
             for batch in file.iter_batches(batch_size=_ROWS, columns=chosen):
                 yield from batch.to_pylist()

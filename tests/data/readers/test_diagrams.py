@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from source_files import (
     IMAGE,
     TEXT,
@@ -17,6 +18,9 @@ from source_files import (
     read_all,
     said,
 )
+
+from ovlt.data.readers import BadRow
+from ovlt.data.readers.rows import letter_at
 
 
 def test_ai2ds_index_is_a_text(tmp_path: Path) -> None:
@@ -42,6 +46,15 @@ def test_ai2ds_index_is_a_text(tmp_path: Path) -> None:
         "answer is not the index of a choice",
         "no answer",
     ]
+
+
+@pytest.mark.parametrize("index", [-1, 4, "-1", True, 1.0, "two", [1]])
+def test_an_index_of_no_choice_is_no_answer(index: Any) -> None:
+    assert letter_at(3, list("abcd")) == letter_at(" 3", list("abcd")) == "D"
+    with pytest.raises(
+        BadRow, match=r"answer is (the index of no choice|not the index of a choice)"
+    ):
+        letter_at(index, list("abcd"))
 
 
 def test_ai2d_native(tmp_path: Path) -> None:
