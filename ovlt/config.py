@@ -130,7 +130,9 @@ class MixtureConfig(Table):
 
     name: str = field("", "A published mixture (--list has them) for sources, shares and total.")
     folder: str = field("data/mixture", "Folder the files are written to.")
-    total: NonNegative = field(0, "Questions in all; 0: that of the name, or all up to the caps.")
+    total: NonNegative = field(
+        0, "Questions to train on; 0: that of the name, or all up to the caps."
+    )
     seed: NonNegative = field(0, "Seed of the draw.")
     validation: NonNegative = field(
         0, "Questions held back as validation.parquet; train asks nothing about their images."

@@ -105,7 +105,13 @@ def _draw(
             for number, place in by_image[image]:
                 held[number].add(place)
             left -= len(by_image[image])
-    return [(pick - aside, aside) for pick, aside in zip(picks, held, strict=True)]
+    train = [pick - aside for pick, aside in zip(picks, held, strict=True)]
+    for _ in range(
+        sum(map(len, train)) - total if total else 0
+    ):  # what no image was small enough for
+        largest = max(train, key=len)
+        largest.remove(max(largest))
+    return list(zip(train, held, strict=True))
 
 
 # --- second pass: what is written ----------------------------------------------------------------

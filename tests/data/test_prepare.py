@@ -135,7 +135,7 @@ def test_validation_shows_no_image_of_training(tmp_path: Path) -> None:
     report = prepare(mixture(tmp_path / "out", source, total=30, validation=12))
     train, held = written(tmp_path / "out"), written(tmp_path / "out", "validation")
     assert report["written"] == {"train": len(train), "validation": len(held)}
-    assert len(train) + len(held) == 42
+    assert len(train) == 30
     assert 9 <= len(held) <= 12
     images = [{row["images"][0]["bytes"] for row in rows} for rows in (train, held)]
     assert not images[0] & images[1]
