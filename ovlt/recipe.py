@@ -80,11 +80,21 @@ def _fields_at(location: Sequence[Any]) -> dict[str, FieldInfo]:
     """The fields of the table at a path of keys; none where there is no such table."""
     model: Any = Recipe
     for part in location:
+        if isinstance(part, int):
+            continue  # an item of a list of tables, which _table_of has gone into
         info = getattr(model, "model_fields", {}).get(part)
         if info is None:
             return {}
-        model = info.annotation
+        model = _table_of(info)
     return getattr(model, "model_fields", {})
+
+
+def _table_of(info: FieldInfo) -> Any:
+    """What a field holds; of a list of tables, the table."""
+    items = get_args(info.annotation)
+    if get_origin(info.annotation) is tuple and isinstance(items[0], type):
+        return items[0]
+    return info.annotation
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -115,7 +125,14 @@ def _explain(error: ValidationError, origin: str) -> str:
     return f"{origin}: " + "; ".join(lines)
 
 
-def command_line(command: str, summary: str, table: str, argv: list[str] | None = None) -> Recipe:
+def command_line(
+    command: str,
+    summary: str,
+    table: str,
+    argv: list[str] | None = None,
+    *,
+    launcher: str = "torchrun",
+) -> Recipe:
     """``python -m ovlt.COMMAND [RECIPE.toml] [--table.key=value ...]`` -> Recipe.
 
     ``--help`` lists the fields of the command's own table. A mistake ends the process with one
@@ -123,7 +140,7 @@ def command_line(command: str, summary: str, table: str, argv: list[str] | None 
     """
     argv = sys.argv[1:] if argv is None else argv
     if any(a in ("-h", "--help") for a in argv):
-        print(_help(command, summary, table))
+        print(_help(command, summary, table, launcher))
         raise SystemExit(0)
     path, overrides = None, []
     for argument in _join_pairs(argv):
@@ -150,9 +167,10 @@ def _join_pairs(argv: list[str]) -> list[str]:
     return joined
 
 
-def _help(command: str, summary: str, table: str) -> str:
+def _help(command: str, summary: str, table: str, launcher: str) -> str:
     lines = [
-        f"usage: torchrun -m ovlt.{command} [RECIPE.toml] [--table.key=value ...] [--resume auto]",
+        f"usage: {launcher} -m ovlt.{command} [RECIPE.toml] [--table.key=value ...]"
+        + " [--resume auto]" * (launcher == "torchrun"),
         "",
         summary,
         f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys and their defaults:",
@@ -167,4 +185,7 @@ def _help(command: str, summary: str, table: str) -> str:
             if get_origin(info.annotation) is Literal:
                 line += f" One of: {' | '.join(get_args(info.annotation))}."
             lines.append(line)
+            item = _table_of(info)
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                lines += [f"    {k:<38} {i.description}" for k, i in _leaves(item)]
     return "\n".join(lines)

@@ -80,6 +80,29 @@ class ImageRef:
         return image
 
 
+def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
+    """The images of a row, whatever form the column has. Raises BadImage."""
+    if images is None:
+        return ()
+    if not isinstance(images, list):
+        images = [images]
+    refs = []
+    for image in images:
+        if isinstance(image, dict):
+            data, path = image.get("bytes"), image.get("path")
+            if data is not None:
+                refs.append(ImageRef(path=str(path or ""), data=data))
+                continue
+            image = path
+        if isinstance(image, bytes):
+            refs.append(ImageRef(data=image))
+        elif isinstance(image, str) and image:
+            refs.append(ImageRef(path=str(base / image)))
+        else:
+            raise BadImage("image is neither a path nor bytes")
+    return tuple(refs)
+
+
 def upright(image: Image.Image) -> tuple[int, int, Image.Transpose | None]:
     """(height, width, turn) of an opened image once ``turn`` has set it upright.
 

@@ -8,9 +8,8 @@ A bad row is counted by reason and left out; too large a share of them stops the
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +18,10 @@ from typing import Any
 import numpy as np
 
 from ovlt.data.chat import BadText, Chat
-from ovlt.data.images import BadImage, ImageRef, load_image, target_size, upright
+from ovlt.data.images import BadImage, ImageRef, image_refs, load_image, target_size, upright
+from ovlt.data.tables import BadRow, read_table
 from ovlt.model import qwen2_5_vl as family
 from ovlt.types import Prompt, Sample
-
-
-class BadRow(ValueError):
-    """Why a row is left out."""
 
 
 @dataclass(frozen=True)
@@ -88,50 +84,6 @@ class Rows:
                 f"data.max_bad_share = {max_bad_share:.1%}: mend the file or raise the limit"
             )
         return self
-
-
-def read_table(path: str | Path) -> Iterator[Any]:
-    """Rows of a .parquet, .jsonl or .json file; a broken line of JSONL comes as the BadRow it is.
-
-    Raises ValueError on a file that it cannot read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no data file at {path}; give a .parquet, .jsonl or .json file of rows")
-    if path.suffix == ".parquet":
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-
-        try:
-            for batch in ParquetFile(path).iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-        except (ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a readable parquet file: {error}") from None
-    elif path.suffix in (".jsonl", ".json"):
-        yield from _read_json(path)
-    else:
-        raise ValueError(
-            f"{path}: rows are read from .parquet, .jsonl or .json, not {path.suffix!r}"
-        )
-
-
-def _read_json(path: Path) -> Iterator[Any]:
-    with path.open("rb") as lines:  # bytes: a line that is no UTF-8 is one bad row, not the end
-        if path.suffix == ".json":
-            try:
-                rows = json.load(lines)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} is not valid JSON: {error}") from None
-            if not isinstance(rows, list):
-                raise ValueError(f"{path} must hold a JSON list of rows")
-            yield from rows
-            return
-        for line in lines:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError):  # of JSON, of UTF-8, or nested for ever
-                    yield BadRow("line is not valid JSON")
 
 
 def load_questions(
@@ -219,29 +171,6 @@ def _load(
             continue
         result.rows.append(row)
     return result
-
-
-def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
-    """The images of a row, whatever form the column has. Raises BadImage."""
-    if images is None:
-        return ()
-    if not isinstance(images, list):
-        images = [images]
-    refs = []
-    for image in images:
-        if isinstance(image, dict):
-            data, path = image.get("bytes"), image.get("path")
-            if data is not None:
-                refs.append(ImageRef(path=str(path or ""), data=data))
-                continue
-            image = path
-        if isinstance(image, bytes):
-            refs.append(ImageRef(data=image))
-        elif isinstance(image, str) and image:
-            refs.append(ImageRef(path=str(base / image)))
-        else:
-            raise BadImage("image is neither a path nor bytes")
-    return tuple(refs)
 
 
 def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[family.Grid, ...]:

@@ -26,10 +26,10 @@ from ovlt.data.sources import (
     bad_images,
     load_conversations,
     load_questions,
-    read_table,
     to_prompt,
     to_sample,
 )
+from ovlt.data.tables import read_table
 
 LIMITS = Limits(factor=28, min_pixels=3136, max_pixels=100352, max_tokens=300)
 Load = Callable[..., Rows]
@@ -335,7 +335,7 @@ def test_an_empty_dataset_says_so(tmp_path: Path, chat: Chat, load: Load) -> Non
     [
         ("a.parquet", b"PAR1 and then something else PAR1", "is not a readable parquet file"),
         ("a.parquet", b"", "is not a readable parquet file"),
-        ("a.json", b"{", "is not valid JSON"),
+        ("a.json", b"[{", "is not valid JSON"),
         ("a.json", b'{"problem": "?"}', "must hold a JSON list of rows"),
         ("a.json", b'["\xff"]', "is not valid JSON"),
         ("a.json", b"[" * 100_000, "is not valid JSON"),

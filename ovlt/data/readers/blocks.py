@@ -1,0 +1,104 @@
+"""Rendered scenes: CLEVR, CLEVR-Math, R1-V's counting sets, Super-CLEVR.
+
+Super-CLEVR's answers are true / false, numbers and words in one file; its images are split by their
+number. CLEVR-Math's own distribution is a script for an old `datasets` with images by path; the
+parquet copies of it are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovlt.data.json_stream import json_list
+from ovlt.data.readers.layouts import Asked, Folder, Rows, Source, Table, attempt, pick
+from ovlt.data.readers.rows import Record, Row, question_row
+from ovlt.data.tables import BadRow
+
+# Super-CLEVR's images: 20,000 for training, 5,000 for validation, 5,000 for tests.
+_SUPER_SPLITS = {
+    "train": range(20_000),
+    "val": range(20_000, 25_000),
+    "test": range(25_000, 30_000),
+}
+
+
+def _scene_question(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+    answer = record.get("answer")
+    if answer is None:
+        raise BadRow("no answer (a test split)")
+    image: Path = record["folder"] / record["image_filename"]
+    yield question_row(id, record["question"], answer, [str(image)])
+
+
+def _clevr_folder(asked: Asked) -> Rows:
+    files = {
+        file.stem.removeprefix("CLEVR_").removesuffix("_questions"): file
+        for file in asked.path.glob("questions/CLEVR_*_questions.json")
+    }
+    split = pick(files, asked.split, ("train",), "split", asked.path)
+    folder = asked.path / "images" / split
+    yield from _questions(files[split], folder, split, asked, range(0))
+
+
+def _super_clevr_folder(asked: Asked) -> Rows:
+    path = asked.path
+    files = {file.stem: file for file in path.glob("superCLEVR_questions*.json")}
+    file = files[pick(files, asked.subset, ("superCLEVR_questions_30k",), "subset", path)]
+    split = pick(_SUPER_SPLITS, asked.split, ("train",), "split", path)
+    yield from _questions(file, path / "images", split, asked, _SUPER_SPLITS[split])
+
+
+def _questions(file: Path, folder: Path, split: str, asked: Asked, numbers: range) -> Rows:
+    """The questions of a CLEVR-style file, about the images with these numbers if any are given."""
+    for index, record in enumerate(json_list(file, "questions")):
+        if isinstance(record, dict):
+            digits = re.search(r"(\d+)\.\w+$", str(record.get("image_filename")))
+            if numbers and (digits is None or int(digits[1]) not in numbers):
+                continue
+            record = record | {"folder": folder}
+        yield from attempt(_scene_question, record, f"{split}/{index}", asked)
+
+
+def _clevr_math(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+    yield question_row(
+        id, record["question"], record["label"], [record["image"]], kind=record["template"]
+    )
+
+
+def _counting_file(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+    base = asked.path if asked.path.is_dir() else asked.path.parent
+    image = str(base / str(record["image_path"]))
+    yield question_row(id, record["question"], record["ground_truth"], [image])
+
+
+_COUNTING = Table(
+    "R1-V's counting JSONL", ("image_path", "question", "ground_truth"), _counting_file
+)
+
+CLEVR = Source(
+    "clevr",
+    "CLEVR",
+    (Folder("CLEVR_v1.0", ("questions/CLEVR_*_questions.json", "images"), _clevr_folder),),
+    ("clevr(cauldron,llava_format)", "clevr"),
+    ("clevr",),
+)
+CLEVR_MATH = Source(
+    "clevr_math",
+    "CLEVR-Math",
+    (Table("dali-does/clevr-math", ("template", "question", "image", "label"), _clevr_math),),
+    ("CLEVR-Math(MathV360K)", "clevr_math"),
+    ("clevr-math",),
+)
+COUNTING = Source("counting", "R1-V counting", (_COUNTING,))
+SUPER_CLEVR = Source(
+    "super_clevr",
+    "Super-CLEVR",
+    (
+        Folder("Super-CLEVR", ("superCLEVR_questions*.json", "images"), _super_clevr_folder),
+        _COUNTING,
+    ),
+    ("Super-CLEVR(MathV360K)",),
+    ("super-clevr", "superclevr"),
+)
