@@ -363,6 +363,85 @@ class EvaluateConfig(Table):
     seed: NonNegative = field(0, "Seed of the sampled answers.")
 
 
+class TeacherConfig(Table):
+    """A text-only reasoner for the smoke world: the base model, taught caption -> trace."""
+
+    folder: str = field("runs/smoke/teacher", "Stage folder of the teacher, kept between runs.")
+    rows: Positive = field(8000, "Captions with questions and traces that it learns from.")
+    wrong: Share = field(0.1, "Share of these traces that end in a wrong answer.")
+    styles: dict[str, float] = field(
+        {"tally": 0.5, "scan": 0.3, "direct": 0.2}, "Styles of its traces, shares."
+    )
+    steps: Positive = field(400, "Optimizer steps.")
+    batch_samples: Positive = field(32, "Samples per optimizer step.")
+    token_budget: Positive = field(1536, "Most tokens in one packed micro-batch of one rank.")
+    optim: SftOptimConfig = SftOptimConfig(lr=1e-3)
+
+
+class DistillConfig(Table):
+    """Traces for SFT: captions for a teacher that cannot see, or a model's own answers."""
+
+    stage: str = field("distill", "Name of the stage folder inside run.folder.")
+    data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
+    questions: NonNegative = field(0, "Use the first so many questions; 0: all.")
+    captioner: str = field("", "Model folder that describes the images; empty: model.path.")
+    teacher: str = field(
+        "", "Model folder that reasons over the captions, text only; empty: no captions, the "
+        "captioner answers the questions itself (iterations after the first)."
+    )  # fmt: skip
+    k: Positive = field(4, "Answers sampled per question.")
+    temperature: Annotated[float, Field(gt=0)] = field(0.6, "Of the sampled answers.")
+    caption_temperature: Annotated[float, Field(ge=0)] = field(0.0, "Of the captions; 0: greedy.")
+    max_caption_tokens: Positive = field(1024, "Most new tokens of a caption.")
+    max_prompt_tokens: Positive = field(6144, "Longer prompts (caption included) are left out.")
+    max_response_tokens: Positive = field(8192, "Most new tokens of an answer.")
+    caption_request: str = field(
+        "Describe this image so fully, in plain sentences, that someone who cannot see it could "
+        "answer any question about it: every object, number, label, colour and position.",
+        "What the captioner is asked about an image.",
+    )
+    teacher_request: str = field(
+        "Here is a description of an image.\n\n{caption}\n\nAnswer the question about this image. "
+        "Give the final answer in <answer></answer>.\n\n{question}",
+        "What the teacher is asked; {caption} and {question} are filled in.",
+    )
+    keep: Literal["shortest", "second_longest"] = field(
+        "shortest", "Which correct trace: as the papers say, or as the released code does."
+    )
+    filter: Literal["none", "max_words", "reflections"] = field(
+        "none", "What happens to long traces, or to what follows a first 'Wait' (iteration 1)."
+    )
+    max_words: Positive = field(500, "For filter = max_words: longer reasoning is left out.")
+    form: str = field(
+        "<think>\n{think}\n</think>\n\n{summary}\n\n<answer>{answer}</answer>",
+        "The text that is learned.",
+    )
+    phase: Literal["all", "captions", "answers"] = field(
+        "all", "all: each in its turn, as a process of its own per rank; or one, on these ranks."
+    )
+    ranks: NonNegative = field(0, "Processes per phase; 0: one per GPU, or two on a CPU.")
+    shard: Positive = field(256, "Questions per written file and rank; a kill loses at most these.")
+    seed: NonNegative = field(0, "Seed of the sampled answers.")
+    tensor_parallel: Positive = field(1, "GPUs per engine; above 1 there is one process.")
+    max_sequences: Positive = field(256, "Sequences the engine runs at once.")
+
+    @model_validator(mode="after")
+    def _places(self) -> DistillConfig:
+        if self.tensor_parallel > 1 and self.ranks > 1:
+            raise ValueError(
+                "distill.tensor_parallel > 1 is for one process that spreads a large teacher over "
+                "GPUs: set distill.ranks to 1 or 0"
+            )
+        for text, key, names in (
+            (self.teacher_request, "teacher_request", ("caption", "question")),
+            (self.form, "form", ("think", "answer")),
+        ):
+            for name in names:
+                if "{" + name + "}" not in text:
+                    raise ValueError(f"distill.{key} lacks {{{name}}}: it would be lost; put it in")
+        return self
+
+
 class DemoConfig(Table):
     """What `make demo` and `make results` add around the stages."""
 
@@ -384,6 +463,8 @@ class Recipe(Table):
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
     demo: DemoConfig = DemoConfig()
 
     def expand(self, text: str) -> str:

@@ -39,7 +39,7 @@ def main() -> None:
         "demo",
         [a for a in arguments if a != "--results"],
     )
-    ranks = recipe.demo.ranks or default_ranks()
+    ranks = recipe.demo.ranks or smoke.default_ranks()
     cores = _env.usable_cores()
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
     started = time.time()
@@ -55,14 +55,6 @@ def main() -> None:
     print(f"\n{report}\n{(time.time() - started) / 60:.1f} minutes with {ranks} ranks")
     if results:
         write_readme(recipe, ranks)
-
-
-def default_ranks() -> int:
-    """One rank per GPU; on a CPU two (one with two threads is as fast, bench/NOTES.md)."""
-    if _env.machine() == "cuda":
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-        return max(1, listed.stdout.count("GPU "))
-    return min(2, _env.usable_cores())
 
 
 def with_values(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:

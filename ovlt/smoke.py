@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovlt import _env
 from ovlt.config import Recipe
 from ovlt.recipe import recipe_from
 
@@ -30,13 +31,17 @@ def ensure_inputs(runtime: Runtime, recipe: Recipe, stage: str) -> None:
 
 
 def make_missing(recipe: Recipe, stage: str, ranks: int) -> None:
-    """World, base and SFT model for ``stage`` ('sft' or 'grpo'), as far as they are missing."""
+    """World, base, SFT model and teacher for ``stage`` ('sft', 'grpo' or 'distill'), as far as they
+    are missing."""
     table = getattr(recipe, stage)
     world = Path(recipe.synthetic.folder)
     wanted = [table.data, recipe.data.validation, recipe.data.held_out]
     if any(path and Path(recipe.expand(path)).parent == world for path in wanted):
         ensure_world(recipe)
-    start = Path(recipe.expand(table.start or recipe.model.path))
+    first = table.captioner if stage == "distill" else table.start
+    start = Path(recipe.expand(first or recipe.model.path))
+    if stage == "distill" and Path(recipe.expand(table.teacher)) == teacher_model(recipe):
+        ensure_teacher(recipe, ranks)
     if start == base_model(recipe):
         ensure_base(recipe, ranks)
     elif stage == "grpo" and start == sft_model(recipe) and not start.is_dir():
@@ -46,6 +51,10 @@ def make_missing(recipe: Recipe, stage: str, ranks: int) -> None:
 
 def base_model(recipe: Recipe) -> Path:
     return Path(recipe.base.folder) / "model"
+
+
+def teacher_model(recipe: Recipe) -> Path:
+    return Path(recipe.teacher.folder) / "model"
 
 
 def sft_model(recipe: Recipe) -> Path:
@@ -130,6 +139,57 @@ def ensure_base(recipe: Recipe, ranks: int) -> None:
     python_module("ovlt.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
     run_stage("sft", base_recipe(recipe), ranks)
     record.write_text(json.dumps(wanted, indent=2))
+
+
+def ensure_teacher(recipe: Recipe, ranks: int) -> None:
+    """The text-only teacher, made of the base model unless it is there for these settings."""
+    teacher, folder = recipe.teacher, Path(recipe.teacher.folder)
+    record = folder / "teacher.json"
+    wanted = recipe.resolved()["teacher"]
+    if teacher_model(recipe).is_dir():
+        if record.is_file() and json.loads(record.read_text()) == wanted:
+            return
+        raise ValueError(
+            f"{folder} holds a teacher made with other [teacher] settings: delete that folder to "
+            "make it anew, or give another --teacher.folder"
+        )
+    ensure_base(recipe, ranks)
+    print(f"{teacher_model(recipe)} is not there yet: teaching a teacher first", flush=True)
+    from ovlt.data import synthetic
+
+    world = recipe.synthetic
+    items = synthetic.generate(
+        world.families, "train", teacher.rows, world.seed * 1000 + 7,
+        synthetic.WorldSpec(size=world.size),
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "rows.parquet"
+    synthetic.write_sft(
+        synthetic.teacher_rows(items, teacher.styles, world.seed, teacher.wrong), data
+    )
+    tree = recipe.resolved()
+    tree["run"] |= {"folder": str(folder.parent), "seed": 0, "resume": "auto"}
+    tree["data"] |= {"held_out": "", "validation": ""}
+    tree["sft"] = {
+        "stage": folder.name,
+        "title": "Teacher: caption and question -> trace",
+        "start": str(base_model(recipe)),
+        "data": str(data),
+        "steps": teacher.steps,
+        "batch_samples": teacher.batch_samples,
+        "token_budget": teacher.token_budget,
+        "optim": teacher.optim.model_dump(mode="json"),
+    }
+    run_stage("sft", recipe_from(tree), ranks)
+    record.write_text(json.dumps(wanted, indent=2))
+
+
+def default_ranks() -> int:
+    """One rank per GPU; on a CPU two (one with two threads is as fast, bench/NOTES.md)."""
+    if _env.machine() == "cuda":
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+        return max(1, listed.stdout.count("GPU "))
+    return min(2, _env.usable_cores())
 
 
 def write_recipe(recipe: Recipe, path: Path) -> Path:

@@ -31,6 +31,7 @@ __all__ = [
     "format_response",
     "generate",
     "split_of",
+    "teacher_rows",
     "trace_rows",
     "vocabulary_corpus",
     "write_questions",
@@ -46,8 +47,9 @@ DESCRIBE = (
     "List what you see.",
     "Give a full description of the picture.",
 )
+TOLD = "The image shows: {caption} {problem}"
 _TOLD = (
-    "The image shows: {caption} {problem}",
+    TOLD,
     "Description: {caption} {problem}",
     "{caption} {problem}",
 )
@@ -249,6 +251,20 @@ def trace_rows(
             style=style,
             correct=correct,
         )
+
+
+def teacher_rows(
+    items: Iterable[Item], styles: Mapping[str, float], seed: int, wrong_share: float = 0.0
+) -> Iterator[Row]:
+    """What :func:`trace_rows` gives, with the caption in place of the image: for a teacher that is
+    asked ``TOLD`` and cannot see."""
+    for item in items:
+        (row,) = trace_rows([item], styles, seed, wrong_share)
+        user = TOLD.format(caption=item.caption, problem=item.problem)
+        yield row | {
+            "messages": [{"role": "user", "content": user}, row["messages"][1]],
+            "images": [],
+        }
 
 
 def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> Iterator[Row]:

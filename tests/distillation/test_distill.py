@@ -1,0 +1,232 @@
+"""``ovlt.distill`` as a user runs it: real engines, real graders, ranks, kills, and mistakes.
+
+The model's weights are written by hand: each token alone decides the next one, so that it says
+"<think>two</think><answer>3</answer>" or "to", with any answer from 1 to 4, each as likely.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from commands import Command, Server
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import random_image, tiny_folder
+
+from ovlt import smoke
+from ovlt.distill import drive
+from ovlt.distillation.shards import Shards
+from ovlt.model.load import Folder
+from ovlt.recipe import recipe_from
+
+QUESTIONS = 13
+RECIPE = """
+[run]
+device = "cpu"
+tensorboard = false
+folder = "{home}/runs/default"
+[model]
+path = "{home}/model"
+compute_dtype = "float32"
+[data]
+workers = 1
+suffix = " Think."
+[grpo.rollout]
+kv_cache_gib = 0.2
+[grpo.reward]
+workers = 1
+[distill]
+data = "{home}/questions.jsonl"
+teacher = "{home}/model"
+caption_request = "Describe the image."
+teacher_request = "{caption} {question}"
+k = 3
+temperature = 1.0
+shard = 4
+max_prompt_tokens = 100
+max_caption_tokens = 12
+max_response_tokens = 12
+max_sequences = 16
+"""
+CHAIN = {
+    "\n": ["<think>"], "<think>": ["t"], "t": ["w", "o"], "w": ["o"], "o": ["</think>"],
+    "</think>": ["<answer>"], "<answer>": ["1", "2", "3", "4"],
+    "1": ["</answer>"], "2": ["</answer>"], "3": ["</answer>"], "4": ["</answer>"],
+}  # fmt: skip
+
+
+def say_by_chain(folder: Folder) -> None:
+    """Overwrite the weights of a folder: the last token is all that counts for the next one."""
+    (path,) = Path(folder.path).glob("*.safetensors")
+    weights = load_file(path)
+    embed = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    vocab, hidden = weights[embed].shape
+    rows = torch.randn(vocab, hidden, generator=torch.Generator().manual_seed(0))
+    weights[embed] = rows = rows / rows.norm(dim=1, keepdim=True)
+    for name, value in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = torch.zeros_like(value)
+    head = torch.zeros(vocab, hidden)
+    ids = folder.chat.tokenizer.convert_tokens_to_ids
+    names = {"\n": "Ċ"}  # how byte-level BPE spells it
+    steps = [(before, after) for before, all in CHAIN.items() for after in all]
+    for before, after in [*steps, ("</answer>", folder.chat.end)]:
+        head[ids(names.get(after, after))] += 10 * rows[ids(names.get(before, before))]
+    weights["lm_head.weight"] = head
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+class Home:
+    def __init__(self, folder: Path, server: Server):
+        self.folder, self.server, self.started = folder, server, 0
+        say_by_chain(tiny_folder(folder / "model"))
+        rng = np.random.default_rng(3)
+        rows = []
+        for i in range(QUESTIONS):
+            Image.fromarray(random_image(rng, 56, 28 * (1 + i % 3))).save(folder / f"{i}.png")
+            row = {
+                "problem": f"<image>How many? {i}",
+                "answer": str(1 + i % 4),
+                "images": [f"{i}.png"],
+            }
+            rows.append(row | {"source": ["charts", "maps"][i % 2], "id": f"q{i}"})
+        (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        never = [row | {"answer": "7"} for row in rows[:3]]
+        (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
+        (folder / "recipe.toml").write_text(RECIPE.replace("{home}", str(folder)))
+
+    def start(self, run: str, phase: str, *overrides: str, ranks: int = 1) -> Command:
+        """One phase, as the driver's torchrun starts it."""
+        self.started += 1
+        argv = [str(self.folder / "recipe.toml"), f"--run.folder={self.folder / 'runs' / run}"]
+        argv.append(f"--distill.phase={phase}")
+        log = self.folder / f"{self.started}-{run}"
+        return Command(self.server, "ovlt.distill", [*argv, *overrides], ranks, log)
+
+    def run(self, run: str, *overrides: str, ranks: int = 1) -> Path:
+        for phase in ("captions", "answers"):
+            self.start(run, phase, *overrides, ranks=ranks).finish()
+        return self.folder / "runs" / run / "distill"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    server = Server()
+    yield Home(tmp_path_factory.mktemp("distill"), server)
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(home: Home) -> Path:
+    """The stage folder of a run that nothing disturbed."""
+    return home.run("whole")
+
+
+def answers(folder: Path) -> dict[int, dict]:
+    settings = json.loads((folder / "answers" / "settings.json").read_text())
+    return {record["index"]: record for record in Shards(folder / "answers", settings).read()}
+
+
+def test_every_question_is_answered_and_every_drop_has_its_reason(whole: Path) -> None:
+    records = answers(whole)
+    assert sorted(records) == list(range(QUESTIONS))
+    rows = {row["id"]: row for row in pq.read_table(whole / "rows.parquet").to_pylist()}
+    dropped = {r["id"]: r for r in map(json.loads, (whole / "dropped.jsonl").open())}
+    assert len(rows) + len(dropped) == QUESTIONS
+    assert rows
+    for index, record in records.items():
+        truth = str(1 + index % 4)
+        right = [f"<answer>{truth}</answer>" in text for text in record["texts"]]
+        assert [score == 1.0 for score in record["scores"]] == right
+        assert len(record["reasons"]) == 3
+        assert (f"q{index}" in rows) == any(right)
+        if not any(right):
+            assert dropped[f"q{index}"]["reason"] == "no sample is correct"
+            continue
+        row = rows[f"q{index}"]
+        user, assistant = (message["content"] for message in row["messages"])
+        assert user == f"<image>How many? {index} Think."
+        first = record["texts"][right.index(True)].removeprefix("<think>").partition("</think>")[0]
+        assert assistant == f"<think>\n{first}\n</think>\n\n<answer>{truth}</answer>"
+        assert len(row["images"]) == 1
+        assert row["source"] == ["charts", "maps"][index % 2]
+
+
+def test_the_summary_counts_what_happened(whole: Path) -> None:
+    found = json.loads((whole / "summary.json").read_text())
+    funnel = {step: count for count, step in found["funnel"]}
+    kept = pq.read_table(whole / "rows.parquet").num_rows
+    assert funnel["questions"] == funnel["answered"] == QUESTIONS
+    assert funnel["with a correct answer"] == funnel["kept"] == kept
+    assert sum(count for count, _ in found["dropped"]) == QUESTIONS - kept
+    assert found["pass"]["charts"]["questions"] == 7
+    assert 0 < found["pass"]["all"]["pass@1"] < found["pass"]["all"]["pass@2"] < 1
+    assert sum(count for _, _, count in found["words"]) == kept
+
+
+def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: Home, whole: Path) -> None:
+    home.start("killed", "captions", ranks=2).finish()
+    command = home.start("killed", "answers", ranks=2)
+    shards = home.folder / "runs" / "killed" / "distill" / "answers"
+    command.kill_when(lambda: any(shards.glob("*-*.jsonl")))
+    before = {path.name: path.read_bytes() for path in shards.glob("*-*.jsonl")}
+    assert not (shards.parent / "rows.parquet").exists()
+    again = home.run("killed", ranks=2)
+    for name, content in before.items():
+        assert (again / "answers" / name).read_bytes() == content  # nothing was made twice
+    assert {i: r["texts"] for i, r in answers(again).items()} == {
+        i: r["texts"] for i, r in answers(whole).items()
+    }
+    for name in ("rows.parquet", "summary.json"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_model_that_sees_needs_no_captions(home: Home) -> None:
+    home.start("direct", "answers", "--distill.teacher=", "--distill.questions=5").finish()
+    folder = home.folder / "runs" / "direct" / "distill"
+    assert not (folder / "captions").exists()
+    assert len(answers(folder)) == 5
+    said = Counter(text for record in answers(folder).values() for text in record["texts"])
+    assert all(text.startswith("<think>t") for text in said)
+
+
+def refusal(command: Command) -> str:
+    assert command.wait() == [1], command.stderr()[-4000:]
+    assert "Traceback" not in command.stderr()
+    return command.stderr()
+
+
+def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
+    data = f"--distill.data={home.folder / 'never.jsonl'}"
+    never = home.start("never", "answers", "--distill.teacher=", data)
+    other = home.start("whole", "answers", "--distill.k=2")
+    long = home.start("long", "captions", "--distill.max_caption_tokens=100000")
+    said = refusal(never)
+    assert "no trace is left to learn from" in said
+    assert "'pass@1': 0.0" in said
+    assert "made with another k" in refusal(other)
+    assert "lower distill.max_prompt_tokens" in refusal(long)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "phases"), [("{folder}/x", ["captions", "answers"]), ("", ["answers"])]
+)
+def test_the_driver_starts_each_phase_with_its_recipe(
+    teacher: str, phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(smoke, "torchrun", lambda *a: started.append(a))
+    monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
+    own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2}
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own}))
+    assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
+    for phase, (_, path, _) in zip(phases, started, strict=True):
+        assert recipe_from(json.loads(path.read_text())).distill.phase == phase
+        assert recipe_from(json.loads(path.read_text())).distill.k == 2
