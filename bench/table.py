@@ -154,6 +154,15 @@ def plot(groups: dict[str, list[Line]], path: Path, title: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def trim(results: dict[str, Any], path: Path) -> None:
+    """Write the file again with a line for each benchmark, and without the time of every round."""
+    for one in results["benchmarks"]:
+        one["stats"].pop("data", None)
+    rest = {key: value for key, value in results.items() if key != "benchmarks"}
+    lines = ",\n".join(json.dumps(one) for one in results["benchmarks"])
+    path.write_text(f'{json.dumps(rest)[:-1]}, "benchmarks": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
 def into_readme(text: str, kind: str) -> None:
     begin, end = f"<!-- bench-{kind}:begin -->", f"<!-- bench-{kind}:end -->"
     whole = README.read_text(encoding="utf-8")
@@ -170,6 +179,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--readme", choices=["cpu", "gpu"], help="whose table to replace")
     options = parser.parse_args(None if arguments is None else list(arguments))
     results = json.loads(options.results.read_text(encoding="utf-8"))
+    trim(results, options.results)
     groups = groups_of(results)
     text = f"{machine(results)}\n\n{markdown(groups)}\n"
     options.results.with_suffix(".md").write_text(text, encoding="utf-8")
