@@ -145,8 +145,9 @@ def plot(groups: dict[str, list[Line]], path: Path, title: str) -> None:
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("ms (dashed: the floor)", fontsize=8)
         axis.tick_params(labelsize=8)
-    figure.suptitle(title, fontsize=8)
-    figure.tight_layout()
+    inch = 1 / (2.4 * rows)  # of the figure's height
+    figure.suptitle(title, fontsize=8, y=1 - 0.05 * inch, va="top")
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.2 * inch))
     mpl.rcParams |= {
         "svg.hashsalt": "ovlt",
         "svg.fonttype": "none",
