@@ -416,7 +416,18 @@ class DistillConfig(Table):
         "<think>\n{think}\n</think>\n\n{summary}\n\n<answer>{answer}</answer>",
         "The text that is learned.",
     )
-    phase: Literal["all", "captions", "answers"] = field(
+    refine: bool = field(False, "Describe each image a second time, with what the teacher missed.")
+    details_request: str = field(
+        "Here is a description of an image.\n\n{caption}\n\nSomeone must answer this question from "
+        "it alone:\n\n{question}\n\nList what the description leaves out or leaves unclear.",
+        "For refine: what the teacher is asked about a description.",
+    )
+    recaption_request: str = field(
+        "Describe this image fully, in plain sentences. An earlier description left this open; "
+        "make it clear:\n\n{details}",
+        "For refine: what the captioner is then asked; {details} is filled in.",
+    )
+    phase: Literal["all", "captions", "details", "recaptions", "answers"] = field(
         "all", "all: each in its turn, as a process of its own per rank; or one, on these ranks."
     )
     ranks: NonNegative = field(0, "Processes per phase; 0: one per GPU, or two on a CPU.")
@@ -434,6 +445,8 @@ class DistillConfig(Table):
             )
         for text, key, names in (
             (self.teacher_request, "teacher_request", ("caption", "question")),
+            (self.details_request, "details_request", ("caption", "question")),
+            (self.recaption_request, "recaption_request", ("details",)),
             (self.form, "form", ("think", "answer")),
         ):
             for name in names:

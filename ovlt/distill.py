@@ -1,7 +1,9 @@
 """``python -m ovlt.distill RECIPE``: questions with images -> reasoning traces for SFT.
 
-captions    a vision-language model describes each image, once
-answers     a text-only teacher answers each question from the caption, k times; or, without a
+captions    a vision-language model describes each image
+details     with distill.refine: the teacher says what a description leaves open
+recaptions  with distill.refine: the images are described again, with that in mind
+answers     a text-only teacher answers each question from the description, k times; or, without a
             teacher, the captioner answers from the image itself. They are graded while the next
             ones are being sampled; at the end one correct trace of each question is kept by rule,
             filtered, and written as an SFT row, and what was dropped with its reason
@@ -12,7 +14,9 @@ vLLM's, sharded over ranks and written as it goes: killed at any moment, the sam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ovlt import smoke
 from ovlt.config import Recipe
@@ -22,6 +26,27 @@ if TYPE_CHECKING:
     from ovlt.distillation.shards import Record
     from ovlt.runtime import Runtime
     from ovlt.types import Prompt
+
+# The keys of [distill] that decide what a phase says, besides those of the phases before it.
+DECIDED_BY = {
+    "captions": (
+        "data", "questions", "seed", "captioner", "caption_request", "caption_temperature",
+        "max_caption_tokens", "max_prompt_tokens",
+    ),
+    "details": ("teacher", "details_request"),
+    "recaptions": ("recaption_request",),
+    "answers": (
+        "data", "questions", "seed", "captioner", "teacher", "teacher_request", "k", "temperature",
+        "max_prompt_tokens", "max_response_tokens",
+    ),
+}  # fmt: skip
+
+
+def phases(recipe: Recipe) -> list[str]:
+    """What this recipe runs, in order."""
+    if not recipe.distill.teacher:
+        return ["answers"]
+    return [*DECIDED_BY] if recipe.distill.refine else ["captions", "answers"]
 
 
 def main() -> None:
@@ -44,7 +69,7 @@ def drive(recipe: Recipe) -> None:
     cfg = recipe.distill
     ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else smoke.default_ranks())
     smoke.make_missing(recipe, "distill", ranks)
-    for phase in ("captions", "answers") if cfg.teacher else ("answers",):
+    for phase in phases(recipe):
         tree = recipe.resolved()
         tree["distill"]["phase"] = phase
         path = recipe.folder / "recipes" / f"{cfg.stage}.{phase}.json"
@@ -54,6 +79,7 @@ def drive(recipe: Recipe) -> None:
 def work(runtime: Runtime, recipe: Recipe) -> None:
     """One phase, on every rank."""
     from ovlt.distillation.assemble import assemble
+    from ovlt.distillation.forms import fill
     from ovlt.distillation.generate import generate, verify
     from ovlt.distillation.requests import Asker
     from ovlt.distillation.shards import Shards
@@ -63,58 +89,62 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
 
     cfg, home = recipe.distill, recipe.folder / recipe.distill.stage
     seer = open_folder(recipe.expand(cfg.captioner or recipe.model.path))
+    reader = open_folder(recipe.expand(cfg.teacher)) if cfg.teacher else seer
     found, limits = read_rows(
         runtime, recipe, seer, cfg.data, what="questions",
         max_tokens=cfg.max_prompt_tokens, limit=cfg.questions,
     )  # fmt: skip
     rows = found.rows
-    asked = {"data": recipe.expand(cfg.data), "questions": len(rows), "seed": cfg.seed}
+    seeing, reading = Asker(seer, limits), Asker(reader, limits)
 
-    captions: dict[int, Record] = {}
-    if cfg.teacher:
-        settings = asked | _named(
-            cfg, "captioner", "caption_request", "caption_temperature", "max_caption_tokens",
-            "max_prompt_tokens",
+    def shards(phase: str) -> Shards:
+        upto = phases(recipe)[: phases(recipe).index(phase) + 1]
+        return Shards(
+            home / phase, {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
+        )
+
+    @functools.cache
+    def records(phase: str) -> dict[int, Record]:
+        return {record["index"]: record for record in shards(phase).read()}
+
+    def said(phase: str, i: int) -> str:
+        record = records(phase)[i]
+        if record["dropped"]:
+            raise ValueError(record["dropped"])
+        return record["texts"][0]
+
+    seen = "recaptions" if cfg.refine else "captions"
+    ask: dict[str, Callable[[int], Prompt]] = {
+        "captions": lambda i: seeing.about_image(rows[i], cfg.caption_request),
+        "details": lambda i: reading.about_caption(
+            rows[i], cfg.details_request, said("captions", i)
+        ),
+        "recaptions": lambda i: seeing.about_image(
+            rows[i], fill(cfg.recaption_request, {"details": said("details", i)})
+        ),
+        "answers": lambda i: (
+            reading.about_caption(rows[i], cfg.teacher_request, said(seen, i))
+            if cfg.teacher
+            else reading.question(rows[i])
+        ),
+    }
+    out = shards(cfg.phase)
+    if cfg.phase != "answers":
+        generate(
+            runtime, recipe, out, reader if cfg.phase == "details" else seer, rows,
+            ask=ask[cfg.phase], n=1, temperature=cfg.caption_temperature,
+            max_tokens=cfg.max_caption_tokens, finish=lambda records, _: records,
         )  # fmt: skip
-        shards = Shards(home / "captions", settings)
-        if cfg.phase == "captions":
-            asker = Asker(seer, limits)
-            generate(
-                runtime, recipe, shards, seer, rows,
-                ask=lambda i: asker.about_image(rows[i], cfg.caption_request), n=1,
-                temperature=cfg.caption_temperature, max_tokens=cfg.max_caption_tokens,
-                finish=lambda records, _: records,
-            )  # fmt: skip
-            return
-        captions = {record["index"]: record for record in shards.read()}
-
-    solver = open_folder(recipe.expand(cfg.teacher)) if cfg.teacher else seer
-    asker = Asker(solver, limits)
-
-    def question(i: int) -> Prompt:
-        if not cfg.teacher:
-            return asker.question(rows[i])
-        if captions[i]["dropped"]:
-            raise ValueError(captions[i]["dropped"])
-        return asker.about_caption(rows[i], cfg.teacher_request, captions[i]["texts"][0])
-
-    settings = asked | _named(
-        cfg, "captioner", "teacher", "k", "temperature", "caption_request", "teacher_request",
-        "max_prompt_tokens", "max_response_tokens",
-    )  # fmt: skip
-    shards = Shards(home / "answers", settings)
+        return
     with RewardPool.of(recipe.grpo.reward) as pool:
         generate(
-            runtime, recipe, shards, solver, rows,
-            ask=question, n=cfg.k, temperature=cfg.temperature, max_tokens=cfg.max_response_tokens,
+            runtime, recipe, out, reader, rows,
+            ask=ask["answers"], n=cfg.k, temperature=cfg.temperature,
+            max_tokens=cfg.max_response_tokens,
             finish=lambda records, prompts: verify(pool, records, prompts),
         )  # fmt: skip
     if runtime.is_main:
-        assemble(recipe, home, rows, list(shards.read()))
-
-
-def _named(config: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in names}
+        assemble(recipe, home, rows, list(out.read()))
 
 
 if __name__ == "__main__":

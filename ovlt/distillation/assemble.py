@@ -50,8 +50,8 @@ def assemble(recipe: Recipe, home: Path, rows: Sequence[Row], records: Sequence[
     if not kept:
         rates = found["pass"].get("all", {})
         raise ValueError(
-            f"no trace is left to learn from (pass rates: {rates or 'nothing was answered'}): see "
-            f"{home / 'dropped.jsonl'} for the reasons"
+            f"no trace is left to learn from (pass rates: {rates or 'nothing was answered'}), most "
+            f"often since {reasons.most_common(1)[0][0]}: see {home / 'dropped.jsonl'}"
         )
     path = home / "rows.parquet"
     synthetic.write_sft(_sft_rows(kept, recipe), path)

@@ -197,6 +197,29 @@ def test_a_model_that_sees_needs_no_captions(home: Home) -> None:
     assert all(text.startswith("<think>t") for text in said)
 
 
+def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Home) -> None:
+    own = [
+        "--distill.refine=true",
+        "--distill.questions=4",
+        "--distill.details_request={caption} {question}",
+        "--distill.recaption_request=<{details}>",
+    ]
+    for phase in ("captions", "details", "recaptions", "answers"):
+        home.start("refined", phase, *own).finish()
+    folder = home.folder / "runs" / "refined" / "distill"
+    assert len(answers(folder)) == 4
+    made_with = {}
+    for phase in ("captions", "details", "recaptions"):
+        settings = json.loads((folder / phase / "settings.json").read_text())
+        found = list(Shards(folder / phase, settings).read())
+        assert [record["dropped"] for record in found] == [""] * 4
+        made_with[phase] = settings
+    assert "recaption_request" not in made_with["details"]
+    assert made_with["recaptions"]["recaption_request"] == "<{details}>"
+    again = home.start("refined", "recaptions", *own[:3], "--distill.recaption_request=!{details}")
+    assert "another recaption_request" in refusal(again)
+
+
 def refusal(command: Command) -> str:
     assert command.wait() == [1], command.stderr()[-4000:]
     assert "Traceback" not in command.stderr()
@@ -210,21 +233,27 @@ def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
     long = home.start("long", "captions", "--distill.max_caption_tokens=100000")
     said = refusal(never)
     assert "no trace is left to learn from" in said
+    assert "most often since no sample is correct" in said
     assert "'pass@1': 0.0" in said
     assert "made with another k" in refusal(other)
     assert "lower distill.max_prompt_tokens" in refusal(long)
 
 
 @pytest.mark.parametrize(
-    ("teacher", "phases"), [("{folder}/x", ["captions", "answers"]), ("", ["answers"])]
+    ("teacher", "refine", "phases"),
+    [
+        ("{folder}/x", False, ["captions", "answers"]),
+        ("{folder}/x", True, ["captions", "details", "recaptions", "answers"]),
+        ("", True, ["answers"]),
+    ],
 )
 def test_the_driver_starts_each_phase_with_its_recipe(
-    teacher: str, phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: str, refine: bool, phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
     monkeypatch.setattr(smoke, "torchrun", lambda *a: started.append(a))
     monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
-    own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2}
+    own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
     drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own}))
     assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
     for phase, (_, path, _) in zip(phases, started, strict=True):
