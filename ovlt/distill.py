@@ -144,7 +144,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
             finish=lambda records, prompts: verify(pool, records, prompts),
         )  # fmt: skip
     if runtime.is_main:
-        assemble(recipe, home, rows, list(out.read()))
+        assemble(recipe, home, rows, out.read())
 
 
 if __name__ == "__main__":

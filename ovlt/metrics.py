@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovlt.files import write_whole
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -134,7 +136,7 @@ class MetricsWriter:
             }
             # ASCII escapes keep lone surrogates, which a model can produce, writable as UTF-8.
             lines.append(json.dumps(line, allow_nan=False, ensure_ascii=True) + "\n")
-        _replace(folder / f"step_{step:06d}.jsonl", "".join(lines).encode("ascii"))
+        write_whole(folder / f"step_{step:06d}.jsonl", "".join(lines).encode("ascii"))
 
     def resume(self, step: int) -> None:
         """Drop everything logged after ``step``, the last step of the checkpoint being resumed.
@@ -148,7 +150,7 @@ class MetricsWriter:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-            _replace(path, b"".join(kept))
+            write_whole(path, b"".join(kept))
         for file in sorted((self.folder / "rollouts").glob("step_*"), reverse=True):
             match = _ROLLOUT_FILE.fullmatch(file.name)
             if match is None or int(match[1]) > step:  # no match: a temporary file of a killed run
@@ -211,7 +213,7 @@ class MetricsWriter:
             buffer = io.BytesIO()
             # Level 1: encoding happens while the GPUs wait; the usual level 6 takes 3 times longer.
             Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-            _replace(path, buffer.getvalue())
+            write_whole(path, buffer.getvalue())
         return name
 
 
@@ -300,16 +302,6 @@ def _drop_torn_tail(path: Path) -> None:
         if file.read(1) != b"\n":
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _finite(value: Any) -> float | None:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
+from ovlt.files import write_whole
+
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
 
 # Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: where it
@@ -116,12 +118,7 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, and on disk when this returns."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, json.dumps(value).encode("utf-8"))
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovlt import _env
-from ovlt.config import Recipe
+from ovlt.config import BaseConfig, Recipe, TeacherConfig
 from ovlt.recipe import recipe_from
 
 if TYPE_CHECKING:
@@ -107,17 +107,29 @@ def base_recipe(recipe: Recipe) -> Recipe:
     tree["data"] |= {"held_out": str(Path(recipe.synthetic.folder) / "captions.parquet")}
     tree["grpo"]["reward"]["function"] = "exact"
     tree["evaluate"] |= {"data": "", "n": 0, "limit": 0}
-    tree["sft"] = {
-        "stage": folder.name,
-        "title": "Base: captions, short answers, text-only reasoning",
-        "start": str(folder / "untrained"),
-        "data": str(Path(recipe.synthetic.folder) / "base.parquet"),
-        "steps": base.steps,
-        "batch_samples": base.batch_samples,
-        "token_budget": base.token_budget,
-        "optim": base.optim.model_dump(mode="json"),
-    }
+    tree["sft"] = _lesson(
+        base,
+        "Base: captions, short answers, text-only reasoning",
+        folder / "untrained",
+        Path(recipe.synthetic.folder) / "base.parquet",
+    )
     return recipe_from(tree)
+
+
+def _lesson(
+    table: BaseConfig | TeacherConfig, title: str, start: Path, data: Path
+) -> dict[str, Any]:
+    """The [sft] table by which [base] or [teacher] is taught."""
+    return {
+        "stage": Path(table.folder).name,
+        "title": title,
+        "start": str(start),
+        "data": str(data),
+        "steps": table.steps,
+        "batch_samples": table.batch_samples,
+        "token_budget": table.token_budget,
+        "optim": table.optim.model_dump(mode="json"),
+    }
 
 
 def ensure_base(recipe: Recipe, ranks: int) -> None:
@@ -170,16 +182,9 @@ def ensure_teacher(recipe: Recipe, ranks: int) -> None:
     tree = recipe.resolved()
     tree["run"] |= {"folder": str(folder.parent), "seed": 0, "resume": "auto"}
     tree["data"] |= {"held_out": "", "validation": ""}
-    tree["sft"] = {
-        "stage": folder.name,
-        "title": "Teacher: caption and question -> trace",
-        "start": str(base_model(recipe)),
-        "data": str(data),
-        "steps": teacher.steps,
-        "batch_samples": teacher.batch_samples,
-        "token_budget": teacher.token_budget,
-        "optim": teacher.optim.model_dump(mode="json"),
-    }
+    tree["sft"] = _lesson(
+        teacher, "Teacher: caption and question -> trace", base_model(recipe), data
+    )
     run_stage("sft", recipe_from(tree), ranks)
     record.write_text(json.dumps(wanted, indent=2))
 

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from ovlt_kernels.row_logp import per_row
+from ovlt_kernels.row_logp import per_row, wide_dtype
 
 LOGITS_DTYPES = (None, torch.bfloat16, torch.float32)
 
@@ -27,10 +27,6 @@ def rows_per_block(chunk_bytes: int | None, weight: Tensor) -> int:
         raise ValueError(f"chunk_bytes must be > 0, not {chunk_bytes}.")
     rows = max(1, chunk_bytes // (4 * weight.shape[0]))
     return rows - rows % 128 if rows >= 128 else rows
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,9 +27,8 @@ from ovlt_kernels.blocks import (
     block_logits,
     check_head,
     rows_per_block,
-    wide_dtype,
 )
-from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference
+from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference, wide_dtype
 
 
 class HeadOutput(NamedTuple):

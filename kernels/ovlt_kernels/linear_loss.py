@@ -23,10 +23,9 @@ from ovlt_kernels.blocks import (
     check_head,
     keep_rows_,
     rows_per_block,
-    wide_dtype,
 )
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp_reference
-from ovlt_kernels.row_logp import row_logp, row_logp_grad_
+from ovlt_kernels.row_logp import row_logp, row_logp_grad_, wide_dtype
 
 # The share of a block's rows from which on the products that they save take longer than moving the
 # other rows' logits together (measured with a hidden size of 256; with a larger one, even less).

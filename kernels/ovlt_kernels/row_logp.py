@@ -75,7 +75,7 @@ def row_logp(
         return torch.ops.ovlt.row_logp(
             logits.detach().contiguous(), target.contiguous(), _inverse(temperature)
         )
-    return row_logp_reference(logits.to(_wide(logits.dtype)), target, temperature)
+    return row_logp_reference(logits.to(wide_dtype(logits.dtype)), target, temperature)
 
 
 def row_logp_grad_(
@@ -129,7 +129,7 @@ def row_logp_grad_(
         return logits
     logp, entropy, lse = (value[:, None] for value in stats)
     g, h = grad_logp[:, None], grad_entropy[:, None]
-    wide = _wide(logits.dtype)
+    wide = wide_dtype(logits.dtype)
     temperature = temperature[:, None].to(wide)
     log_p = logits.to(wide) / temperature - lse
     p = log_p.exp()
@@ -179,7 +179,8 @@ def _inverse(temperature: Tensor) -> Tensor:
     return temperature.reciprocal().float()  # of an expanded number too, one for each row
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that logits of ``dtype`` are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

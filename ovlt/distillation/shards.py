@@ -8,10 +8,11 @@ a run that would make others.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from ovlt.files import write_whole
 
 Record = dict[str, Any]  # has "index", the number of its question
 
@@ -29,7 +30,6 @@ class Shards:
 
     def __init__(self, folder: Path, settings: Record):
         self.folder = folder
-        self._written = 0
         record = folder / "settings.json"
         if record.is_file():
             then = json.loads(record.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ class Shards:
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(record, json.dumps(settings, indent=2, ensure_ascii=True))
+            write_whole(record, json.dumps(settings, indent=2).encode("ascii"))
 
     def done(self) -> set[int]:
         """Numbers of the questions that have a record."""
@@ -55,16 +55,16 @@ class Shards:
         if not records:
             return
         name = f"{records[0]['index']:08d}-{len(records)}.jsonl"
-        text = "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
+        text = "".join(json.dumps(record) + "\n" for record in records)
         try:
-            _write(self.folder / name, text)
+            write_whole(self.folder / name, text.encode("ascii"))
         except OSError as error:
             raise ValueError(
                 f"{self.folder / name} cannot be written ({error.strerror}): make room and start "
                 "again; what is there already stays and is not made a second time"
             ) from None
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> list[Record]:
         """All records, by the number of their question, each question once."""
         found: dict[int, Record] = {}
         for path in sorted(self.folder.glob("*-*.jsonl")):
@@ -78,17 +78,4 @@ class Shards:
                             f"line {number} of {path} is no record: delete the file, and its "
                             "questions are asked again"
                         ) from None
-        return iter([found[index] for index in sorted(found)])
-
-
-def _write(path: Path, text: str) -> None:
-    """Complete or not at all, also when the machine loses power."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+        return [found[index] for index in sorted(found)]

@@ -211,7 +211,7 @@ def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Home) -
     made_with = {}
     for phase in ("captions", "details", "recaptions"):
         settings = json.loads((folder / phase / "settings.json").read_text())
-        found = list(Shards(folder / phase, settings).read())
+        found = Shards(folder / phase, settings).read()
         assert [record["dropped"] for record in found] == [""] * 4
         made_with[phase] = settings
     assert "recaption_request" not in made_with["details"]

@@ -25,7 +25,7 @@ def test_what_was_written_is_there_again_and_in_order(tmp_path: Path) -> None:
     again = Shards(tmp_path / "answers", SETTINGS)
     assert again.done() == {1, 4, 6}
     assert [r["index"] for r in again.read()] == [1, 4, 6]
-    assert next(iter(again.read()))["texts"] == ["\u2028 line\nbreaks \ud7ff"]
+    assert again.read()[0]["texts"] == ["\u2028 line\nbreaks \ud7ff"]
 
 
 def test_a_batch_that_was_being_written_does_not_count(tmp_path: Path) -> None:

@@ -249,8 +249,6 @@ def test_without_the_extension_the_numbers_are_the_same(monkeypatch: pytest.Monk
 @NEEDS_EXTENSION
 def test_machines_without_avx512_compute_the_same() -> None:
     """The same tests in a process that takes the portable functions."""
-    if os.environ.get("OVLT_SIMD"):
-        pytest.skip("this is that process")
     root = Path(__file__).parents[2]
     names = "resize_gives or patches_are or fused_equals or same_as_many"
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
