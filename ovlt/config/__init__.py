@@ -1,0 +1,82 @@
+"""The tables of a recipe: every key with its type, default, check and meaning.
+
+Frozen pydantic models, extra keys forbidden; pydantic because its validators explain in words.
+``ovlt.recipe`` reads them from a file and the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ovlt.config.cycle import CycleConfig, DistillConfig, IterationConfig
+from ovlt.config.data import DataConfig, MixtureConfig, MixtureSourceConfig
+from ovlt.config.fields import Table
+from ovlt.config.smoke import BaseConfig, DemoConfig, SyntheticConfig, TeacherConfig
+from ovlt.config.training import (
+    EvaluateConfig,
+    GrpoConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SftConfig,
+    SftOptimConfig,
+)
+
+__all__ = [
+    "BaseConfig",
+    "CycleConfig",
+    "DataConfig",
+    "DemoConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "GrpoConfig",
+    "IterationConfig",
+    "LossConfig",
+    "MixtureConfig",
+    "MixtureSourceConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Recipe",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SftConfig",
+    "SftOptimConfig",
+    "SyntheticConfig",
+    "Table",
+    "TeacherConfig",
+]
+
+
+class Recipe(Table):
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
+    mixture: MixtureConfig = MixtureConfig()
+    base: BaseConfig = BaseConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
+    cycle: CycleConfig = CycleConfig()
+    demo: DemoConfig = DemoConfig()
+
+    def expand(self, text: str) -> str:
+        """A path of the recipe with {seed} and {folder} filled in."""
+        folder = self.run.folder.replace("{seed}", str(self.run.seed))
+        return text.replace("{folder}", folder).replace("{seed}", str(self.run.seed))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.expand("{folder}"))
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value as plain JSON, for the record kept beside a run."""
+        return json.loads(self.model_dump_json())

@@ -1,0 +1,234 @@
+"""[run], [model], [sft], [grpo], [evaluate]: what is trained, how, and how it is measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ovlt.config.fields import Decay, NonNegative, Positive, Rate, Share, Table, field
+
+
+class RunConfig(Table):
+    """Where a run lives and what makes it repeatable."""
+
+    folder: str = field("runs/{seed}", "Folder of the run; {seed} is replaced by run.seed.")
+    seed: NonNegative = field(0, "Seed of initialisation, data order and sampling.")
+    resume: Literal["auto", "never"] = field(
+        "never", "auto: continue from the newest complete checkpoint of the stage folder."
+    )
+    deterministic: bool = field(
+        False, "Deterministic CUDA algorithms (slower); a CPU is always deterministic."
+    )
+    device: Literal["auto", "cpu", "cuda"] = field("auto", "Device; auto takes CUDA where it is.")
+    tensorboard: bool = field(True, "Write TensorBoard scalars beside metrics.jsonl.")
+    wandb: str = field("", "Weights & Biases project; empty: not used.")
+
+
+class ModelConfig(Table):
+    """The model that is trained, and how it is run."""
+
+    path: str = field("", "Hugging Face folder of the base model.")
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
+        "auto", "Dtype of forward and backward; master weights and optimizer stay float32."
+    )
+    freeze_vision: bool = field(False, "Keep the vision tower and its merger fixed.")
+    activation_checkpointing: bool = field(
+        False, "Recompute each decoder and tower block in backward (memory for time)."
+    )
+    reshard: bool = field(
+        True, "Free each block's gathered weights after its forward (ZeRO-3); off: keep (ZeRO-2)."
+    )
+    liger: Literal["auto", "on", "off"] = field(
+        "auto", "Liger's RMSNorm, SwiGLU and rotation; auto: on CUDA, where it is installed."
+    )
+    min_pixels: Positive = field(56 * 56, "Images of fewer pixels are enlarged to this area.")
+    max_pixels: Positive = field(512 * 512, "Images of more pixels are reduced to this area.")
+
+    @model_validator(mode="after")
+    def _pixels(self) -> ModelConfig:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"model.min_pixels={self.min_pixels} exceeds model.max_pixels={self.max_pixels}: "
+                "every image would be refused; raise max_pixels or lower min_pixels"
+            )
+        return self
+
+
+class OptimConfig(Table):
+    """AdamW with float32 masters, clipped by global norm."""
+
+    lr: Rate = field(1e-6, "Peak learning rate.")
+    schedule: Literal["constant", "cosine", "linear"] = field("constant", "Shape after warm-up.")
+    warmup_steps: NonNegative = field(0, "Optimizer steps of linear warm-up.")
+    warmup_ratio: Share = field(0.0, "Warm-up as a share of all steps; used if warmup_steps is 0.")
+    min_lr_ratio: Share = field(0.1, "Where cosine and linear schedules end, as a share of lr.")
+    betas: tuple[Decay, Decay] = field((0.9, 0.999), "AdamW's moment decays.")
+    eps: Rate = field(1e-8, "AdamW's epsilon.")
+    weight_decay: Annotated[float, Field(ge=0)] = field(0.01, "Decoupled decay of matrices.")
+    max_grad_norm: Rate = field(1.0, "Clip the global gradient norm to this.")
+
+
+class SftOptimConfig(OptimConfig):
+    """The same for SFT, with the released recipe's rate and schedule as defaults."""
+
+    lr: Rate = field(5e-6, "Peak learning rate.")
+    schedule: Literal["constant", "cosine", "linear"] = field("cosine", "Shape after warm-up.")
+    warmup_ratio: Share = field(0.1, "Warm-up as a share of all steps; used if warmup_steps is 0.")
+
+
+class SftConfig(Table):
+    """Supervised fine-tuning on sharegpt messages; loss on the assistant's tokens only."""
+
+    stage: str = field("sft", "Name of the stage folder inside run.folder.")
+    title: str = field("SFT on teacher traces", "What the report calls this stage.")
+    start: str = field("", "Model folder to start from; empty: model.path.")
+    data: str = field("", "SFT rows: messages, images (parquet or JSONL).")
+    epochs: Annotated[float, Field(gt=0)] = field(1.0, "Passes over the data; used if steps is 0.")
+    steps: NonNegative = field(0, "Optimizer steps; 0: epochs decide.")
+    batch_samples: Positive = field(32, "Samples per optimizer step, all ranks together.")
+    token_budget: Positive = field(8192, "Most tokens in one packed micro-batch of one rank.")
+    eval_every: NonNegative = field(0, "Validate by sampling every so many steps; 0: never.")
+    save_every: NonNegative = field(0, "Checkpoint every so many steps; 0: only at the end.")
+    optim: SftOptimConfig = SftOptimConfig()
+
+
+class LossConfig(Table):
+    """The policy objective; defaults are the paper's."""
+
+    clip_low: Annotated[float, Field(ge=0, lt=1)] = field(0.2, "Ratio is clipped at 1 - clip_low.")
+    clip_high: Annotated[float, Field(ge=0)] = field(0.3, "Ratio is clipped at 1 + clip_high.")
+    dual_clip: float = field(3.0, "Bound on ratio x |advantage| for negative advantages; 0: off.")
+    ratio: Literal["token", "sequence"] = field(
+        "token", "token: PPO ratio per token; sequence: GSPO's geometric mean per response."
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = field(
+        "token_mean",
+        "token_mean: all tokens of the step weigh the same (DAPO); sequence_mean: mean of the "
+        "responses' means (GRPO); constant_length: sum / (responses x max tokens) (Dr.GRPO).",
+    )
+    kl_coef: Annotated[float, Field(ge=0)] = field(
+        1e-2, "Weight of the KL to the frozen reference; 0: off, and no reference model is held."
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Schulman's estimator of the KL.")
+    entropy_coef: float = field(0.0, "Weight of an entropy bonus.")
+    importance: Literal["truncate", "mask", "off"] = field(
+        "truncate", "Correct the engine-trainer mismatch: min(w, cap); drop w > cap; or not at all."
+    )
+    importance_cap: Rate = field(2.0, "Cap of the importance weight.")
+
+    @model_validator(mode="after")
+    def _combination(self) -> LossConfig:
+        if self.dual_clip and self.dual_clip <= 1:
+            raise ValueError("loss.dual_clip must exceed 1 (the paper uses 3.0), or be 0 for off")
+        return self
+
+
+class RolloutConfig(Table):
+    """Group sampling."""
+
+    engine: Literal["vllm", "transformers"] = field("vllm", "Sampler; transformers is slow.")
+    n: Positive = field(5, "Responses per prompt: the group.")
+    temperature: Annotated[float, Field(gt=0)] = field(1.0, "Sampling temperature.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = field(
+        1.0, "Nucleus; below 1 the engine renormalises, so loss.importance must be off."
+    )
+    max_prompt_tokens: Positive = field(6144, "Longer prompts (images included) are refused.")
+    max_response_tokens: Positive = field(2048, "Most new tokens.")
+    max_sequences: Positive = field(256, "Sequences the engine runs at once.")
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        "auto", "Dtype of the engine; auto: the model's compute dtype."
+    )
+    gpu_memory: Share = field(0.6, "Share of GPU memory for the engine.")
+    kv_cache_gib: Annotated[float, Field(gt=0)] = field(1.0, "KV cache on a CPU, GiB.")
+    tensor_parallel: Positive = field(1, "GPUs per engine; only where no trainer runs beside it.")
+    max_mismatch: Annotated[float, Field(ge=0)] = field(
+        0.0,
+        "Stop when the image probe's largest |log-prob difference| engine - trainer exceeds this; "
+        "0: 1e-3 in float32, 0.5 in bfloat16.",
+    )
+
+
+class RewardConfig(Table):
+    """The verifiable reward."""
+
+    function: str = field("answer", "'answer', 'released', 'exact', or file.py:function.")
+    workers: Positive = field(2, "Killable grading processes per rank.")
+    timeout: Rate = field(5.0, "Seconds one answer may take before its worker is killed.")
+    max_chars: Positive = field(20000, "Longer responses score 0 unread.")
+    overlong_tokens: NonNegative = field(
+        0, "DAPO's soft overlong penalty: tokens before the limit where it sets in; 0: off."
+    )
+
+
+class GrpoConfig(Table):
+    """Group-relative policy optimisation."""
+
+    stage: str = field("grpo", "Name of the stage folder inside run.folder.")
+    title: str = field("GRPO", "What the report calls this stage.")
+    start: str = field("", "Model folder to start from; empty: model.path.")
+    reference: str = field("", "Model folder of the frozen KL reference; empty: the start.")
+    data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
+    steps: Positive = field(80, "Rollout batches.")
+    prompts_per_step: Positive = field(512, "Prompts per rollout batch, all ranks together.")
+    updates_per_rollout: Positive = field(4, "Optimizer steps per rollout batch.")
+    token_budget: Positive = field(16384, "Most tokens in one packed micro-batch of one rank.")
+    advantage_std: bool = field(True, "Divide by the group's standard deviation (off: Dr.GRPO).")
+    dynamic_sampling: bool = field(False, "Redraw groups whose rewards are all equal (DAPO).")
+    max_tries: Positive = field(20, "Rollout rounds dynamic sampling may take per step.")
+    eval_every: NonNegative = field(5, "Validate every so many steps; 0: never.")
+    save_every: NonNegative = field(10, "Checkpoint every so many steps; 0: only at the end.")
+    keep: Literal["last", "best"] = field(
+        "last", "The model of the stage: after the last step, or of the best greedy validation."
+    )
+    log_groups: NonNegative = field(8, "Groups per step kept with images for the report.")
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+
+    @model_validator(mode="after")
+    def _combination(self) -> GrpoConfig:
+        if self.rollout.top_p < 1 and self.loss.importance != "off":
+            raise ValueError(
+                "grpo.rollout.top_p < 1 cannot be combined with grpo.loss.importance="
+                f"'{self.loss.importance}': the engine's log-probs are renormalised over the "
+                "nucleus and no trainer reproduces that; set top_p = 1.0 or importance = 'off'"
+            )
+        if self.keep == "best" and not self.eval_every:
+            raise ValueError("grpo.keep = 'best' needs validations to choose by: set eval_every")
+        if self.rollout.n < 2:
+            raise ValueError(
+                "grpo.rollout.n must be at least 2: the advantage is relative to the group"
+            )
+        if self.prompts_per_step % self.updates_per_rollout:
+            raise ValueError(
+                f"grpo.prompts_per_step={self.prompts_per_step} does not divide into "
+                f"grpo.updates_per_rollout={self.updates_per_rollout} equal optimizer steps"
+            )
+        longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+        if longest > self.token_budget:
+            raise ValueError(
+                f"grpo.token_budget={self.token_budget} is below rollout.max_prompt_tokens + "
+                f"max_response_tokens = {longest}: a sample is never cut, so raise the budget "
+                "or lower the limits"
+            )
+        if self.rollout.tensor_parallel > 1:
+            raise ValueError(
+                "grpo.rollout.tensor_parallel must be 1: each rank runs its own engine; "
+                "raise it in [evaluate] or [distill], where no trainer shares the GPUs"
+            )
+        return self
+
+
+class EvaluateConfig(Table):
+    """Accuracy on questions: greedy, and sampled at a temperature."""
+
+    stage: str = field("evaluate", "Stage folder inside run.folder when a folder is given.")
+    model: str = field("", "Model folder; empty: model.path.")
+    data: str = field("", "Questions; empty: data.held_out.")
+    n: NonNegative = field(4, "Samples per question; 0: greedy only.")
+    temperature: Annotated[float, Field(gt=0)] = field(1.0, "Temperature of the sampled answers.")
+    max_response_tokens: Positive = field(2048, "Most new tokens.")
+    limit: NonNegative = field(0, "Use the first so many questions; 0: all.")
+    seed: NonNegative = field(0, "Seed of the sampled answers.")
