@@ -30,6 +30,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
+from ovlt.files import read_json, write_json
 from ovlt.rng import rng_state, set_rng_state
 from ovlt.run_folder import (
     RECIPE,
@@ -37,11 +38,9 @@ from ovlt.run_folder import (
     from_rank_zero,
     on_all_ranks,
     rank_and_world_size,
-    read_json,
     require_json,
     some,
     sync_folder,
-    write_json,
 )
 
 __all__ = ["claim_run_folder", "latest", "load", "save"]

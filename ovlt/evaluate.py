@@ -103,7 +103,11 @@ def _figures(
             "ci95": list(wilson_ci95(int(sum(greedy)), len(greedy))),
         },
         "response_tokens": {"greedy": sum(a[3] for a in answers) / len(answers)},
-        "questions": {"id": [rows[a[0]].id for a in answers], "greedy": greedy},
+        "questions": {
+            "id": [rows[a[0]].id for a in answers],
+            "source": [rows[a[0]].source for a in answers],
+            "greedy": greedy,
+        },
     }
     if n:
         mean, half = mean_ci95(sampled)
@@ -161,7 +165,7 @@ def held_out(
 
 
 def write_evaluation(folder: Path, figures: dict[str, Any]) -> None:
-    from ovlt.run_folder import write_json
+    from ovlt.files import write_json
 
     write_json(folder / "evaluation.json", figures)
 

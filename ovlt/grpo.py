@@ -36,6 +36,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
 
     from ovlt import checkpoint
     from ovlt.advantage import group_advantages
+    from ovlt.best import Best
     from ovlt.data.loader import Loader
     from ovlt.data.sampler import Sampler
     from ovlt.data.sources import to_prompt
@@ -103,10 +104,11 @@ def train(runtime: Any, recipe: Recipe) -> None:
         engine=engine, sync=sync, pool=pool,
     )  # fmt: skip
 
+    best = Best(runtime, model, folder.path, stage.folder)
     first = 0
     if (saved := checkpoint.latest(stage.folder / "checkpoints")) is not None:
         state = checkpoint.load(saved, model=model, optimizer=optimizer)
-        first, sampler.position = state["step"], state["position"]
+        first, sampler.position, best.state = state["step"], state["position"], state["best"]
         runtime.say(f"continuing from {saved}")
     metrics = MetricsWriter(
         stage.folder,
@@ -188,6 +190,8 @@ def train(runtime: Any, recipe: Recipe) -> None:
         if cfg.eval_every and (done % cfg.eval_every == 0 or done == cfg.steps):
             with timer("validation"):
                 extra = validator.measure()
+                if cfg.keep == "best":
+                    best.offer(done, extra["val/greedy"])
         seconds = timer.seconds()
         tokens = sum(len(s.token_ids) for g in groups for s in g.samples)
         working = (
@@ -234,14 +238,20 @@ def train(runtime: Any, recipe: Recipe) -> None:
                     step=done,
                     model=model,
                     optimizer=optimizer,
-                    state={"step": done, "position": sampler.position},
+                    state={"step": done, "position": sampler.position, "best": best.state},
                     recipe=stage.identity,
                 )
+                best.forget_others()
     metrics.close()
     loader.close()
+    if best.state and best.state["step"] < cfg.steps:
+        runtime.say("the best model by validation is that of step {step:.0f}".format(**best.state))
+        best.restore()
+        sync()
     export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)
     runtime.barrier()
-    stage.update(steps=cfg.steps)
+    best.close()
+    stage.update(steps=cfg.steps, **({"best": best.state} if best.state else {}))
     validator.finish(str(stage.folder / "model"))
     stage.update(status="done")
     runtime.say(f"{cfg.stage}: {cfg.steps} steps, model in {stage.folder / 'model'}")

@@ -10,32 +10,16 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from ovlt.files import write_whole
+from ovlt.changes import LENGTH, MAY_CHANGE, changes_between, matches
+from ovlt.files import read_json, write_json
 
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
-
-# Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: where it
-# is kept, what is shown of it, how fast it is fed, how often it is saved ...
-MAY_CHANGE = (
-    "run.folder",
-    "run.resume",
-    "run.tensorboard",
-    "run.wandb",
-    "data.workers",
-    "*.reward.workers",
-    "*.title",
-    "*.save_every",
-    "*.log_groups",
-)
-# ... and how long it goes on. This moves schedules that end with the run, so it is said aloud.
-LENGTH = ("*.steps", "*.epochs")
 
 T = TypeVar("T")
 
@@ -64,13 +48,13 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
         holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
     changes = []
     if (folder / RECIPE).exists():
-        changes = _changes(_flat(read_json(folder / RECIPE)), _flat(recipe))
+        changes = changes_between(read_json(folder / RECIPE), recipe)
     elif holds and resume == "auto":
         raise ValueError(
             f"{folder} holds {some(holds)} but no {RECIPE}, so there is no telling which run that "
             f"was: delete that folder, {elsewhere}"
         )
-    if forbidden := [text for key, text in changes if not _matches(key, MAY_CHANGE + LENGTH)]:
+    if forbidden := [text for key, text in changes if not matches(key, MAY_CHANGE + LENGTH)]:
         raise ValueError(
             f"{folder} holds a run with another recipe: {some(forbidden)}; to continue that run "
             f"give the former values and `--resume auto`; else delete that folder, {elsewhere}"
@@ -80,7 +64,7 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
             f"{folder} holds a run already ({some(holds)}): continue it with `--resume auto`, "
             f"{elsewhere}"
         )
-    if holds and (longer := [text for key, text in changes if _matches(key, LENGTH)]):
+    if holds and (longer := [text for key, text in changes if matches(key, LENGTH)]):
         warnings.warn(
             f"{folder} is continued with another length: {some(longer)}; a learning-rate schedule "
             "that ends with the run now ends there",
@@ -88,45 +72,6 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECIPE, recipe)
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, "key was A, is B") of all that differs between two flat recipes."""
-
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key]) if key in values else "absent"
-
-    return [
-        (key, f"{key} was {shown(before, key)}, is {shown(now, key)}")
-        for key in sorted(before.keys() | now.keys())
-        if shown(before, key) != shown(now, key)
-    ]
-
-
-def _matches(key: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all, and on disk when this returns."""
-    write_whole(path, json.dumps(value).encode("utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """The value in a file of ours. Raises ValueError, naming the file, if it is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it or restore it") from error
 
 
 def require_json(value: Any, where: str) -> None:

@@ -11,15 +11,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovlt import _env
 from ovlt.config import BaseConfig, Recipe, TeacherConfig
+from ovlt.files import read_json, write_json
 from ovlt.recipe import recipe_from
 
 if TYPE_CHECKING:
+    from ovlt.data.synthetic import Item
     from ovlt.runtime import Runtime
 
 
@@ -31,15 +34,15 @@ def ensure_inputs(runtime: Runtime, recipe: Recipe, stage: str) -> None:
 
 
 def make_missing(recipe: Recipe, stage: str, ranks: int) -> None:
-    """World, base, SFT model and teacher for ``stage`` ('sft', 'grpo' or 'distill'), as far as they
-    are missing."""
+    """World, base, SFT model and teacher for ``stage`` ('sft', 'grpo', 'distill' or 'evaluate'), as
+    far as they are missing."""
     table = getattr(recipe, stage)
     world = Path(recipe.synthetic.folder)
     wanted = [table.data, recipe.data.validation, recipe.data.held_out]
     if any(path and Path(recipe.expand(path)).parent == world for path in wanted):
         ensure_world(recipe)
-    first = table.captioner if stage == "distill" else table.start
-    start = Path(recipe.expand(first or recipe.model.path))
+    first = {"distill": "captioner", "evaluate": "model"}.get(stage, "start")
+    start = Path(recipe.expand(getattr(table, first) or recipe.model.path))
     if stage == "distill" and Path(recipe.expand(table.teacher)) == teacher_model(recipe):
         ensure_teacher(recipe, ranks)
     if start == base_model(recipe):
@@ -76,9 +79,17 @@ def ensure_world(recipe: Recipe) -> None:
     record.unlink(missing_ok=True)
     spec = synthetic.WorldSpec(size=world.size)
 
-    def items(split: str, count: int, stream: int) -> Any:
+    def items(
+        split: str, count: int, stream: int, kinds: Sequence[str] | None = None
+    ) -> Iterator[Item]:
+        """Seeded by the stream; of the families that have one of ``kinds``."""
         seed = world.seed * 1000 + stream
-        return synthetic.generate(world.families, split, count, seed, spec)
+        able = {
+            name: share
+            for name, share in world.families.items()
+            if kinds is None or set(kinds) & set(synthetic.FAMILIES[name].kinds)
+        }
+        return synthetic.generate(able, split, count, seed, spec, kinds)
 
     rows = synthetic.base_rows(items("train", world.base_rows, 1), world.base_mixture, world.seed)
     synthetic.write_sft(rows, folder / "base.parquet")
@@ -88,13 +99,45 @@ def ensure_world(recipe: Recipe) -> None:
     asked = (("validation", world.validation_rows, 4), ("held_out", world.held_out_rows, 6))
     for split, count, stream in asked:
         synthetic.write_questions(items(split, count, stream), folder / f"{split}.parquet")
+    if world.hard:
+        _write_levels(recipe, items)
     described = (
         replace(item, problem=synthetic.DESCRIBE[0], answer=item.caption)
         for item in items("held_out", world.validation_rows, 5)
     )
     synthetic.write_questions(described, folder / "captions.parquet")
     synthetic.contact_sheet(folder / "contact_sheet.png")
-    record.write_text(json.dumps(wanted, indent=2))
+    write_json(record, wanted)
+
+
+def _write_levels(recipe: Recipe, items: Callable[..., Iterable[Item]]) -> None:
+    """Questions by level, for ovlt.cycle; their level is their source."""
+    from ovlt.data import synthetic
+
+    world, folder = recipe.synthetic, Path(recipe.synthetic.folder)
+    known = [kind for name in world.families for kind in synthetic.FAMILIES[name].kinds]
+    if unknown := sorted(set(world.hard) - set(known)):
+        raise ValueError(f"synthetic.hard names {unknown}: choose among {', '.join(known)}")
+    kinds = {
+        "medium": [kind for kind in known if kind not in world.hard],
+        "hard": [kind for kind in known if kind in world.hard],
+    }
+
+    def level(item: Item) -> str:
+        return "hard" if item.kind in world.hard else "medium"
+
+    def write(name: str, made: Iterable[Item]) -> None:
+        synthetic.write_questions(made, folder / f"{name}.parquet", level)
+
+    write("seeds", items("train", world.seed_rows, 8))
+    for stream, (name, asked) in enumerate(kinds.items(), 9):
+        write(name, items("train", world.level_rows, stream, asked))
+    for split, count, stream in (
+        ("validation", world.validation_rows // 2, 11), ("held_out", world.level_held_out_rows, 13)
+    ):  # fmt: skip
+        both = [items(split, count, stream + n, asked) for n, asked in enumerate(kinds.values())]
+        pairs = zip(*both, strict=True)  # in turns, so that any first part holds both
+        write(f"{split}_levels", (item for pair in pairs for item in pair))
 
 
 def base_recipe(recipe: Recipe) -> Recipe:
@@ -139,18 +182,34 @@ def ensure_base(recipe: Recipe, ranks: int) -> None:
     seen = ("families", "size", "seed", "base_rows", "base_mixture")
     world = {k: v for k, v in recipe.resolved()["synthetic"].items() if k in seen}
     wanted = {"base": recipe.resolved()["base"], "synthetic": world}
-    if base_model(recipe).is_dir():
-        if record.is_file() and json.loads(record.read_text()) == wanted:
-            return
-        raise ValueError(
-            f"{folder} holds a base model made with other [base] or [synthetic] settings: delete "
-            "that folder to make it anew, or give another --base.folder"
-        )
+    if _is_made(folder, record, wanted, "base"):
+        return
     print(f"{base_model(recipe)} is not there yet: making a base model first", flush=True)
     ensure_world(recipe)
     python_module("ovlt.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
+    write_json(record, wanted)
     run_stage("sft", base_recipe(recipe), ranks)
-    record.write_text(json.dumps(wanted, indent=2))
+
+
+def _is_made(folder: Path, record: Path, wanted: dict[str, Any], what: str) -> bool:
+    """Whether a model stands in ``folder``, made for ``wanted``; begun is not made.
+
+    Raises ValueError where it holds, whole or in part, one that was made for something else.
+    """
+    if record.is_file() and json.loads(record.read_text()) == wanted:
+        return is_done(folder)
+    if record.is_file() or (folder / "model").is_dir():
+        raise ValueError(
+            f"{folder} holds a {what} model made with other [{what}] or [synthetic] settings: "
+            f"delete that folder to make it anew, or give another --{what}.folder"
+        )
+    return False
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the stage of this folder has come to its end."""
+    record = folder / "stage.json"
+    return record.is_file() and read_json(record)["status"] == "done"
 
 
 def ensure_teacher(recipe: Recipe, ranks: int) -> None:
@@ -158,13 +217,8 @@ def ensure_teacher(recipe: Recipe, ranks: int) -> None:
     teacher, folder = recipe.teacher, Path(recipe.teacher.folder)
     record = folder / "teacher.json"
     wanted = recipe.resolved()["teacher"]
-    if teacher_model(recipe).is_dir():
-        if record.is_file() and json.loads(record.read_text()) == wanted:
-            return
-        raise ValueError(
-            f"{folder} holds a teacher made with other [teacher] settings: delete that folder to "
-            "make it anew, or give another --teacher.folder"
-        )
+    if _is_made(folder, record, wanted, "teacher"):
+        return
     ensure_base(recipe, ranks)
     print(f"{teacher_model(recipe)} is not there yet: teaching a teacher first", flush=True)
     from ovlt.data import synthetic
@@ -176,9 +230,11 @@ def ensure_teacher(recipe: Recipe, ranks: int) -> None:
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "rows.parquet"
-    synthetic.write_sft(
-        synthetic.teacher_rows(items, teacher.styles, world.seed, teacher.wrong), data
+    rows = synthetic.teacher_rows(
+        items, teacher.styles, world.seed, teacher.wrong, teacher.reflections
     )
+    synthetic.write_sft(rows, data)
+    write_json(record, wanted)
     tree = recipe.resolved()
     tree["run"] |= {"folder": str(folder.parent), "seed": 0, "resume": "auto"}
     tree["data"] |= {"held_out": "", "validation": ""}
@@ -186,7 +242,6 @@ def ensure_teacher(recipe: Recipe, ranks: int) -> None:
         teacher, "Teacher: caption and question -> trace", base_model(recipe), data
     )
     run_stage("sft", recipe_from(tree), ranks)
-    record.write_text(json.dumps(wanted, indent=2))
 
 
 def default_ranks() -> int:
@@ -205,6 +260,11 @@ def write_recipe(recipe: Recipe, path: Path) -> Path:
 
 def run_stage(stage: str, recipe: Recipe, ranks: int) -> None:
     """``torchrun -m ovlt.STAGE`` with this recipe, as a process of its own."""
+    if stage == "distill":  # which starts its phases itself
+        from ovlt.distill import drive
+
+        drive(recipe)
+        return
     table = getattr(recipe, stage)
     path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")
     torchrun(f"ovlt.{stage}", path, ranks)

@@ -14,11 +14,12 @@ import torch
 
 from ovlt.config import Recipe
 from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load_questions
+from ovlt.files import read_json, write_json
 from ovlt.hardware import PEAK_FLOPS
 from ovlt.loss import LossOutput
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder
-from ovlt.run_folder import claim_run_folder, read_json, write_json
+from ovlt.run_folder import claim_run_folder
 from ovlt.runtime import Runtime
 from ovlt.types import PackedBatch
 

@@ -254,17 +254,23 @@ def trace_rows(
 
 
 def teacher_rows(
-    items: Iterable[Item], styles: Mapping[str, float], seed: int, wrong_share: float = 0.0
+    items: Iterable[Item],
+    styles: Mapping[str, float],
+    seed: int,
+    wrong_share: float = 0.0,
+    reflections: float = 0.0,
 ) -> Iterator[Row]:
     """What :func:`trace_rows` gives, with the caption in place of the image: for a teacher that is
-    asked ``TOLD`` and cannot see."""
+    asked ``TOLD`` and cannot see. A share ``reflections`` of the traces goes over it once more."""
     for item in items:
         (row,) = trace_rows([item], styles, seed, wrong_share)
         user = TOLD.format(caption=item.caption, problem=item.problem)
-        yield row | {
-            "messages": [{"role": "user", "content": user}, row["messages"][1]],
-            "images": [],
-        }
+        said = row["messages"][1]
+        if Random(f"reflections/{seed}/{item.id}").random() < reflections:
+            think, end, rest = said["content"].partition("</think>")
+            again = think.removeprefix("<think>")
+            said = said | {"content": f"{think} Wait, once more. {again}{end}{rest}"}
+        yield row | {"messages": [{"role": "user", "content": user}, said], "images": []}
 
 
 def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> Iterator[Row]:

@@ -45,11 +45,7 @@ def full_weights(model: nn.Module, *, tied_head: bool) -> Iterator[tuple[str, Te
     ``tied_head`` also yields ``lm_head.weight`` where it is the embedding: an engine that keeps a
     prepared copy of the head would otherwise go on sampling with the old one.
     """
-    # After a forward without backward the root group is still gathered, in the compute dtype: go
-    # back to the float32 masters.
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    to_masters(model)
     tied = is_tied(model)
     for name, parameter in model.named_parameters():
         value: Any = parameter.detach()
@@ -57,6 +53,14 @@ def full_weights(model: nn.Module, *, tied_head: bool) -> Iterator[tuple[str, Te
         yield name, whole
         if tied and tied_head and name.endswith("embed_tokens.weight"):
             yield "lm_head.weight", whole
+
+
+def to_masters(model: nn.Module) -> None:
+    """Let gathered copies go, so that the parameters are the float32 master shards: after a forward
+    without backward the root group still holds whole weights in the compute dtype."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def expected_names(model: nn.Module) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -30,9 +30,12 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_questions(items: Iterable[Item], path: str | Path) -> int:
+def write_questions(
+    items: Iterable[Item], path: str | Path, source: Callable[[Item], str] = lambda i: i.family
+) -> int:
     """Questions with answers, for GRPO and evaluation; returns how many.
 
+    ``source`` names what an item counts as, its family by default.
     Columns: problem (starts with "<image>"), answer, images, source, id, kind. A ``.parquet`` file
     holds its images as {bytes, path}; a ``.jsonl`` file lists paths relative to its own folder, in
     the folder ``<name>_images`` beside it.
@@ -43,7 +46,7 @@ def write_questions(items: Iterable[Item], path: str | Path) -> int:
             "problem": f"{IMAGE_TAG}{item.problem}",
             "answer": item.answer,
             "images": [item.image],
-            "source": item.family,
+            "source": source(item),
             "id": item.id,
             "kind": item.kind,
         }

@@ -1,0 +1,183 @@
+"""``python -m ovlt.cycle RECIPE``: SFT and GRPO in turns, from images and questions to a model.
+
+    base -> traces of a teacher -> SFT-1 -> GRPO-1 -> its own traces -> SFT-2 (from the base) -> ...
+
+Every stage is a command of its own (``ovlt.cycle_steps`` says which, with which recipe), started
+here one after the other and measured on the same held-out questions. ``cycle.json`` in the run
+folder says what is done: killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ovlt import _env
+from ovlt.config import Recipe
+from ovlt.cycle_controls import controls
+from ovlt.cycle_state import State, only_here
+from ovlt.cycle_steps import Step, steps
+from ovlt.recipe import command_line, recipe_from
+
+SUMMARY = """\
+SFT and GRPO in turns, each iteration on traces of the one before.
+
+  --dry-run         print the stages, what they need, and what is missing
+  --until=STAGE     stop after that stage
+  --seeds=0,1,2     one run for each; run.folder must hold {seed}
+  --controls        then the comparisons: SFT filters, restart or continue, SFT or RL alone
+"""
+
+
+def main() -> None:
+    options, rest = Options.read(sys.argv[1:])
+    recipe = command_line("cycle", SUMMARY, "cycle", rest, launcher="python")
+    try:
+        runs = [with_seed(recipe, seed) for seed in options.seeds or [recipe.run.seed]]
+        if len({run.folder for run in runs}) < len(runs):
+            raise ValueError("--seeds needs {seed} in run.folder, or they would share one folder")
+        planned = [up_to(steps(run), options.until) for run in runs]
+        for run, todo in zip(runs, planned, strict=True):
+            if options.dry_run:
+                print(plan_of(run, todo))
+            else:
+                cycle(run, todo, options.controls)
+    except ValueError as error:
+        raise SystemExit(f"ovlt.cycle: {error}") from None
+    if not options.dry_run:
+        from ovlt.cycle_table import table
+
+        print(f"\n{table([run.folder for run in runs])}")
+
+
+def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
+    """What is not done of one run: the stages in order, then the controls."""
+    from ovlt import smoke
+    from ovlt.provenance import write_about
+    from ovlt.report import write_report
+
+    ranks = recipe.cycle.ranks or smoke.default_ranks()
+    os.environ["OMP_NUM_THREADS"] = str(max(1, _env.usable_cores() // ranks))
+    _env.apply(_env.machine(), make=True)  # for the stages: some of it must precede their start
+
+    def run(step: Step) -> None:
+        if state.is_done(step):
+            return
+        print(f"\n=== {step.name}: {step.title}", flush=True)
+        with state.running(step):
+            smoke.make_missing(step.recipe, step.table, ranks)
+            smoke.run_stage(step.table, step.recipe, ranks)
+        write_report(recipe.folder)
+
+    with only_here(recipe.folder):
+        state = State(recipe.folder, recipe.run.seed)
+        state.announce(todo)
+        write_about(recipe.folder, recipe.run.seed, "ovlt.cycle")
+        for step in todo:
+            run(step)
+        if with_controls:
+            for step in controls(recipe, state):
+                state.announce([step])
+                run(step)
+    print(recipe.folder / "report.html")
+
+
+def plan_of(recipe: Recipe, todo: Sequence[Step]) -> str:
+    """What would be run, and what it needs: for people."""
+    made: dict[Path, str] = {step.output: step.name for step in todo if step.output}
+    lines = [f"{recipe.folder}: {len(todo)} stages"]
+    missing = []
+    for step in todo:
+        lines.append(f"  {step.name:<16} python -m ovlt.{step.table}  {step.title}")
+        for what, path in needs(step):
+            if path in made:
+                state = f"from {made[path]}"
+            elif path.exists():
+                state = "there"
+            elif is_ours(step.recipe, path):
+                state = "not there yet; made by the recipe itself"
+            else:
+                state = "MISSING"
+                missing.append(path)
+            lines.append(f"      {what:<12} {path}  ({state})")
+    if missing:
+        lines.append("missing: " + ", ".join(str(path) for path in dict.fromkeys(missing)))
+    return "\n".join(lines)
+
+
+def needs(step: Step) -> list[tuple[str, Path]]:
+    """Files and model folders a stage reads, with what each is to it."""
+    recipe = step.recipe
+    table = getattr(recipe, step.table)
+    base = recipe.model.path
+    if step.table == "distill":
+        named = [("questions", table.data), ("captioner", table.captioner or base)]
+        named.append(("teacher", table.teacher))
+    elif step.table == "evaluate":
+        named = [("model", table.model or base), ("held-out", recipe.data.held_out)]
+    else:
+        named = [("start", table.start or base), ("data", table.data)]
+        named.append(("validation", recipe.data.validation if table.eval_every else ""))
+        named.append(("held-out", recipe.data.held_out))
+    return [(what, Path(recipe.expand(path))) for what, path in named if path]
+
+
+def is_ours(recipe: Recipe, path: Path) -> bool:
+    """Whether the smoke world makes this where it is missing."""
+    ours = (recipe.synthetic.folder, recipe.base.folder, recipe.teacher.folder)
+    return any(path.is_relative_to(folder) for folder in ours)
+
+
+def up_to(todo: Sequence[Step], until: str) -> list[Step]:
+    """The stages as far as the one named ``until``; all for "". Raises ValueError."""
+    names = [step.name for step in todo]
+    if until and until not in names:
+        raise ValueError(f"--until={until} is no stage of this cycle: {', '.join(names)}")
+    return list(todo[: names.index(until) + 1] if until else todo)
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    tree = recipe.resolved()
+    tree["run"]["seed"] = seed
+    return recipe_from(tree)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command takes besides keys of the recipe."""
+
+    dry_run: bool = False
+    controls: bool = False
+    until: str = ""
+    seeds: tuple[int, ...] = ()
+
+    @staticmethod
+    def read(argv: Sequence[str]) -> tuple[Options, list[str]]:
+        """Options, and the words that are left for the recipe. Ends the process on a mistake."""
+        values: dict[str, object] = {}
+        rest, words = [], list(argv)
+        while words:
+            word = words.pop(0)
+            key, equals, value = word.partition("=")
+            if word in ("--dry-run", "--controls"):
+                values[word[2:].replace("-", "_")] = True
+            elif key in ("--until", "--seeds"):
+                value = value if equals else words.pop(0) if words else ""
+                values[key[2:]] = value
+            else:
+                rest.append(word)
+        if "seeds" in values:
+            try:
+                values["seeds"] = tuple(int(seed) for seed in str(values["seeds"]).split(","))
+            except ValueError:
+                raise SystemExit(
+                    f"ovlt.cycle: --seeds={values['seeds']} should be like --seeds=0,1,2"
+                ) from None
+        return Options(**values), rest  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""``cycle.json``: which stages of a cycle are done, and with what they were made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ovlt.changes import MAY_CHANGE, changes_between, matches
+from ovlt.cycle_steps import Step
+from ovlt.files import read_json, write_json
+
+NAME = "cycle.json"
+
+
+@contextlib.contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    """Hold the run folder; a second cycle in it ends with a sentence. The system lets go of it when
+    this process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cycle.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another ovlt.cycle is at work in {folder}: wait for it, or give another "
+                "--run.folder"
+            ) from None
+        yield
+
+
+class State:
+    """The record of one run folder, written after every change."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.path, self.seed = folder / NAME, seed
+        self.entries: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            self.entries = {entry["name"]: entry for entry in read_json(self.path)["stages"]}
+
+    def announce(self, steps: Sequence[Step]) -> None:
+        """Know of these stages, in this order, after those that are known already.
+
+        Raises ValueError where one that is done, or begun, was made with other settings.
+        """
+        for step in steps:
+            entry = self.entries.setdefault(step.name, {"status": "waiting", "seconds": 0.0})
+            made_with = settings(step)
+            before = entry.get("settings", made_with)
+            changes = [
+                text for key, text in changes_between(before, made_with)
+                if not matches(key, MAY_CHANGE)
+            ]  # fmt: skip
+            if entry["status"] != "waiting" and changes:
+                raise ValueError(
+                    f"{step.folder} was made with other settings: {'; '.join(changes[:3])}: give "
+                    "the former ones, or delete that folder and those of the stages after it and "
+                    f"their entries in {self.path}, or give another --run.folder"
+                )
+            entry |= {
+                "name": step.name, "table": step.table, "iteration": step.iteration,
+                "comparison": step.comparison, "title": step.title, "settings": made_with,
+            }  # fmt: skip
+        self._write()
+
+    def is_done(self, step: Step) -> bool:
+        """Done, and what it made still there."""
+        there = step.output is None or step.output.exists()
+        return self.entries[step.name]["status"] == "done" and there
+
+    @contextlib.contextmanager
+    def running(self, step: Step) -> Iterator[None]:
+        """Mark a stage as running, then as done with its seconds; those of a try that ended early
+        are kept too."""
+        entry, started = self.entries[step.name], time.monotonic()
+        before = float(entry["seconds"])
+        entry["status"] = "running"
+        self._write()
+        try:
+            yield
+            entry["status"] = "done"
+        finally:
+            entry["seconds"] = round(before + time.monotonic() - started, 1)
+            self._write()
+
+    def seconds(self, name: str) -> float:
+        return float(self.entries[name]["seconds"])
+
+    def _write(self) -> None:
+        write_json(self.path, {"seed": self.seed, "stages": list(self.entries.values())})
+
+
+def settings(step: Step) -> dict[str, Any]:
+    """What decides what a stage makes: its own table, and those that all stages read."""
+    tree = step.recipe.resolved()
+    return {name: tree[name] for name in ("run", "model", "data", step.table)}
