@@ -55,11 +55,11 @@ def main() -> None:
 
 def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
     """What is not done of one run: the stages in order, then the controls."""
-    from ovlt import smoke
+    from ovlt import launch, smoke
     from ovlt.provenance import write_about
     from ovlt.report import write_report
 
-    ranks = recipe.cycle.ranks or smoke.default_ranks()
+    ranks = recipe.cycle.ranks or launch.default_ranks()
     os.environ["OMP_NUM_THREADS"] = str(max(1, _env.usable_cores() // ranks))
     _env.apply(_env.machine(), make=True)  # for the stages: some of it must precede their start
 

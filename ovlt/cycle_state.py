@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,18 +18,27 @@ NAME = "cycle.json"
 
 
 @contextlib.contextmanager
-def only_here(folder: Path) -> Iterator[None]:
-    """Hold the run folder; a second cycle in it ends with a sentence. The system lets go of it when
-    this process ends, however it ends."""
+def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
+    """Hold the run folder, or say after ``patience`` seconds that another cycle does.
+
+    The stages started meanwhile hold it too, so one that was cut off from its cycle by a kill is
+    waited for. The system lets go of it when the last of them ends, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "cycle.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another ovlt.cycle is at work in {folder}: wait for it, or give another "
-                "--run.folder"
-            ) from None
+        os.set_inheritable(file.fileno(), True)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise ValueError(
+                        f"another ovlt.cycle is at work in {folder}: wait for it, or give another "
+                        "--run.folder"
+                    ) from None
+                time.sleep(0.2)
         yield
 
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ovlt import _env, smoke
+from ovlt import _env, launch, smoke
 from ovlt.config import Recipe
 from ovlt.provenance import commit, hardware, write_about
 from ovlt.recipe import REPOSITORY, command_line, recipe_from
@@ -37,7 +37,7 @@ def main() -> None:
         "demo",
         [a for a in arguments if a != "--results"],
     )
-    ranks = recipe.demo.ranks or smoke.default_ranks()
+    ranks = recipe.demo.ranks or launch.default_ranks()
     cores = _env.usable_cores()
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
     started = time.time()
@@ -88,7 +88,7 @@ def controls(recipe: Recipe, ranks: int) -> None:
     rows = reject.rows_path(recipe)
     if not rows.is_file():
         path = smoke.write_recipe(recipe, recipe.folder / "recipes" / "rejection.json")
-        smoke.torchrun("ovlt.reject", path, ranks)
+        launch.torchrun("ovlt.reject", path, ranks)
     rejection = {
         "stage": "sft_rejection",
         "title": "Control: SFT on rejection samples of the SFT model",

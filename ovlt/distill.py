@@ -18,7 +18,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ovlt import smoke
+from ovlt import launch, smoke
 from ovlt.config import Recipe
 from ovlt.recipe import command_line, recipe_from
 
@@ -67,13 +67,13 @@ def main() -> None:
 def drive(recipe: Recipe) -> None:
     """Make what the smoke recipe lacks, then start the phases one after the other."""
     cfg = recipe.distill
-    ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else smoke.default_ranks())
+    ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else launch.default_ranks())
     smoke.make_missing(recipe, "distill", ranks)
     for phase in ["answers"] if cfg.answers_of else phases(recipe):
         tree = recipe.resolved()
         tree["distill"]["phase"] = phase
         path = recipe.folder / "recipes" / f"{cfg.stage}.{phase}.json"
-        smoke.torchrun("ovlt.distill", smoke.write_recipe(recipe_from(tree), path), ranks)
+        launch.torchrun("ovlt.distill", smoke.write_recipe(recipe_from(tree), path), ranks)
 
 
 def work(runtime: Runtime, recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ovlt.config import RunConfig
+from ovlt.launch import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Runtime:
 
 def start(config: RunConfig) -> Runtime:
     """Join the process group that torchrun describes, or make one of a single rank."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGKILL)  # no rank goes on writing after torchrun was killed
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
         with socket.socket() as probe:

@@ -8,17 +8,14 @@ Stages run as processes of their own with a resolved recipe, as everything else 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovlt import _env
 from ovlt.config import BaseConfig, Recipe, TeacherConfig
 from ovlt.files import read_json, write_json
+from ovlt.launch import python_module, torchrun
 from ovlt.recipe import recipe_from
 
 if TYPE_CHECKING:
@@ -244,14 +241,6 @@ def ensure_teacher(recipe: Recipe, ranks: int) -> None:
     run_stage("sft", recipe_from(tree), ranks)
 
 
-def default_ranks() -> int:
-    """One rank per GPU; on a CPU two (one with two threads is as fast, bench/NOTES.md)."""
-    if _env.machine() == "cuda":
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-        return max(1, listed.stdout.count("GPU "))
-    return min(2, _env.usable_cores())
-
-
 def write_recipe(recipe: Recipe, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(recipe.resolved(), indent=2))
@@ -268,21 +257,3 @@ def run_stage(stage: str, recipe: Recipe, ranks: int) -> None:
     table = getattr(recipe, stage)
     path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")
     torchrun(f"ovlt.{stage}", path, ranks)
-
-
-def torchrun(module: str, recipe: Path, ranks: int) -> None:
-    """``torchrun --nproc-per-node RANKS -m module recipe``. Raises on failure."""
-    launch = ["--standalone", "--nproc-per-node", str(ranks), "-m", module, str(recipe)]
-    python_module("torch.distributed.run", launch)
-
-
-def python_module(module: str, arguments: list[str]) -> None:
-    """Run ``python -m module`` outside of any torchrun that we are in. Raises on failure."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
-    drop = (*ours, "MASTER_ADDR", "MASTER_PORT", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "ROLE_NAME")
-    env = {
-        k: v for k, v in os.environ.items() if k not in drop and not k.startswith("TORCHELASTIC")
-    }
-    command = [sys.executable, "-m", module, *arguments]
-    if subprocess.run(command, env=env, check=False).returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")

@@ -1,7 +1,6 @@
 """``ovlt.distill`` as a user runs it: real engines, real graders, ranks, kills, and mistakes.
 
-The model's weights are written by hand: each token alone decides the next one, so that it says
-"<think>two</think><answer>3</answer>" or "to", with any answer from 1 to 4, each as likely.
+The model is ``chain.py``'s.
 """
 
 from __future__ import annotations
@@ -11,19 +10,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
+from chain import say_by_chain, write_questions
 from commands import Command, Server
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from tiny import random_image, tiny_folder
+from tiny import tiny_folder
 
-from ovlt import smoke
+from ovlt import launch, smoke
 from ovlt.distill import drive
 from ovlt.distillation.shards import Shards
-from ovlt.model.load import Folder
 from ovlt.recipe import recipe_from
 
 QUESTIONS = 13
@@ -55,49 +50,13 @@ max_caption_tokens = 12
 max_response_tokens = 12
 max_sequences = 16
 """
-CHAIN = {
-    "\n": ["<think>"], "<think>": ["t"], "t": ["w", "o"], "w": ["o"], "o": ["</think>"],
-    "</think>": ["<answer>"], "<answer>": ["1", "2", "3", "4"],
-    "1": ["</answer>"], "2": ["</answer>"], "3": ["</answer>"], "4": ["</answer>"],
-}  # fmt: skip
-
-
-def say_by_chain(folder: Folder) -> None:
-    """Overwrite the weights of a folder: the last token is all that counts for the next one."""
-    (path,) = Path(folder.path).glob("*.safetensors")
-    weights = load_file(path)
-    embed = next(name for name in weights if name.endswith("embed_tokens.weight"))
-    vocab, hidden = weights[embed].shape
-    rows = torch.randn(vocab, hidden, generator=torch.Generator().manual_seed(0))
-    weights[embed] = rows = rows / rows.norm(dim=1, keepdim=True)
-    for name, value in weights.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weights[name] = torch.zeros_like(value)
-    head = torch.zeros(vocab, hidden)
-    ids = folder.chat.tokenizer.convert_tokens_to_ids
-    names = {"\n": "Ċ"}  # how byte-level BPE spells it
-    steps = [(before, after) for before, all in CHAIN.items() for after in all]
-    for before, after in [*steps, ("</answer>", folder.chat.end)]:
-        head[ids(names.get(after, after))] += 10 * rows[ids(names.get(before, before))]
-    weights["lm_head.weight"] = head
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 class Home:
     def __init__(self, folder: Path, server: Server):
         self.folder, self.server, self.started = folder, server, 0
         say_by_chain(tiny_folder(folder / "model"))
-        rng = np.random.default_rng(3)
-        rows = []
-        for i in range(QUESTIONS):
-            Image.fromarray(random_image(rng, 56, 28 * (1 + i % 3))).save(folder / f"{i}.png")
-            row = {
-                "problem": f"<image>How many? {i}",
-                "answer": str(1 + i % 4),
-                "images": [f"{i}.png"],
-            }
-            rows.append(row | {"source": ["charts", "maps"][i % 2], "id": f"q{i}"})
-        (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        rows = write_questions(folder / "questions.jsonl", QUESTIONS)
         never = [row | {"answer": "7"} for row in rows[:3]]
         (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
         (folder / "recipe.toml").write_text(RECIPE.replace("{home}", str(folder)))
@@ -251,7 +210,7 @@ def test_the_driver_starts_each_phase_with_its_recipe(
     teacher: str, refine: bool, phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
-    monkeypatch.setattr(smoke, "torchrun", lambda *a: started.append(a))
+    monkeypatch.setattr(launch, "torchrun", lambda *a: started.append(a))
     monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
     own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
     drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own}))

@@ -1,0 +1,255 @@
+"""``ovlt.cycle`` as a user runs it: whole, killed at random moments, and with mistakes.
+
+The model is ``chain.py``'s, which answers in the right form and is right by chance, so that every
+stage has something to learn from. OVLT_KILLS and OVLT_RANKS ask for more kills, on more ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from chain import say_by_chain, write_questions
+from commands import REPOSITORY, TORCHRUN
+from safetensors.torch import load_file
+from tiny import tiny_folder
+
+KILLS = int(os.environ.get("OVLT_KILLS", "4"))
+RANKS = int(os.environ.get("OVLT_RANKS", "1"))
+RECIPE = """
+[run]
+device = "cpu"
+tensorboard = false
+folder = "{home}/whole"
+[model]
+path = "{home}/model"
+compute_dtype = "float32"
+[data]
+workers = 1
+validation = "{home}/questions.jsonl"
+validation_questions = 5
+held_out = "{home}/held_out.jsonl"
+[sft]
+steps = 3
+batch_samples = 4
+token_budget = 400
+save_every = 1
+[sft.optim]
+lr = 1e-4
+[grpo]
+data = "{home}/questions.jsonl"
+steps = 3
+prompts_per_step = 4
+updates_per_rollout = 1
+token_budget = 300
+save_every = 2
+eval_every = 1
+keep = "best"
+[grpo.optim]
+lr = 1e-4
+[grpo.loss]
+kl_coef = 0.0
+[grpo.rollout]
+n = 3
+max_prompt_tokens = 160
+max_response_tokens = 12
+max_sequences = 16
+kv_cache_gib = 0.2
+[grpo.reward]
+workers = 1
+[evaluate]
+n = 2
+max_response_tokens = 12
+[distill]
+data = "{home}/questions.jsonl"
+teacher = "{home}/model"
+caption_request = "Describe the image."
+teacher_request = "{caption} {question}"
+temperature = 1.0
+shard = 4
+max_prompt_tokens = 100
+max_caption_tokens = 12
+max_response_tokens = 12
+max_sequences = 16
+ranks = {ranks}
+[cycle]
+ranks = {ranks}
+[[cycle.iterations]]
+grpo = [{ name = "frozen", model.freeze_vision = true }, { name = "all" }]
+[[cycle.iterations]]
+"""
+STAGES = [
+    "base_answers", "distill1", "sft1", "grpo1-frozen", "grpo1-all", "distill2", "sft2", "grpo2",
+]  # fmt: skip
+
+
+class Home:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        say_by_chain(tiny_folder(folder / "model"))
+        write_questions(folder / "questions.jsonl", 13)
+        write_questions(folder / "held_out.jsonl", 7)
+        text = RECIPE.replace("{home}", str(folder)).replace("{ranks}", str(RANKS))
+        (folder / "recipe.toml").write_text(text)
+
+    def start(self, run: str, *arguments: str) -> subprocess.Popen[str]:
+        environment = {k: v for k, v in os.environ.items() if k not in TORCHRUN}
+        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ovlt.cycle", str(self.folder / "recipe.toml")),
+                *(f"--run.folder={self.folder / run}", *arguments),
+            ],
+            env=environment | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def run(self, run: str, *arguments: str) -> str:
+        process = self.start(run, *arguments)
+        said, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, said[-6000:]
+        return said
+
+    def fails(self, run: str, *arguments: str) -> str:
+        """The one sentence that a mistake ends with."""
+        process = self.start(run, *arguments)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode != 0
+        assert "Traceback" not in said
+        return said.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("cycle"))
+
+
+@pytest.fixture(scope="module")
+def whole(home: Home) -> Path:
+    """The folder of a cycle that nothing disturbed."""
+    said = home.run("whole")
+    assert "report.html" in said
+    return home.folder / "whole"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model-00001.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights(a), weights(b)
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def stages(folder: Path) -> dict[str, dict[str, Any]]:
+    return {s["name"]: s for s in json.loads((folder / "cycle.json").read_text())["stages"]}
+
+
+def test_a_cycle_runs_every_stage_and_measures_each_model(whole: Path) -> None:
+    found = stages(whole)
+    assert list(found) == STAGES
+    assert {stage["status"] for stage in found.values()} == {"done"}
+    assert all(stage["seconds"] > 0 for stage in found.values())
+    for name in STAGES:
+        if not name.startswith("distill"):
+            figures = json.loads((whole / name / "evaluation.json").read_text())
+            assert figures["num_questions"] == 7
+            assert set(figures["questions"]["source"]) == {"charts", "maps"}
+    for number in (1, 2):
+        rows = pq.read_table(whole / f"distill{number}" / "rows.parquet").to_pylist()
+        assert rows
+        assert all("</think>" in row["messages"][1]["content"] for row in rows)
+    base = load_file(whole.parent / "model" / "model.safetensors")
+    frozen, free = weights(whole / "grpo1-frozen"), weights(whole / "grpo1-all")
+    before = weights(whole / "sft1")
+    tower = [name for name in base if "visual" in name]
+    assert any(not torch.equal(before[name], base[name]) for name in tower)
+    assert all(torch.equal(frozen[name], before[name]) for name in tower)
+    assert any(not torch.equal(free[name], before[name]) for name in tower)
+    assert not (whole / "grpo2" / "best").exists()
+    assert "best" in json.loads((whole / "grpo2" / "stage.json").read_text())
+    page = (whole / "report.html").read_text()
+    assert "SFT-2" in page
+    assert "GRPO-2" in page
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(home: Home, whole: Path) -> None:
+    rng = random.Random(20261121)
+    run = home.folder / "killed"
+    for _ in range(KILLS):
+        process = home.start("killed")
+        process_tree = psutil.Process(process.pid)
+        end = time.monotonic() + rng.uniform(1, 30)
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(0.05)
+        if process.poll() is not None:  # done before its time
+            break
+        orphans = process_tree.children(recursive=True)
+        process.kill()  # the cycle alone: what it started must end by itself
+        process.communicate()
+        _, alive = psutil.wait_procs(orphans, timeout=20)
+        assert not alive
+    home.run("killed")
+    assert {stage["status"] for stage in stages(run).values()} == {"done"}
+    for name in ("sft1", "grpo1-all", "sft2", "grpo2"):
+        assert same(run / name, whole / name), name
+    for number in (1, 2):
+        rows = [
+            pq.read_table(folder / f"distill{number}" / "rows.parquet") for folder in (run, whole)
+        ]
+        assert rows[0].equals(rows[1])
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
+    home: Home, whole: Path
+) -> None:
+    before = {name: (whole / name).stat().st_mtime_ns for name in STAGES}
+    started = time.monotonic()
+    home.run("whole")
+    assert {name: (whole / name).stat().st_mtime_ns for name in STAGES} == before
+    assert time.monotonic() - started < 60
+    said = home.fails("whole", "--sft.optim.lr=1e-3")
+    assert said.startswith("ovlt.cycle: ")
+    assert "sft1" in said
+    assert "sft.optim.lr was 0.0001, is 0.001" in said
+
+
+def test_a_second_cycle_in_the_same_folder_is_refused(home: Home, whole: Path) -> None:
+    import fcntl
+
+    with (whole / "cycle.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        said = home.fails("whole")
+    assert "another ovlt.cycle is at work" in said
+
+
+def test_no_correct_sample_at_all_ends_the_cycle_and_finished_stages_stay(home: Home) -> None:
+    rows = [json.loads(line) for line in (home.folder / "questions.jsonl").open()]
+    never = home.folder / "never.jsonl"
+    never.write_text("\n".join(json.dumps(row | {"answer": "7"}) for row in rows[:3]))
+    process = home.start("never", f"--distill.data={never}")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "no trace is left to learn from" in said
+    assert "pass@1" in said
+    run = home.folder / "never"
+    assert stages(run)["base_answers"]["status"] == "done"
+    assert stages(run)["distill1"]["status"] != "done"
+    assert not (run / "sft1").exists()
+    shutil.rmtree(run)
+
+
+def test_seeds_that_share_a_folder_are_refused(home: Home) -> None:
+    assert "{seed} in run.folder" in home.fails("fixed", "--seeds=0,1")
+    assert "--seeds=a" in home.fails("fixed", "--seeds=a")
