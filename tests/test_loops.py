@@ -29,6 +29,8 @@ REWARD = """
 from ovlt.reward import RewardOutput
 def odd(x):
     return RewardOutput(float(sum(map(ord, x.response)) % 2), {"accuracy": 1.0})
+def mixed(x):
+    return RewardOutput(float(sum(map(ord, x.response + x.question)) % 2))
 """
 RECIPE = """
 [run]
@@ -208,6 +210,34 @@ def test_one_rank_and_two_ranks_take_the_same_first_step(
         assert one[name] == two[name], name
     for name in ("loss", "grad_norm", "entropy", "lr"):
         assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6), name
+
+
+def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> None:
+    own = [
+        f"--grpo.reward.function={bench.home / 'odd.py'}:mixed",
+        "--grpo.keep=best", "--grpo.eval_every=1", "--grpo.optim.schedule=constant",
+        "--grpo.optim.lr=2e-3", "--data.validation_questions=12",
+        "--grpo.rollout.max_response_tokens=8",
+    ]  # fmt: skip
+    whole = bench.start("grpo", 1, "best", *own)
+    killed = bench.start("grpo", 1, "best-killed", *own)
+    kill_after_checkpoint(bench, killed, "grpo", "best-killed")
+    whole.finish()
+    folder = bench.folder("grpo", "best")
+    greedy = {line["step"]: line["metrics"]["val/greedy"] for line in read_metrics(folder)}
+    step = max(greedy, key=lambda s: (greedy[s], s))
+    assert step < 5, greedy  # the last one would prove nothing
+    record = json.loads((folder / "stage.json").read_text())
+    assert record["best"] == {"step": step, "value": greedy[step]}
+    assert not (folder / "best").exists()
+
+    last = [*own, "--grpo.keep=last", f"--grpo.steps={step}"]
+    bench.start("grpo", 1, "best-last", *last).finish()
+    bench.start("grpo", 1, "best-killed", *own, "--resume", "auto").finish()
+    want = weights(bench.folder("grpo", "best-last"))
+    for run in ("best", "best-killed"):
+        got = weights(bench.folder("grpo", run))
+        assert all(torch.equal(want[name], got[name]) for name in want), run
 
 
 def test_rejection_sampling_keeps_one_right_answer_per_question_for_any_number_of_ranks(
