@@ -61,7 +61,9 @@ def steps(recipe: Recipe) -> list[Step]:
     last = base  # the model of the iteration before
     for number, iteration in enumerate(cycle.iterations, 1):
         start = base if cycle.restart == "base" else last
-        asked = {"teacher": "", "captioner": last} if number > 1 else {}
+        asked: dict[str, Any] = {"seed": recipe.run.seed}
+        if number > 1:
+            asked |= {"teacher": "", "captioner": last}
         name = f"distill{number}"
         laid = {"distill": asked | iteration.distill}
         found.append(step(recipe, name, "distill", number, f"Traces for SFT-{number}", laid))
