@@ -132,6 +132,7 @@ def test_stages_that_are_missing_are_awaited(tmp_path: Path) -> None:
     assert in_summary(cycle, "grpo2-medium", "iteration_before") is None
     seen = words((run / "report.html").read_text("utf-8"))
     assert "GRPO-2 hard waiting" in seen
+    assert "Traces for SFT-2 waiting" in seen
     assert "| GRPO-2 hard | waiting | waiting |" in table([run])
 
 

@@ -48,7 +48,7 @@ def cycle_view(cycle: dict[str, Any]) -> dict[str, Any]:
             figure for scope in cycle["scopes"] if (figure := _curve(cycle, scope)) is not None
         ],
         "scopes": cycle["scopes"],
-        "rows": [stage for stage in main if stage["table"] != "distill"],
+        "rows": main,  # distillation too, for its status and its time
         "changes": _changes(main),
         "during_grpo": _during_grpo(cycle["during_grpo"]),
         "comparisons": [
