@@ -16,6 +16,8 @@ from typing import Any
 from ovlt.viewer import render
 from ovlt.viewer.charts import interval_chart, line_chart, stacked_chart
 from ovlt.viewer.collect import read_run
+from ovlt.viewer.cycle import distillations, during_grpo, read_cycle
+from ovlt.viewer.cycle_figures import cycle_view
 from ovlt.viewer.samples import rollout_steps
 
 # title, {metric: legend}, percent; the first six are shown at once, the others behind a click.
@@ -51,6 +53,15 @@ def write_report(run_dir: Path, out: Path | None = None, baseline: str = "sft") 
     """
     out = Path(out) if out is not None else run_dir / "report.html"
     summary = read_run(run_dir, baseline)
+    cycle = read_cycle(run_dir)
+    if cycle is not None:
+        cycle["during_grpo"] = during_grpo(cycle, summary["stages"])
+        cycle["distillation"] = distillations(run_dir, cycle)
+        summary["cycle"] = cycle
+        controls = {stage["name"] for stage in cycle["stages"] if stage["comparison"]}
+        for stage in summary["stages"]:
+            if stage["name"] in controls:  # the stage before it happens to be another control
+                stage["difference"]["previous"] = None
     page = render(build_view(run_dir, summary))
     out.parent.mkdir(parents=True, exist_ok=True)
     _write(out, page.encode("utf-8"))
@@ -81,6 +92,7 @@ def build_view(run_dir: Path, summary: dict[str, Any]) -> dict[str, Any]:
         **summary,
         "stages": stages,
         "overview": interval_chart(rows),
+        "cycle": cycle_view(summary["cycle"]) if "cycle" in summary else None,
         "families": [
             table
             for key, heading in (("by_source", "source"), ("by_kind", "kind of question"))

@@ -52,7 +52,7 @@ def render(view: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pct": _percent, "signed": _signed, "num": _number, "span": _span}
+    environment.filters |= {"pct": _percent, "signed": signed, "num": _number, "span": _span}
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     script = (_HERE / "script.js").read_text(encoding="utf-8")
     return environment.get_template("report.html").render(
@@ -74,7 +74,7 @@ def _percent(value: float | None) -> str:
     return "\u2013" if value is None else f"{value * 100:.1f}"
 
 
-def _signed(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
+def signed(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
     if value is None:
         return "\u2013"
     text = f"{abs(value) * scale:.{digits}f}"

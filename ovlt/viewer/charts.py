@@ -11,8 +11,10 @@ import collections
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ovlt.viewer import visible
 
 WIDTH, HEIGHT = 400, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 388, 10, 178  # the plot area, in SVG units
@@ -23,16 +25,16 @@ Series = Sequence[tuple[float, float | None]]  # (step, value); None is a gap
 def line_chart(title: str, lines: dict[str, Series], *, percent: bool = False) -> dict[str, Any]:
     """One figure of lines over steps; a long line is drawn faint under its trailing mean."""
     values = [v for series in lines.values() for _, v in series if v is not None]
-    figure = _Figure(title, [s for series in lines.values() for s, _ in series], values, percent)
+    figure = Figure(title, [s for series in lines.values() for s, _ in series], values, percent)
     for label, series in lines.items():
         window = len(series) // 20 if len(series) >= 60 else 0
-        shown = _thin(series)
+        shown = thin(series)
         figure.add(
             label,
             shown,
             path=figure.path(shown),
             window=window,
-            mean=figure.path(_every(_trailing_mean(series, window))) if window else "",
+            mean=figure.path(every(trailing_mean(series, window))) if window else "",
             dots=[figure.at(s, v) for s, v in shown if v is not None] if len(shown) < 30 else [],
         )
     return figure.finish()
@@ -40,13 +42,13 @@ def line_chart(title: str, lines: dict[str, Series], *, percent: bool = False) -
 
 def stacked_chart(title: str, layers: dict[str, Series]) -> dict[str, Any]:
     """Layers on top of each other, one column per step; all layers have the same steps."""
-    layers = {label: _every(series) for label, series in layers.items()}
+    layers = {label: every(series) for label, series in layers.items()}
     steps = [s for s, _ in next(iter(layers.values()))]
     columns = zip(*layers.values(), strict=True)
     totals = [math.fsum(max(v or 0.0, 0.0) for _, v in column) for column in columns]
     edges = [(a + b) / 2 for a, b in itertools.pairwise(steps)]
     edges = [steps[0] - 0.5, *edges, steps[-1] + 0.5]
-    figure = _Figure(title, edges, [0.0, *totals], whole_steps=(steps[0], steps[-1]))
+    figure = Figure(title, edges, [0.0, *totals], whole_steps=(steps[0], steps[-1]))
     low = [0.0] * len(steps)
     for label, series in layers.items():
         top = [base + max(v or 0.0, 0.0) for base, (_, v) in zip(low, series, strict=True)]
@@ -57,8 +59,10 @@ def stacked_chart(title: str, layers: dict[str, Series]) -> dict[str, Any]:
     return figure.finish()
 
 
-def interval_chart(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Accuracy of each stage with its interval, one row per stage.
+def interval_chart(
+    rows: Sequence[dict[str, Any]], *, signed: bool = False
+) -> dict[str, Any] | None:
+    """Accuracy of each stage with its interval, one row per stage; ``signed``: differences.
 
     ``rows``: ``{"label", "marks": {"greedy" | "sampled": (accuracy, low, high)}}``. Returns None
     when no row has a mark.
@@ -66,8 +70,11 @@ def interval_chart(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     ends = [end for row in rows for mark in row["marks"].values() for end in mark]
     if not ends:
         return None
-    left, right, row_height = 100, 428, 40
-    low, high, ticks = _limits(min(ends), max(ends), percent=True)
+    longest = max(len(row["label"]) for row in rows)
+    left, right, row_height = min(max(100, 24 + 7 * longest), 206), 428, 40
+    if signed:
+        ends.append(0.0)
+    low, high, ticks = limits(min(ends), max(ends), percent=True, signed=signed)
 
     def x(value: float) -> float:
         return round(left + (value - low) / (high - low) * (right - left), 1)
@@ -81,11 +88,21 @@ def interval_chart(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
             if name in row["marks"]
             for value, start, end in [row["marks"][name]]
         ]
-        label = row["label"] if len(row["label"]) <= 12 else row["label"][:10] + "..."
-        drawn.append({"label": label, "y": centre, "marks": marks})
+        drawn.append({"label": cut(row["label"], 26), "y": centre, "marks": marks})
     bottom = TOP + row_height * len(rows)
-    x_ticks = [{"at": x(tick), "label": format_number(tick, percent=True)} for tick in ticks]
-    return {"rows": drawn, "left": left, "right": right, "bottom": bottom, "x_ticks": x_ticks}
+    x_ticks = [
+        {"at": x(t), "label": ("+" if signed and t > 0 else "") + format_number(t, percent=True)}
+        for t in ticks
+    ]
+    return {
+        "rows": drawn, "left": left, "right": right, "bottom": bottom, "x_ticks": x_ticks,
+        "zero": x(0.0) if signed else None,
+    }  # fmt: skip
+
+
+def cut(text: str, most: int) -> str:
+    """A label of at most ``most`` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def format_number(value: float, percent: bool = False) -> str:
@@ -101,7 +118,7 @@ def format_number(value: float, percent: bool = False) -> str:
     return f"{value:.2g}"
 
 
-class _Figure:
+class Figure:
     """The axes of one figure, and what has been drawn into it."""
 
     def __init__(
@@ -117,12 +134,12 @@ class _Figure:
         ends = whole_steps or (self.first, self.last)
         if self.first == self.last:  # one step stands in the middle
             self.first, self.last = self.first - 1, self.last + 1
-        self.low, self.high, ticks = _limits(min(values), max(values), percent)
+        self.low, self.high, ticks = limits(min(values), max(values), percent)
         self.y_ticks = [
             {"at": self.at(self.first, tick)[1], "label": format_number(tick, percent)}
             for tick in ticks
         ]
-        spacing = max(1.0, _nice(max(ends[1] - ends[0], 1) / 5))
+        spacing = max(1.0, nice(max(ends[1] - ends[0], 1) / 5))
         marks = [math.ceil(ends[0] / spacing) * spacing + i * spacing for i in range(7)]
         self.x_ticks = [
             {"at": self.at(mark, self.low)[0], "label": format_number(mark)}
@@ -153,12 +170,14 @@ class _Figure:
             step: format_number(value, self.percent) for step, value in series if value is not None
         }
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, names: Mapping[float, str] | None = None) -> dict[str, Any]:
+        """The figure; ``names`` of the steps are read out in place of their numbers."""
         steps = sorted({step for line in self.readout.values() for step in line})
         readout = {
             "steps": steps,
             "x": [self.at(step, self.low)[0] for step in steps],
             "lines": {k: [line.get(s, "-") for s in steps] for k, line in self.readout.items()},
+            "names": None if names is None else [visible(names[step]) for step in steps],
         }
         return {
             "title": self.title,
@@ -169,22 +188,25 @@ class _Figure:
         }
 
 
-def _nice(raw: float) -> float:
+def nice(raw: float) -> float:
     """The smallest of 1, 2, 5 times a power of ten that is at least ``raw``."""
     power = 10.0 ** math.floor(math.log10(raw))
     return next(m * power for m in (1, 2, 5, 10, 20) if m * power >= raw * (1 - 1e-9))
 
 
-def _limits(low: float, high: float, percent: bool) -> tuple[float, float, list[float]]:
-    """Ends of a value axis, and its ticks; both ends are ticks."""
+def limits(
+    low: float, high: float, percent: bool, signed: bool = False
+) -> tuple[float, float, list[float]]:
+    """Ends of a value axis, and its ticks; both ends are ticks. Percent ends at 0 and 100, unless
+    ``signed``."""
     if 0 < low < 0.6 * high:
         low = 0.0
     least = 0.05 if percent else max(1e-3 * max(abs(low), abs(high)), 1e-12)
     if high - low < least:
         low, high = low - least / 2, high + least / 2
-    if percent:
+    if percent and not signed:
         low, high = max(low, 0.0), min(high, 1.0)
-    spacing = _nice((high - low) / 4)
+    spacing = nice((high - low) / 4)
     first, last = math.floor(low / spacing + 1e-9), math.ceil(high / spacing - 1e-9)
     ticks = [float(f"{i * spacing:.12g}") for i in range(first, last + 1)]
     return ticks[0], ticks[-1], ticks
@@ -195,7 +217,7 @@ def _columns(edges: Sequence[float], heights: Sequence[float]) -> list[tuple[flo
     return [point for (start, end), height in spans for point in ((start, height), (end, height))]
 
 
-def _trailing_mean(series: Series, window: int) -> list[tuple[float, float | None]]:
+def trailing_mean(series: Series, window: int) -> list[tuple[float, float | None]]:
     recent: collections.deque[float] = collections.deque(maxlen=window)
     out: list[tuple[float, float | None]] = []
     for step, value in series:
@@ -205,7 +227,7 @@ def _trailing_mean(series: Series, window: int) -> list[tuple[float, float | Non
     return out
 
 
-def _thin(series: Series) -> Series:
+def thin(series: Series) -> Series:
     """Fewer points, keeping the least and the greatest of each stretch: a spike must stay."""
     if len(series) <= MAX_POINTS:
         return series
@@ -221,6 +243,6 @@ def _thin(series: Series) -> Series:
     return [series[i] for i in sorted(kept)]
 
 
-def _every(series: Series) -> Series:
+def every(series: Series) -> Series:
     """Every k-th step, the same for all layers of a stack."""
     return series[:: math.ceil(len(series) / MAX_POINTS)]

@@ -96,7 +96,7 @@ def _read_stage(folder: Path) -> dict[str, Any]:
         "seconds": number(about.get("seconds")),
         "steps": number(about.get("steps")),
         "order": number(about.get("order")) or 0.0,
-        "evaluation": _evaluation(folder / "evaluation.json", problems),
+        "evaluation": read_evaluation(folder / "evaluation.json", problems),
         **_curves(folder / "metrics.jsonl", problems),
         "problems": problems,
     }
@@ -143,7 +143,8 @@ def _curves(path: Path, problems: list[str]) -> dict[str, Any]:
     return {"curves": curves, "seconds_by_phase": seconds, "non_finite": non_finite}
 
 
-def _evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
+def read_evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """An evaluation.json, checked; None, with a problem noted unless the file is merely absent."""
     raw = read_object(path, problems)
     if raw is None:
         return None
@@ -155,7 +156,7 @@ def _evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
         accuracy, interval = number(given.get("accuracy")), _pair(given.get("ci95"))
         per_question = questions.get(mode)
         if per_question and (accuracy is None or interval is None):
-            accuracy, interval = _from_questions(mode, per_question)
+            accuracy, interval = accuracy_of(mode, per_question)
         modes[mode] = {"accuracy": accuracy, "ci95": interval}
         for extra in ("temperature", "n"):
             if extra in given:
@@ -174,8 +175,9 @@ def _evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
     }
 
 
-def _questions(raw: Any) -> dict[str, dict[str, float]]:
-    """{"greedy": {id: score}, "sampled": {id: score}}, holding what is complete and unambiguous."""
+def _questions(raw: Any) -> dict[str, dict[str, Any]]:
+    """{"greedy": {id: score}, "sampled": {id: score}, "source": {id: name}}, holding what is
+    complete and unambiguous."""
     ids = raw.get("id") if isinstance(raw, dict) else None
     if not isinstance(ids, list) or len({str(i) for i in ids}) != len(ids):
         return {}
@@ -186,10 +188,14 @@ def _questions(raw: Any) -> dict[str, dict[str, float]]:
             known = [number(score) for score in scores]
             if all(score is not None and 0 <= score <= 1 for score in known):
                 out[mode] = {str(i): score for i, score in zip(ids, known, strict=True)}
+    sources = raw.get("source")
+    if isinstance(sources, list) and len(sources) == len(ids):
+        out["source"] = {str(i): str(name) for i, name in zip(ids, sources, strict=True)}
     return out
 
 
-def _from_questions(mode: str, scores: dict[str, float]) -> tuple[float, list[float]]:
+def accuracy_of(mode: str, scores: dict[str, float]) -> tuple[float, list[float]]:
+    """Accuracy and its 95 % interval over questions; ``scores`` by question id, not empty."""
     values = list(scores.values())
     if mode == "greedy" and set(values) <= {0.0, 1.0}:
         low, high = wilson_ci95(int(sum(values)), len(values))
@@ -226,14 +232,21 @@ def _difference(stage: dict[str, Any], other: dict[str, Any] | None) -> dict[str
     """Paired differences to another stage; None where there is nothing to pair."""
     if other is None or stage["evaluation"] is None or other["evaluation"] is None:
         return None
-    ours, theirs = stage["evaluation"]["questions"], other["evaluation"]["questions"]
-    result: dict[str, Any] = {"to": other["name"]}
+    found = differences(stage["evaluation"]["questions"], other["evaluation"]["questions"])
+    return {"to": other["name"], **found} if found else None
+
+
+def differences(
+    ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """``{mode: {"mean", "half_width"}}``: paired, where both have the same questions."""
+    result = {}
     for mode in ("greedy", "sampled"):
         a, b = ours.get(mode), theirs.get(mode)
         if a and b and a.keys() == b.keys():
             mean, half = paired_difference(list(a.values()), [b[i] for i in a])
             result[mode] = {"mean": mean, "half_width": half}
-    return result if len(result) > 1 else None
+    return result
 
 
 def _plain(value: Any) -> Any:

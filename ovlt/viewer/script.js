@@ -15,7 +15,7 @@ for (const figure of document.querySelectorAll("figure[data-readout]")) {
   const show = (index) => {
     at = index;
     cursor.style.visibility = index < 0 ? "hidden" : "visible";
-    stepItem.textContent = index < 0 ? "" : "step " + data.steps[index];
+    stepItem.textContent = index < 0 ? "" : data.names?.[index] ?? "step " + data.steps[index];
     items.forEach((item, i) => {
       item.textContent = index < 0 ? names[i] : names[i] + " " + lines[i][index];
     });
