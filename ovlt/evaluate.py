@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovlt.config import Recipe
+from ovlt.distillation.summary import KEYWORDS, keyword_counts
 from ovlt.recipe import command_line
 from ovlt.stats import mean_ci95, wilson_ci95
 
@@ -62,32 +63,30 @@ def evaluate_rows(
             prompts, n=n, seeds=seeds, temperature=temperature, max_tokens=max_tokens
         )
     completions = [[*g, *s] for g, s in zip(greedy, sampled, strict=True)]
-    verdicts = _grade(pool, folder, prompts, completions)
+    texts = [[folder.chat.decode(c.token_ids.tolist()) for c in group] for group in completions]
+    verdicts = _grade(pool, prompts, texts)
     told = []
-    for i, group, correct in zip(mine, completions, verdicts, strict=True):
+    for i, group, said, correct in zip(mine, completions, texts, verdicts, strict=True):
         lengths = [len(c.token_ids) for c in group]
-        told.append([i, correct[0], correct[1:], lengths[0], lengths[1:]])
+        told.append([i, correct[0], correct[1:], lengths[0], lengths[1:], keyword_counts(said[0])])
     answers = sorted(a for rank in runtime.gather_json(told) for a in rank)
     return _figures(rows, answers, n, temperature)
 
 
 def _grade(
-    pool: RewardPool,
-    folder: Folder,
-    prompts: Sequence[Prompt],
-    completions: list[list[Completion]],
+    pool: RewardPool, prompts: Sequence[Prompt], texts: list[list[str]]
 ) -> list[list[float]]:
     from ovlt.reward import RewardInput
 
     inputs = [
-        RewardInput.of(folder.chat.decode(c.token_ids.tolist()), prompt)
-        for prompt, group in zip(prompts, completions, strict=True)
-        for c in group
+        RewardInput.of(text, prompt)
+        for prompt, group in zip(prompts, texts, strict=True)
+        for text in group
     ]
     scores = iter(pool.score(inputs))
     return [
         [float((out := next(scores)).parts.get("accuracy", out.score) >= 1.0) for _ in group]
-        for group in completions
+        for group in texts
     ]
 
 
@@ -103,6 +102,10 @@ def _figures(
             "ci95": list(wilson_ci95(int(sum(greedy)), len(greedy))),
         },
         "response_tokens": {"greedy": sum(a[3] for a in answers) / len(answers)},
+        # per greedy answer: OpenVLThinker, arXiv v1, Figure 7
+        "keywords": {
+            word: sum(a[5][k] for a in answers) / len(answers) for k, word in enumerate(KEYWORDS)
+        },
         "questions": {
             "id": [rows[a[0]].id for a in answers],
             "source": [rows[a[0]].source for a in answers],

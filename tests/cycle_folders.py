@@ -75,6 +75,7 @@ def evaluated(rng: np.random.Generator, skill: tuple[float, float]) -> dict[str,
         "sampled": {"temperature": 1.0, "n": 4, "accuracy": mean,
                     "ci95": [mean - half, mean + half]},
         "response_tokens": {"greedy": 50.0, "sampled": 51.0}, "by_source": {}, "by_kind": {},
+        "keywords": {"wait": 1.25, "maybe": 0.0, "broken": -1},
         "questions": {"id": [f"q{i}" for i in range(len(own))], "source": sources,
                       "greedy": greedy.tolist(), "sampled": sampled.tolist()},
     }  # fmt: skip

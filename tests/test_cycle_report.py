@@ -98,10 +98,11 @@ def test_the_page_shows_the_papers_figures(tmp_path: Path) -> None:
     for expected in (
         "Accuracy, %: all (107 questions)", "Accuracy, %: medium (47 questions)",
         "GRPO-2 hard vs GRPO-1", "the iteration before",
+        "Words of reasoning", "maybe", "1.25",
         "GRPO-1 vs SFT-1 the stage before", "GRPO-2 hard vs SFT-2 its SFT",
         "Reward and length during GRPO",
         "Difference to GRPO-2 hard, points", "SFT-1, nothing filtered vs SFT-1", "pass@4, %",
-        "Words per trace: Traces for SFT-2", "Questions, from asked to kept", "but wait",
+        "Words per trace: Traces for SFT-2", "Questions, from asked to kept", "identify",
         "41 its reasoning has more than 500 words",
     ):  # fmt: skip
         assert expected in seen, expected

@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Words that speak of looking back at one's own reasoning, as the papers count them.
-KEYWORDS = ("wait", "but wait", "check", "verify", "mistake", "alternatively", "however", "hmm")
+# Words that speak of reasoning, as OpenVLThinker counts them (arXiv 2503.17352 v1, Figure 7): of
+# seeing, of digesting the question, of planning, of looking back, of alternatives.
+KEYWORDS = ("identify", "recall", "given", "provided", "first", "wait", "check", "maybe")
 
 
 def pass_at(k: int, samples: int, correct: int) -> float:
@@ -50,11 +51,17 @@ def histogram(lengths: Sequence[int], bins: int = 10) -> list[tuple[int, int, in
 
 def keyword_rates(texts: Sequence[str]) -> dict[str, float]:
     """Occurrences of each of KEYWORDS per text, whole words in any case."""
-    joined = [text.lower() for text in texts]
+    totals = [sum(column) for column in zip(*map(keyword_counts, texts), strict=True)]
     return {
-        word: sum(len(re.findall(rf"\b{word}\b", text)) for text in joined) / max(1, len(joined))
-        for word in KEYWORDS
+        word: total / max(1, len(texts))
+        for word, total in zip(KEYWORDS, totals or [0] * len(KEYWORDS), strict=True)
     }
+
+
+def keyword_counts(text: str) -> list[int]:
+    """How often each of KEYWORDS stands in a text, whole words in any case."""
+    lowered = text.lower()
+    return [len(re.findall(rf"\b{word}\b", lowered)) for word in KEYWORDS]
 
 
 def lines(summary: dict[str, Any]) -> list[str]:

@@ -171,6 +171,7 @@ def read_evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
         "response_tokens": {mode: number(lengths.get(mode)) for mode in ("greedy", "sampled")},
         "by_source": _families(raw.get("by_source")),
         "by_kind": _families(raw.get("by_kind")),
+        "keywords": _numbers(raw.get("keywords")),
         "questions": questions,
     }
 
@@ -211,6 +212,13 @@ def _families(raw: Any) -> dict[str, dict[str, float | None]]:
         for name, row in rows
         if isinstance(row, dict)
     }
+
+
+def _numbers(raw: Any) -> dict[str, float]:
+    """What of a table is a number, not negative."""
+    rows = raw.items() if isinstance(raw, dict) else ()
+    known = {str(name): number(value) for name, value in rows}
+    return {name: value for name, value in known.items() if value is not None and value >= 0}
 
 
 def _pair(value: Any) -> list[float] | None:

@@ -145,6 +145,7 @@ def _stage(run_dir: Path, entry: Any, problems: list[str]) -> dict[str, Any] | N
         "status": str(entry.get("status", "unknown")),
         "seconds": number(entry.get("seconds")),
         "evaluation": evaluation,
+        "keywords": evaluation["keywords"] if evaluation else {},
         "difference": dict.fromkeys(("before", "own_sft", "iteration_before", "reference")),
     }
 

@@ -51,6 +51,7 @@ def cycle_view(cycle: dict[str, Any]) -> dict[str, Any]:
         "rows": main,  # distillation too, for its status and its time
         "changes": _changes(main),
         "during_grpo": _during_grpo(cycle["during_grpo"]),
+        "keywords": _keywords(curve_stages(cycle)),
         "comparisons": [
             _comparison(cycle, name, controls) for name, controls in comparisons(cycle).items()
         ],
@@ -109,6 +110,19 @@ def _during_grpo(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
         figures.append(joined_chart(title, parts, percent=percent))
     return [figure for figure in figures if figure is not None]
+
+
+def _keywords(stages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    words = dict.fromkeys(word for stage in stages for word in stage["keywords"])
+    return bars_chart(
+        "Reasoning words, per greedy answer",
+        list(words),
+        [
+            (_short(stage), [stage["keywords"].get(word) for word in words])
+            for stage in stages
+            if stage["keywords"]
+        ],
+    )
 
 
 def _comparison(

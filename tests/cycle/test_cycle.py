@@ -166,6 +166,7 @@ def test_a_cycle_runs_every_stage_and_measures_each_model(whole: Path) -> None:
             figures = json.loads((whole / name / "evaluation.json").read_text())
             assert figures["num_questions"] == 7
             assert set(figures["questions"]["source"]) == {"charts", "maps"}
+            assert figures["keywords"]["wait"] == 0
     for number in (1, 2):
         rows = pq.read_table(whole / f"distill{number}" / "rows.parquet").to_pylist()
         assert rows
