@@ -45,7 +45,7 @@ def main() -> None:
                 print(plan_of(run, todo))
             else:
                 cycle(run, todo, options.controls)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"ovlt.cycle: {error}") from None
     if not options.dry_run:
         from ovlt.cycle_table import table

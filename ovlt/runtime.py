@@ -101,7 +101,7 @@ def start(config: RunConfig) -> Runtime:
 
 @contextlib.contextmanager
 def running(command: str, config: RunConfig) -> Iterator[Runtime]:
-    """The Runtime of a command. A user's mistake ends it with one sentence, not a traceback."""
+    """The Runtime of a command. A user's mistake, and a full disk, end it with one sentence."""
     try:
         runtime = start(config)
         try:
@@ -110,6 +110,13 @@ def running(command: str, config: RunConfig) -> Iterator[Runtime]:
             runtime.close()
     except ValueError as error:
         raise SystemExit(f"ovlt.{command}: {error}") from None
+    except Exception as error:  # pyarrow, safetensors and Python each raise their own
+        if "No space left on device" not in str(error):
+            raise
+        raise SystemExit(
+            f"ovlt.{command}: {error}: make room and start the same command again (ovlt.sft and "
+            "ovlt.grpo with --resume auto); what is finished stays"
+        ) from None
 
 
 def leave() -> NoReturn:

@@ -198,6 +198,35 @@ def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
     assert "lower distill.max_prompt_tokens" in refusal(long)
 
 
+def test_a_full_disk_is_one_sentence_and_finished_shards_stay(home: Home, whole: Path) -> None:
+    folder = home.folder / "runs" / "full" / "distill"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").symlink_to("/dev/full")
+    own = ("--distill.questions=5", "--distill.teacher=")
+    said = refusal(home.start("full", "answers", *own))
+    assert "No space left on device" in said
+    assert "make room" in said
+    made = {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()}
+    (folder / "summary.json").unlink()
+    home.start("full", "answers", *own).finish()
+    assert {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()} == made
+    assert (folder / "rows.parquet").is_file()
+
+
+def test_answers_of_another_stage_are_filtered_anew_and_not_sampled_again(
+    home: Home, whole: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "answers").iterdir()}
+    own = ("--distill.stage=short", "--distill.answers_of=distill", "--distill.keep=second_longest")
+    home.start("whole", "answers", *own).finish()
+    assert {path: path.stat().st_mtime_ns for path in (whole / "answers").iterdir()} == before
+    other = whole.parent / "short"
+    assert not (other / "answers").exists()
+    assert pq.read_table(other / "rows.parquet").num_rows == (
+        pq.read_table(whole / "rows.parquet").num_rows
+    )
+
+
 @pytest.mark.parametrize(
     ("teacher", "refine", "phases"),
     [
