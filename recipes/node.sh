@@ -197,44 +197,48 @@ checksums() { # files that are known must be as they were; new ones are written 
 
 # --- the steps -----------------------------------------------------------------------------------
 
-say "1 the node"
-check_node
+# A function is read whole before it runs: the file may change during the days that it takes.
+main() {
+  local run
+  say "1 the node"
+  check_node
 
-say "2 the environment"
-if [ -n "${PYTHON:-}" ]; then
-  echo "$PYTHON, as it is"
-else
-  go make install
-fi
-[ -x "$(command -v "$python")" ] || { lack "$python; the steps below need it"; exit 0; }
-eval "$("$python" -m ovlt._env)"
+  say "2 the environment"
+  if [ -n "${PYTHON:-}" ]; then
+    echo "$PYTHON, as it is"
+  else
+    go make install
+  fi
+  [ -x "$(command -v "$python")" ] || { lack "$python; the steps below need it"; exit 0; }
+  eval "$("$python" -m ovlt._env)"
 
-if [ -n "$smoke" ]; then
-  say "3 models, data: the stages make their own, in runs/smoke"
-else
-  say "3 models"
-  models
-  say "4 data"
-  sources
-  prepare
-  say "5 checksums"
-  checksums
-fi
+  if [ -n "$smoke" ]; then
+    say "3 models, data: the stages make their own, in runs/smoke"
+  else
+    say "3 models"
+    models
+    say "4 data"
+    sources
+    prepare
+    say "5 checksums"
+    checksums
+  fi
 
-say "6 the plan (python -m ovlt.plan; planned, not measured)"
-# of the whole recipe even with --smoke: it loads nothing
-"$python" -m ovlt.plan "$recipe" --hardware="${hardware:-h100x$GPUS}" "${overrides[@]}" || lack "the plan does not fit; see above"
+  say "6 the plan (python -m ovlt.plan; planned, not measured)"
+  # of the whole recipe even with --smoke: it loads nothing
+  "$python" -m ovlt.plan "$recipe" --hardware="${hardware:-h100x$GPUS}" "${overrides[@]}" || lack "the plan does not fit; see above"
 
-say "7 the iterations (python -m ovlt.cycle)"
-"$python" -m ovlt.cycle "$recipe" ${smoke:+"$smoke"} ${dry:+"$dry"} ${until:+"$until"} "${overrides[@]}"
-[ -z "$dry" ] || exit 0
+  say "7 the iterations (python -m ovlt.cycle)"
+  "$python" -m ovlt.cycle "$recipe" ${smoke:+"$smoke"} ${dry:+"$dry"} ${until:+"$until"} "${overrides[@]}"
+  [ -z "$dry" ] || exit 0
 
-say "8 the report"
-run=$("$python" - "$recipe" ${smoke:+"$smoke"} "${overrides[@]}" <<'END'
+  say "8 the report"
+  run=$("$python" -c '
 import sys
 from ovlt.recipe import command_line
-
 print(command_line("node", "", "cycle", sys.argv[1:]).folder)
-END
-)
-"$python" -m ovlt.report "$run"
+  ' "$recipe" ${smoke:+"$smoke"} "${overrides[@]}")
+  "$python" -m ovlt.report "$run"
+}
+
+main; exit # on one line, read at once; not main && exitmain && exit, which would take set -e away

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ovlt.config import Recipe
-from ovlt.recipe import SMOKE_RECIPE, _leaves, command_line, load_recipe
+from ovlt.recipe import SMOKE_HELP, SMOKE_RECIPE, _leaves, command_line, load_recipe
 from ovlt.smoke_keys import SIZED, WORLD
 
 RECIPES = sorted(SMOKE_RECIPE.parent.glob("*.toml"))
@@ -190,9 +190,13 @@ def test_every_shipped_recipe_has_a_small_self(path: Path) -> None:
 
 
 def test_a_mistake_in_a_key_that_gives_way_is_still_a_mistake(big: Path) -> None:
-    big.write_text(BIG.replace("batch_samples = 512", "batch_sample = 512"))
-    with pytest.raises(ValueError, match=r"unknown key 'sft\.batch_sample'"):
-        load_recipe(big, smoke=True)
+    for right, wrong, said in (
+        ("batch_samples = 512", "batch_sample = 512", r"unknown key 'sft\.batch_sample'"),
+        ("batch_samples = 512", "batch_samples = 0", r"sft\.batch_samples: .* greater than 0"),
+    ):
+        big.write_text(BIG.replace(right, wrong))
+        with pytest.raises(ValueError, match=said):
+            load_recipe(big, smoke=True)
 
 
 def test_commands_take_the_flag_anywhere_and_explain_it(
@@ -208,7 +212,7 @@ def test_commands_take_the_flag_anywhere_and_explain_it(
     with pytest.raises(SystemExit) as ended:
         command_line("sft", "", "sft", ["--help"])
     assert ended.value.code == 0
-    assert "--smoke" in capsys.readouterr().out
+    assert SMOKE_HELP in capsys.readouterr().out
 
 
 def test_the_record_of_a_small_run_is_a_recipe_of_its_own(big: Path, tmp_path: Path) -> None:
