@@ -241,4 +241,4 @@ print(command_line("node", "", "cycle", sys.argv[1:]).folder)
   "$python" -m ovlt.report "$run"
 }
 
-main; exit # on one line, read at once; not main && exitmain && exit, which would take set -e away
+main; exit # on one line, read at once; with && in between, set -e would not count in main

@@ -30,6 +30,12 @@ validation = "data/mine/validation.parquet"
 [distill]
 teacher = "models/QwQ-32B"
 """
+CYCLE = """
+data = "data/mine/seeds.parquet"
+[grpo]
+data = "data/mine/medium.parquet"
+[[cycle.iterations]]
+"""
 MIXTURE = """
 [mixture]
 folder = "data/mine/{name}"
@@ -201,21 +207,26 @@ def test_a_word_it_does_not_know_is_refused(node: Node) -> None:
     assert "'--smokey'" in done.stderr
 
 
-def test_the_real_recipe_is_checked_here_and_now() -> None:
-    """The whole dry run on this machine, nothing replaced."""
-    environment = os.environ | {"PYTHON": sys.executable}
+@pytest.mark.parametrize("argv", [["--dry-run"], ["--smoke", "--dry-run"]], ids=" ".join)
+def test_a_dry_run_here_and_now(tmp_path: Path, argv: list[str]) -> None:
+    """The whole of it on this machine, nothing replaced."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(RECIPE + CYCLE)
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    for argv in (["--dry-run"], ["--smoke", "--dry-run"]):
-        done = subprocess.run(
-            ["/bin/bash", str(ROOT / "recipes" / "node.sh"), *argv],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment | {"PYTHONPATH": path},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "h100x8" in done.stdout  # the plan
-        assert "openvlthinker-v2" + "-smoke" * ("--smoke" in argv) in done.stdout.split("== 7")[1]
+    done = subprocess.run(
+        ["/bin/bash", str(ROOT / "recipes" / "node.sh"), str(recipe), *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, plan, stages = re.split(r"== [67] ", done.stdout)
+    assert "h100x8: 79.0 GiB" in plan
+    assert "python -m ovlt.distill" in stages
+    missing = "data/mine/seeds.parquet  (MISSING)"
+    assert (missing in stages) == ("--smoke" not in argv)
+    assert ("runs/mine-smoke/seed0" in stages) == ("--smoke" in argv)
 
 
 @pytest.mark.parametrize("path", MIXTURES, ids=lambda path: path.stem)
@@ -233,7 +244,9 @@ def test_what_the_recipe_reads_is_what_the_mixtures_write() -> None:
     values = "\n".join(line.split("#")[0] for line in text.splitlines())
     read = set(re.findall(r'"(data/[^"]+)"', values))
     written = {f"{load_recipe(path).mixture.folder}.parquet" for path in MIXTURES}
-    assert read <= written | {"data/openvlthinker/validation.parquet"}
+    written.add("data/openvlthinker/validation.parquet")  # beside the held-out questions
+    written.add("data/openvlthinker-v2/sft.parquet")  # for a stage alone; a cycle distils its own
+    assert read <= written
 
 
 def test_the_image_has_the_environment_before_the_rest_is_copied(tmp_path: Path) -> None:
