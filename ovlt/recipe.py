@@ -1,8 +1,8 @@
 """One recipe = one TOML file = one reproducible run.
 
-``load_recipe`` reads the file, lays ``--table.key=value`` over it, and answers an unknown key with
-the nearest name; ``command_line`` does so for a command. TOML because a recipe is read more often
-than it is written.
+``load_recipe`` reads the file, brings it to a small size where ``--smoke`` asks for that, lays
+``--table.key=value`` over it, and answers an unknown key with the nearest name; ``command_line``
+does so for a command. TOML because a recipe is read more often than it is written.
 """
 
 from __future__ import annotations
@@ -19,20 +19,38 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ovlt.config import Recipe
+from ovlt.smoke_keys import at_smoke_size
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMOKE_RECIPE = REPOSITORY / "recipes" / "smoke.toml"
+SMOKE_HELP = (
+    "--smoke runs the recipe with the paths, sizes, budgets and rates of recipes/smoke.toml (a\n"
+    "tiny model, a synthetic world), into runs/NAME-smoke; all that is method stays the recipe's."
+)
 
 
-def load_recipe(path: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path | None = None, overrides: list[str] | None = None, *, smoke: bool = False
+) -> Recipe:
     """Read a recipe, TOML or a resolved one in JSON, and lay ``table.key=value`` over it.
 
     Values are read as TOML where they parse, else as a bare string, so ``--run.seed=1``,
-    ``--sft.optim.lr=1e-3`` and ``--sft.start=runs/x`` all do what they say.
+    ``--sft.optim.lr=1e-3`` and ``--sft.start=runs/x`` all do what they say. ``smoke`` brings the
+    recipe to the size of recipes/smoke.toml first; ``ovlt.smoke_keys`` says which keys that takes.
 
     Raises ValueError: missing file, bad TOML, unknown key (names the nearest), impossible value.
     """
     path = Path(path) if path is not None else SMOKE_RECIPE
+    tree = _read(path)
+    if smoke:
+        recipe_from(tree, str(path))  # else a mistake in a key that gives way would go unseen
+        tree = at_smoke_size(tree, _read(SMOKE_RECIPE), path.stem)
+    for text in overrides or []:
+        _set(tree, text)
+    return recipe_from(tree, f"{path} --smoke" if smoke else str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.name for p in SMOKE_RECIPE.parent.glob("*.toml"))
         raise ValueError(f"no recipe at {path}; the repository has recipes/{{{', '.join(known)}}}")
@@ -43,9 +61,7 @@ def load_recipe(path: str | Path | None = None, overrides: list[str] | None = No
         raise ValueError(f"{path} is not valid TOML (or JSON): {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold tables like [grpo], not a list or a single value")
-    for text in overrides or []:
-        _set(tree, text)
-    return recipe_from(tree, str(path))
+    return tree
 
 
 def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
@@ -133,7 +149,7 @@ def command_line(
     *,
     launcher: str = "torchrun",
 ) -> Recipe:
-    """``python -m ovlt.COMMAND [RECIPE.toml] [--table.key=value ...]`` -> Recipe.
+    """``python -m ovlt.COMMAND [RECIPE.toml] [--smoke] [--table.key=value ...]`` -> Recipe.
 
     ``--help`` lists the fields of the command's own table. A mistake ends the process with one
     sentence and status 2, not a traceback.
@@ -143,7 +159,8 @@ def command_line(
         print(_help(command, summary, table, launcher))
         raise SystemExit(0)
     path, overrides = None, []
-    for argument in _join_pairs(argv):
+    smoke = "--smoke" in argv
+    for argument in _join_pairs([word for word in argv if word != "--smoke"]):
         if argument.startswith("--"):
             overrides.append(argument.replace("--resume=", "--run.resume=", 1))
         elif path is None:
@@ -151,7 +168,7 @@ def command_line(
         else:
             raise SystemExit(f"ovlt.{command}: more than one recipe given: {path}, {argument}")
     try:
-        return load_recipe(path, overrides)
+        return load_recipe(path, overrides, smoke=smoke)
     except ValueError as error:
         print(f"ovlt.{command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -169,10 +186,11 @@ def _join_pairs(argv: list[str]) -> list[str]:
 
 def _help(command: str, summary: str, table: str, launcher: str) -> str:
     lines = [
-        f"usage: {launcher} -m ovlt.{command} [RECIPE.toml] [--table.key=value ...]"
+        f"usage: {launcher} -m ovlt.{command} [RECIPE.toml] [--smoke] [--table.key=value ...]"
         + " [--resume auto]" * (launcher == "torchrun"),
         "",
         summary,
+        SMOKE_HELP,
         f"Without a recipe: {SMOKE_RECIPE.relative_to(REPOSITORY)}. Keys and their defaults:",
     ]
     for name in (table, "run", "model", "data"):

@@ -143,6 +143,8 @@ def base_recipe(recipe: Recipe) -> Recipe:
     folder = Path(base.folder)
     tree = recipe.resolved()
     tree["run"] |= {"folder": str(folder.parent), "seed": base.seed, "resume": "auto"}
+    # The same base for every recipe: one that freezes the tower later would freeze it unlearned.
+    tree["model"] |= {"freeze_vision": False}
     # Measured by what it is for: held-out images described exactly, greedily.
     tree["data"] |= {"held_out": str(Path(recipe.synthetic.folder) / "captions.parquet")}
     tree["grpo"]["reward"]["function"] = "exact"

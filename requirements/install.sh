@@ -32,11 +32,10 @@ if [ "$kind" = cpu ]; then
   install -r requirements/torch-cpu.txt -c requirements/lock-cpu.txt 2>/dev/null ||
     install -r requirements/torch-cpu.txt --no-deps --index-url https://download.pytorch.org/whl/cpu
 else
-  install -r requirements/torch-gpu.txt
+  install -r requirements/torch-gpu.txt -c requirements/lock-gpu.txt
 fi
 say "everything else (minutes the first time)"
-constraints=(-c "requirements/torch-$kind.txt")
-if [ "$kind" = cpu ]; then constraints+=(-c requirements/lock-cpu.txt); fi
+constraints=(-c "requirements/torch-$kind.txt" -c "requirements/lock-$kind.txt")
 install -r "requirements/$kind.txt" "${constraints[@]}"
 
 if [ "$kind" = cpu ]; then

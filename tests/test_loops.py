@@ -133,6 +133,26 @@ def rollouts(folder: Path, step: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def test_the_published_recipe_trains_at_smoke_size(bench: Bench) -> None:
+    """recipes/openvlthinker-v2.toml as it is, on two ranks; only what it reads is laid over it."""
+    home = bench.home
+    argv = [str(REPOSITORY / "recipes" / "openvlthinker-v2.toml"), "--smoke"]
+    argv += [f"--model.path={home / 'model'}", f"--sft.data={home / 'traces.parquet'}"]
+    argv += ["--sft.steps=2", "--sft.eval_every=0", "--data.validation=", "--data.held_out="]
+    argv += [f"--run.folder={home / 'runs' / 'published'}", "--run.tensorboard=false"]
+    Command(bench.server, "ovlt.sft", argv, 2, home / "published").finish()
+    (folder,) = (home / "runs" / "published").glob("*/model")
+    before, after = (
+        load_file(home / "model" / "model.safetensors"),
+        load_file(next(folder.glob("*.safetensors"))),
+    )
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    frozen = {name for name in before if "visual" in name}
+    assert frozen
+    assert not changed & frozen  # the recipe's, not the smoke recipe's
+    assert len(changed) > 10
+
+
 def kill_after_checkpoint(bench: Bench, command: Command, stage: str, run: str) -> None:
     folder = bench.folder(stage, run)
     first = folder / "checkpoints" / "step_000002"

@@ -54,7 +54,7 @@ def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None
         found.append(survey(entry, mixture, levels, benchmark, inspect, seen))
         tell(_summary(entry, found[-1]))
     takes = _draw(mixture, chosen, found, total)
-    if not any(takes):
+    if not any(take for take, _ in takes):
         raise ValueError("no question is left to write: see the counts above for the reasons")
     parts = {"train": [take - held for take, held in takes]}
     if mixture.validation:

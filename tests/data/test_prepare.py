@@ -183,6 +183,14 @@ def test_a_bad_source_stops_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mixture_of_nothing_is_an_error_and_no_file(tmp_path: Path) -> None:
+    path = easyr1(tmp_path / "a", 3)
+    known = [str(tmp_path / "a" / "train-00000-of-00001.parquet")]
+    with pytest.raises(ValueError, match="no question is left to write"):
+        prepare(mixture(tmp_path / "out", {"mapqa": path}, benchmarks=known))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.toml"
     path = easyr1(tmp_path / "a", 3)
