@@ -31,7 +31,7 @@ RESULTS = bench/results/$(shell date -u +%F)-$(KIND).json
 # The environment that must be there before Python starts (ovlt/_env.py holds the table).
 RUN = eval "$$($(PY) -m ovlt._env $(DEVICE))"; exec $(PY)
 
-.PHONY: help install demo results test lint format bench clean in-place
+.PHONY: help install demo results cycle test lint format bench clean in-place
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 	@echo; echo 'Variables: ARGS="..." for the command, VENV=$(VENV), PYTHON3=$(PYTHON3) makes the venv,'
@@ -43,6 +43,8 @@ demo: $(READY) ## train a small model from start to end, and write its report
 	@$(RUN) -m ovlt.demo $(ARGS)
 results: $(READY) ## make the numbers of the README again
 	@$(RUN) -m ovlt.demo --results $(ARGS)
+cycle: $(READY) ## two iterations of distillation, SFT and GRPO on the small world
+	@$(RUN) -m ovlt.cycle recipes/smoke.toml $(ARGS)
 test: $(READY) ## all tests
 	@requirements/system.sh browser
 	@$(RUN) -m pytest -q tests --durations=10 $(ARGS)
