@@ -39,6 +39,8 @@ def main() -> None:
         runs = [with_seed(recipe, seed) for seed in options.seeds or [recipe.run.seed]]
         if len({run.folder for run in runs}) < len(runs):
             raise ValueError("--seeds needs {seed} in run.folder, or they would share one folder")
+        if options.until and options.controls:
+            raise ValueError("--controls compare with the whole cycle: leave --until out")
         planned = [up_to(steps(run), options.until) for run in runs]
         for run, todo in zip(runs, planned, strict=True):
             if options.dry_run:
@@ -56,6 +58,8 @@ def main() -> None:
 def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
     """What is not done of one run: the stages in order, then the controls."""
     from ovlt import launch, smoke
+    from ovlt.cycle_table import table
+    from ovlt.files import write_whole
     from ovlt.provenance import write_about
     from ovlt.report import write_report
 
@@ -71,10 +75,15 @@ def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
             smoke.make_missing(step.recipe, step.table, ranks)
             smoke.run_stage(step.table, step.recipe, ranks)
         write_report(recipe.folder)
+        write_whole(recipe.folder / "cycle.md", table([recipe.folder]).encode("utf-8"))
 
     with only_here(recipe.folder):
         state = State(recipe.folder, recipe.run.seed)
         state.announce(todo)
+        if lacking := missing([step for step in todo if not state.is_done(step)], todo):
+            raise ValueError(
+                f"missing: {', '.join(map(str, lacking))}; --dry-run says which stage needs what"
+            )
         write_about(recipe.folder, recipe.run.seed, "ovlt.cycle")
         for step in todo:
             run(step)
@@ -87,25 +96,34 @@ def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
 
 def plan_of(recipe: Recipe, todo: Sequence[Step]) -> str:
     """What would be run, and what it needs: for people."""
-    made: dict[Path, str] = {step.output: step.name for step in todo if step.output}
+    made = {step.output: step.name for step in todo if step.output}
+    lacking = missing(todo, todo)
     lines = [f"{recipe.folder}: {len(todo)} stages"]
-    missing = []
     for step in todo:
         lines.append(f"  {step.name:<16} python -m ovlt.{step.table}  {step.title}")
         for what, path in needs(step):
             if path in made:
                 state = f"from {made[path]}"
-            elif path.exists():
-                state = "there"
-            elif is_ours(step.recipe, path):
-                state = "not there yet; made by the recipe itself"
-            else:
+            elif path in lacking:
                 state = "MISSING"
-                missing.append(path)
+            else:
+                state = "there" if path.exists() else "not there yet; made by the recipe itself"
             lines.append(f"      {what:<12} {path}  ({state})")
-    if missing:
-        lines.append("missing: " + ", ".join(str(path) for path in dict.fromkeys(missing)))
+    if lacking:
+        lines.append(f"missing: {', '.join(map(str, lacking))}")
     return "\n".join(lines)
+
+
+def missing(wanted: Sequence[Step], todo: Sequence[Step]) -> list[Path]:
+    """What the ``wanted`` of the stages ``todo`` read, that is not there and that nobody makes."""
+    made = {step.output for step in todo}
+    found = [
+        path
+        for step in wanted
+        for _, path in needs(step)
+        if path not in made and not path.exists() and not is_ours(step.recipe, path)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def needs(step: Step) -> list[tuple[str, Path]]:

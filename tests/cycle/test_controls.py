@@ -1,4 +1,4 @@
-"""Controls of a cycle: the same data and compute, used otherwise. And the record of what is done."""
+"""Controls of a cycle: its data and compute, used otherwise. And the record of what is done."""
 
 from __future__ import annotations
 

@@ -183,6 +183,7 @@ def test_a_cycle_runs_every_stage_and_measures_each_model(whole: Path) -> None:
     page = (whole / "report.html").read_text()
     assert "SFT-2" in page
     assert "GRPO-2" in page
+    assert "GRPO-2" in (whole / "cycle.md").read_text()
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_weights(home: Home, whole: Path) -> None:
@@ -249,6 +250,13 @@ def test_no_correct_sample_at_all_ends_the_cycle_and_finished_stages_stay(home: 
     assert stages(run)["distill1"]["status"] != "done"
     assert not (run / "sft1").exists()
     shutil.rmtree(run)
+
+
+def test_what_is_missing_is_said_before_anything_runs(home: Home) -> None:
+    gone = home.folder / "gone.parquet"
+    said = home.fails("gone", f"--cycle.validation={gone}")
+    assert said.startswith(f"ovlt.cycle: missing: {gone}")
+    assert not (home.folder / "gone" / "base_answers").exists()
 
 
 def test_seeds_that_share_a_folder_are_refused(home: Home) -> None:
