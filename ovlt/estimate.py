@@ -7,14 +7,15 @@ are work divided by a rate times an *assumed* efficiency; ``Assumptions`` lists 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ovlt.config import Recipe
+from ovlt.estimate_sampling import GIB, Sampling, seconds
 from ovlt.hardware import Node
 from ovlt.model import qwen2_5_vl_sizes as sizes
 
-GIB = 2**30
 BLOCK_BYTES = 2560 << 20  # ovlt_kernels.blocks.CHUNK_BYTES on a GPU
 Stage = Literal["sft", "grpo"]
 
@@ -27,8 +28,15 @@ class Assumptions:
     images_per_question: float = 1.0  # each as large as model.max_pixels
     response_tokens: int = 400  # mean; the papers' traces have 150-400 words
     sft_response_tokens: int = 400  # mean of the teacher's traces
+    caption_tokens: int = 250  # mean of a description
+    teacher_response_tokens: int = 800  # mean; R1-Distill-14B thinks for 323 words (Figure 10)
+    questions: int = 0  # of distill.data where neither file nor distill.questions says; 0: unknown
+    kept_share: float = (
+        0.42  # of the questions, with an SFT row: 25,000 of 59,200 and 3,000 of 7,000
+    )
+    held_out_questions: int = 1000  # measured at the end of a stage, where the file is not here
     rounds: float = 1.0  # of sampling per step, where grpo.dynamic_sampling draws again
-    sft_rows: int = 0  # rows of sft.data where the file is not here; 0: unknown
+    sft_rows: int = 0  # rows of sft.data where the file is not here; 0: those of the traces
     update_efficiency: float = (
         0.40  # of the product rate; EasyR1 reaches 8-23 % of peak on 8 x H100
     )
@@ -36,6 +44,8 @@ class Assumptions:
     prefill_efficiency: float = 0.40
     decode_efficiency: float = 0.60  # of memory bandwidth or product rate, while decoding
     decode_overhead: float = 0.003  # seconds of host work per decoding step
+    reduce_seconds: float = 2e-5  # latency of adding up over GPUs, twice a layer and decoding step
+    start_seconds: float = 180.0  # of a stage or phase: imports, weights, the engine's compilation
     link_efficiency: float = 0.70  # of the links' data sheet, for collectives and host copies
     grade_seconds: float = 0.005  # per answer and worker
     probe_seconds: float = 1.0  # caches and image probe of a weight sync
@@ -52,6 +62,7 @@ class Run:
     config: Any
     node: Node
     assumed: Assumptions
+    others: Mapping[str, Any] = field(default_factory=dict)  # configurations by path, as for config
 
     @property
     def itemsize(self) -> int:
@@ -78,9 +89,14 @@ class Run:
         return self.grid[1] * self.grid[2]
 
     @property
-    def prompt_tokens(self) -> int:
+    def image_tokens(self) -> int:
+        """Of the images of a question."""
         image = sizes.tokens_per_image(self.config, self.grid)
-        wanted = self.assumed.question_tokens + round(self.assumed.images_per_question * image)
+        return round(self.assumed.images_per_question * image)
+
+    @property
+    def prompt_tokens(self) -> int:
+        wanted = self.assumed.question_tokens + self.image_tokens
         return min(wanted, self.recipe.grpo.rollout.max_prompt_tokens)
 
     @property
@@ -153,29 +169,30 @@ class Memory:
 def memory(run: Run, stage: Stage) -> Memory:
     """What a rank holds. See parallel.py, stage.py, linear_loss.py and rollout.py for each item."""
     update = _update_memory(run, stage)
-    cfg, recipe = run.recipe.grpo, run.recipe
+    recipe = run.recipe
     samples = stage == "grpo" or recipe.sft.eval_every > 0
     if not samples and not (recipe.data.held_out or recipe.evaluate.data):
         return Memory(update)
-    p, item = run.parts, run.itemsize
-    engine_item = engine_itemsize(run)
-    share = cfg.rollout.gpu_memory * run.node.gpu.memory_gib * GIB
-    workspace = run.assumed.engine_workspace_gib * GIB
-    cache = share - engine_item * p.total - workspace
+    p, item, engine_of = run.parts, run.itemsize, sampling(run, 1, 1)
     state = {k: v for k, v in _state(run, stage).items() if "gradients" not in k}
-    engine = {
-        "engine: weights": engine_item * p.total,
-        "engine: workspace": workspace,
-        "engine: KV cache": max(0.0, cache),
-    }
+    engine = engine_items(engine_of)
     # Before streaming, the policy's root group is let go; the probe's forward gathers it again.
     sync = {"largest float32 tensor, gathered to be sent": 4 * p.embedding}
-    sampling = {"gathered root group, left by the probe": item * p.root}
+    probed = {"gathered root group, left by the probe": item * p.root}
     return Memory(
-        update | {"sampling": state | engine | sampling, "weight sync": state | engine | sync},
-        kv_tokens=max(0, int(cache / sizes.kv_bytes_per_token(run.config, engine_item))),
-        host=run.node.count * engine_item * p.total,
+        update | {"sampling": state | engine | probed, "weight sync": state | engine | sync},
+        kv_tokens=engine_of.kv_tokens,
+        host=run.node.count * engine_of.weights,
     )
+
+
+def engine_items(work: Sampling) -> dict[str, float]:
+    """Bytes of each GPU, by item."""
+    return {
+        "engine: weights": work.weights,
+        "engine: workspace": work.workspace,
+        "engine: KV cache": max(0.0, work.share - work.weights - work.workspace),
+    }
 
 
 def engine_itemsize(run: Run) -> int:
@@ -272,17 +289,17 @@ def step_seconds(run: Run, stage: Stage) -> dict[str, float]:
     passes = updates * sum(forward) / ranks / (gpu.flops * a.forward_efficiency)
     answers = cfg.prompts_per_step * n / ranks
     rounds = a.rounds if cfg.dynamic_sampling else 1.0
-    seconds = {
+    phases = {
         "sampling": rounds * generation_seconds(run, cfg.prompts_per_step, n),
         "reward": rounds * answers * a.grade_seconds / cfg.reward.workers,
     }
     if updates > 1:
-        seconds["old log-probs"] = passes
+        phases["old log-probs"] = passes
     if cfg.loss.kl_coef > 0:
-        seconds["reference log-probs"] = passes
-    seconds["update"] = update
-    seconds["weight sync"] = sync_seconds(run)
-    return seconds
+        phases["reference log-probs"] = passes
+    phases["update"] = update
+    phases["weight sync"] = sync_seconds(run)
+    return phases
 
 
 def _forward_flops(run: Run, plan: Layout, n: int) -> tuple[float, float]:
@@ -293,31 +310,30 @@ def _forward_flops(run: Run, plan: Layout, n: int) -> tuple[float, float]:
     return plan.samples * text, plan.samples / n * plan.towers * tower
 
 
-def generation_seconds(run: Run, prompts: int, n: int) -> float:
-    """Prefill of each prompt once, then decoding: full batches, then a tail of the longest answers.
-
-    A decoding step reads the decoder, the head and the cache of what runs, or computes, whichever
-    takes longer.
-    """
-    cfg, a, gpu, ranks = run.recipe.grpo.rollout, run.assumed, run.node.gpu, run.node.count
-    mine = math.ceil(prompts / ranks)
-    prefill = sizes.forward_flops(run.config, run.prompt_tokens, ())
-    prefill -= sizes.head_flops(run.config, run.prompt_tokens - 1)
-    prefill += sizes.forward_flops(run.config, 0, [run.grid]) * a.images_per_question
-    context = run.prompt_tokens + run.response_tokens / 2
-    room = memory(run, "grpo").kv_tokens / context
-    batch = max(1, min(cfg.max_sequences, mine * n, int(room)))
-    p, kv = run.parts, sizes.kv_bytes_per_token(run.config, run.itemsize)
-    weights = run.itemsize * (p.decoder + (p.head or p.embedding))
-    rate = gpu.bandwidth * a.decode_efficiency
-    token = sizes.forward_flops(run.config, 1, ()) / (gpu.flops * a.decode_efficiency)
-    full = mine * n * run.response_tokens / batch
-    tail = max(0.0, cfg.max_response_tokens - full)
-    return (
-        mine * prefill / (gpu.flops * a.prefill_efficiency)
-        + full * (max((weights + batch * context * kv) / rate, batch * token) + a.decode_overhead)
-        + tail * (weights / rate + a.decode_overhead)
+def sampling(run: Run, prompts: int, n: int, longest: int = 0) -> Sampling:
+    """The work of one of the engines, one per GPU, that share ``prompts``."""
+    cfg = run.recipe.grpo.rollout
+    longest = longest or cfg.max_response_tokens
+    return Sampling(
+        config=run.config,
+        itemsize=engine_itemsize(run),
+        gpus=1,
+        share=cfg.gpu_memory * run.node.gpu.memory_gib * GIB,
+        workspace=run.assumed.engine_workspace_gib * GIB,
+        max_sequences=cfg.max_sequences,
+        prompts=math.ceil(prompts / run.node.count),
+        n=n,
+        prompt_tokens=run.prompt_tokens,
+        images=run.assumed.images_per_question,
+        grid=run.grid,
+        response_tokens=min(run.assumed.response_tokens, longest),
+        longest=longest,
     )
+
+
+def generation_seconds(run: Run, prompts: int, n: int, longest: int = 0) -> float:
+    """Expected seconds of ``n`` answers to each prompt, an engine on each GPU."""
+    return seconds(sampling(run, prompts, n, longest), run.node.gpu, run.assumed)
 
 
 def sync_seconds(run: Run) -> float:

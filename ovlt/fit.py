@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ovlt.estimate import GIB, Run, Stage, engine_itemsize, layout, memory
+from ovlt.estimate import GIB, Run, Stage, layout, memory, sampling
+from ovlt.fit_distill import distill_lack, distill_mends
 from ovlt.hardware import GPUS, MOST, node
 from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.plan_parts import Part, parts
 from ovlt.recipe import recipe_from
 
 Setting = tuple[str, Any]  # a recipe key and its value
-Problem = tuple[str, list[Setting]]  # what is wrong, and what mends it; empty: no setting does
 UPDATE = ("update, in the head", "update, in a block")
 SAMPLING = ("sampling", "weight sync")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a stage or several, and what mends it; empty: no setting does."""
+
+    text: str
+    settings: list[Setting]
 
 
 def changed(run: Run, *settings: Setting) -> Run:
@@ -30,36 +40,95 @@ def changed(run: Run, *settings: Setting) -> Run:
     return replace(run, recipe=recipe_from(tree))
 
 
-def problems(run: Run, stages: Sequence[Stage]) -> list[str]:
+def problems(run: Run) -> list[str]:
     """Sentences that say what to change, and to which value; none where everything fits.
 
     With all that they say done, the run fits. Where no setting helps one of them, all name the one
     node that holds every stage.
     """
-    for stage in stages:
-        if found := list(_length_problems(run, stage)):
+    for part in distinct(run):
+        if part.trains and (found := list(_length_problems(part.run, part.trains, part.name))):
             return found
-    lacking = [*_update_problems(run, stages), *_engine_problems(run, stages)]
-    if all(settings for _, settings in lacking):
-        return [f"{text}: set {_options(settings)}" for text, settings in lacking]
-    return [f"{text}: {_rescue(run, stages)}" for text, _ in lacking]
+    lacking = _solve(run)
+    if all(problem.settings for problem in lacking):
+        found = [f"{problem.text}: set {_options(problem.settings)}" for problem in lacking]
+    else:
+        rescue = _rescue(run)
+        found = [f"{problem.text}: {rescue}" for problem in lacking]
+    return list(dict.fromkeys(found))
+
+
+def distinct(run: Run) -> list[Part]:
+    """The stages that differ in what they need; the others would only repeat their sentences."""
+    found: dict[str, Part] = {}
+    for part in parts(run):
+        tree = part.run.recipe.resolved()
+        for table in ("distill", "sft", "grpo", "evaluate"):
+            for key in ("stage", "title", "start", "data"):
+                tree[table].pop(key, None)
+        table = tree[part.table]
+        if part.table == "distill":  # a model that a stage made has the sizes of model.path
+            for key in ("captioner", "teacher"):
+                table[key] = table[key] if table[key] in part.run.others else bool(table[key])
+        needs = {name: tree[name] for name in ("model", "grpo")} | {part.table: table}
+        found.setdefault(f"{part.table} {json.dumps(needs)}", part)
+    return list(found.values())
+
+
+def _solve(run: Run) -> list[Problem]:
+    """What is wrong, each after the mends of those before it: what needs most comes first."""
+    stages = distinct(run)
+    trained = sorted((part for part in stages if part.trains), key=_needed, reverse=True)
+    low, high = share_range(trained)
+    checks: list[tuple[str, Lack, Mends]] = [
+        *((part.name, _update_lack, _update_mends) for part in trained),
+        *((part.name, distill_lack, distill_mends) for part in stages if part.table == "distill"),
+        *((part.name, _engine_lack, lambda p: _share_mends(p, low, high)) for part in trained),
+    ]
+    found: list[Problem] = []
+    for name, lack, mends in checks:
+        part = _named(run, name)
+        if text := lack(part):
+            tried = (list(mend) for mend in mends(part))
+            helps = (mend for mend in tried if not lack(_named(changed(run, *mend), name)))
+            found.append(Problem(text, next(helps, [])))
+            run = changed(run, *found[-1].settings)
+    # A mend may undo an earlier one, or be hidden by a key of an iteration: then no setting helps.
+    known = {problem.text for problem in found if not problem.settings}
+    left = [text for part in distinct(run) for text in _lacks(part) if text not in known]
+    return found + [Problem(text, []) for text in left]
+
+
+def _lacks(part: Part) -> list[str]:
+    """All that is wrong with a stage."""
+    lacks = [_update_lack, _engine_lack] if part.trains else []
+    lacks += [distill_lack] if part.table == "distill" else []
+    return [text for lack in lacks if (text := lack(part))]
+
+
+Lack = Callable[[Part], str]
+Mends = Callable[[Part], Iterable[Sequence[Setting]]]
+
+
+def _named(run: Run, name: str) -> Part:
+    return next(part for part in parts(run) if part.name == name)
 
 
 def _options(settings: Sequence[Setting]) -> str:
     return " ".join(f"--{key}={str(value).lower()}" for key, value in settings)
 
 
-def _length_problems(run: Run, stage: Stage) -> Iterator[str]:
+def _length_problems(run: Run, stage: Stage, name: str) -> Iterator[str]:
     """What needs more tokens than the recipe allows."""
     try:
         layout(run, stage)
     except ValueError as error:
-        yield f"{stage}: {error}"
+        yield f"{name}: {error}"
     image = sizes.tokens_per_image(run.config, run.grid)
     most = run.recipe.grpo.rollout.max_prompt_tokens
     if stage == "grpo" and image + run.assumed.question_tokens > most:
         yield (
-            f"grpo: an image of model.max_pixels={run.recipe.model.max_pixels} takes {image} "
+            f"{name}: an image of model.max_pixels={run.recipe.model.max_pixels} takes {image} "
             f"tokens, and with a question of {run.assumed.question_tokens} exceeds "
             f"grpo.rollout.max_prompt_tokens={most}, so it would be refused: set "
             f"--grpo.rollout.max_prompt_tokens={image + run.assumed.question_tokens}, or lower "
@@ -68,33 +137,29 @@ def _length_problems(run: Run, stage: Stage) -> Iterator[str]:
 
 
 # --- the update --------------------------------------------------------------------------------
-def _needed(run: Run, stage: Stage) -> float:
-    """GiB of one GPU at the fullest moment of the update."""
-    held = memory(run, stage)
+def _needed(part: Part) -> float:
+    """GiB of one GPU at the fullest moment of the update; none where a sample is too long."""
+    assert part.trains is not None
+    try:
+        held = memory(part.run, part.trains)
+    except ValueError:
+        return math.inf
     return max(held.total(moment) for moment in UPDATE) / GIB
 
 
-def _fits(run: Run, stage: Stage) -> bool:
-    try:
-        return _needed(run, stage) <= run.node.gpu.memory_gib
-    except ValueError:  # a sample longer than the budget
-        return False
+def _update_lack(part: Part) -> str:
+    needed, has = _needed(part), part.run.node.gpu.memory_gib
+    if needed <= has:
+        return ""
+    return (
+        f"{part.name}: the update needs {needed:.1f} GiB per GPU, {part.run.node.name} has "
+        f"{has:.1f}"
+    )
 
 
-def _update_problems(run: Run, stages: Sequence[Stage]) -> Iterator[Problem]:
-    for stage in stages:
-        if _fits(run, stage):
-            continue
-        text = (
-            f"{stage}: the update needs {_needed(run, stage):.1f} GiB per GPU, {run.node.name} has "
-            f"{run.node.gpu.memory_gib:.1f}"
-        )
-        mends = _mends(run, stage)
-        yield text, next((m for m in mends if _held(run, m, stage)), [])
-
-
-def _held(run: Run, settings: Sequence[Setting], stage: Stage) -> bool:
-    return _fits(changed(run, *settings), stage)
+def _update_mends(part: Part) -> Iterator[list[Setting]]:
+    assert part.trains is not None
+    return _mends(part.run, part.trains)
 
 
 def _mends(run: Run, stage: Stage) -> Iterator[list[Setting]]:
@@ -127,61 +192,56 @@ def _longest(run: Run, stage: Stage) -> int:
 
 
 # --- the engine beside the sleeping update -----------------------------------------------------
-def share_range(run: Run, stages: Sequence[Stage]) -> tuple[float, float]:
+def share_range(found: Sequence[Part]) -> tuple[float, float]:
     """(least, most) of ``gpu_memory``: one longest sequence in the cache; the trainer beside it.
 
-    (0, 1) where no stage opens an engine.
+    Of all stages together; (0, 1) where none of them opens an engine.
     """
-    size = run.node.gpu.memory_gib * GIB
+    ranges = [_range(part) for part in found]
+    return max((low for low, _ in ranges), default=0.0), min(
+        (high for _, high in ranges), default=1.0
+    )
+
+
+def _range(part: Part) -> tuple[float, float]:
+    assert part.trains is not None
+    run, size = part.run, part.run.node.gpu.memory_gib * GIB
+    moments = memory(run, part.trains).moments
     beside = [
         sum(v for name, v in items.items() if not name.startswith("engine"))
-        for stage in stages
-        for moment, items in memory(run, stage).moments.items()
+        for moment, items in moments.items()
         if moment in SAMPLING
     ]
     if not beside:
         return 0.0, 1.0
-    rollout = run.recipe.grpo.rollout
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    item = engine_itemsize(run)
-    least = item * run.parts.total + run.assumed.engine_workspace_gib * GIB
-    least += longest * sizes.kv_bytes_per_token(run.config, item)
+    least = sampling(run, 1, 1).least_share(run.recipe.grpo.rollout.max_prompt_tokens)
     return math.ceil(100 * least / size) / 100, math.floor(100 * (size - max(beside)) / size) / 100
 
 
-def _engine_problems(run: Run, stages: Sequence[Stage]) -> Iterator[Problem]:
-    low, high = share_range(run, stages)
-    share = run.recipe.grpo.rollout.gpu_memory
+def _engine_lack(part: Part) -> str:
+    low, high = _range(part)
+    share = part.run.recipe.grpo.rollout.gpu_memory
     if low <= share <= high:
-        return
-    text = f"grpo.rollout.gpu_memory={share} of {run.node.gpu.memory_gib:.1f} GiB "
+        return ""
+    text = f"grpo.rollout.gpu_memory={share} of {part.run.node.gpu.memory_gib:.1f} GiB "
     if share > high:
-        text += "leaves the trainer's resident state no room beside the engine"
-    else:
-        text += "holds the engine's weights and workspace, but not one longest sequence"
-    yield text, [_share(low, high, share)] if low <= high else []
+        return text + "leaves the trainer's resident state no room beside the engine"
+    return text + "holds the engine's weights and workspace, but not one longest sequence"
 
 
-def _share(low: float, high: float, wanted: float) -> Setting:
-    return "grpo.rollout.gpu_memory", min(max(wanted, low), high)
+def _share_mends(part: Part, low: float, high: float) -> list[list[Setting]]:
+    share = part.run.recipe.grpo.rollout.gpu_memory
+    return [[("grpo.rollout.gpu_memory", min(max(share, low), high))]] if low <= high else []
 
 
 # --- other hardware ----------------------------------------------------------------------------
-def _rescue(run: Run, stages: Sequence[Stage]) -> str:
+def _rescue(run: Run) -> str:
     """The first node that holds every stage, and the settings it takes."""
-    share = run.recipe.grpo.rollout.gpu_memory
     for name in _larger(run):
-        other, settings = replace(run, node=node(name)), []
-        for stage in stages:
-            if not _fits(other, stage):
-                settings += next((m for m in _mends(other, stage) if _held(other, m, stage)), [])
-            other = changed(other, *settings)
-        low, high = share_range(other, stages)
-        if low > high or not all(_fits(other, stage) for stage in stages):
-            continue
-        if not low <= share <= high:
-            settings.append(_share(low, high, share))
-        return f"take --hardware={name} {_options(settings)}".rstrip()
+        found = _solve(replace(run, node=node(name)))
+        if all(problem.settings for problem in found):
+            settings = {key: value for problem in found for key, value in problem.settings}
+            return f"take --hardware={name} {_options(list(settings.items()))}".rstrip()
     return f"no setting and no node of {MOST} GPUs known here holds it, take a smaller model"
 
 

@@ -1,7 +1,8 @@
 """``python -m ovlt.plan [RECIPE] [--hardware=h100x8]``: will it fit, and how long will it take.
 
 Prints parameters, memory of each GPU by item, micro-batches, seconds of each phase and days, before
-anything is loaded: no weights, no data, no GPU and no torch are needed. Ends with status 1, and a
+anything is loaded: no weights, no data, no GPU and no torch are needed. Of a recipe with iterations
+every stage, and hours by phase and iteration. Ends with status 1, and a
 sentence for each problem, where the recipe cannot fit. Seconds rest on assumptions, which are
 printed with them and can be replaced (``--assume.response_tokens=600``).
 """
@@ -13,24 +14,25 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ovlt.config import Recipe
-from ovlt.estimate import Assumptions, Run, Stage
+from ovlt.estimate import Assumptions, Run
 from ovlt.fit import problems
 from ovlt.hardware import GPUS, node
 from ovlt.model.qwen2_5_vl_sizes import read_config
+from ovlt.plan_parts import parts
 from ovlt.plan_text import text
-from ovlt.recipe import REPOSITORY, load_recipe
+from ovlt.recipe import REPOSITORY, SMOKE_RECIPE, load_recipe
 
 SIZES = REPOSITORY / "recipes" / "models"
 USAGE = f"""usage: python -m ovlt.plan [RECIPE.toml] [--table.key=value ...]
 
 Memory of each GPU, micro-batches, seconds and days of a recipe, before anything is loaded.
   --hardware=h100x8       CHIPxCOUNT, one node; chips: {", ".join(GPUS)}
-  --sizes=FILE            a config.json; else that of model.path, else recipes/models/ by name
+  --sizes=FILE            config.json of model.path; else the folder's, else recipes/models/ by name
   --assume.KEY=VALUE      replaces an assumption; the keys stand at the end of the output
   --table.key=value       a key of the recipe, as in every command"""
 
@@ -42,19 +44,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     try:
-        run, stages, origin = read(argv)
-        print(text(run, stages, origin))
+        plan = read(argv)
+        print(text(plan.run, parts(plan.run), plan.origin, plan.name))
     except ValueError as error:
         print(f"ovlt.plan: {error}", file=sys.stderr)
         return 2
-    found = problems(run, stages)
+    found = problems(plan.run)
     for sentence in found:
         print(f"ovlt.plan: {sentence}", file=sys.stderr)
     return 1 if found else 0
 
 
-def read(argv: Sequence[str]) -> tuple[Run, list[Stage], Path]:
-    """Command line -> the run, the stages it has data for, the file its sizes come from."""
+@dataclass(frozen=True)
+class Plan:
+    run: Run
+    origin: Path  # the file its sizes come from
+    name: str  # of the recipe's file
+
+
+def read(argv: Sequence[str]) -> Plan:
+    """Command line -> what is to be planned. Raises ValueError."""
     words = [w for word in argv for w in _split(word)]
     path, overrides, assumed = None, [], {}
     options = {"hardware": "h100x8", "sizes": ""}
@@ -73,20 +82,31 @@ def read(argv: Sequence[str]) -> tuple[Run, list[Stage], Path]:
         else:
             overrides.append(f"--{key}={value}")
     recipe = load_recipe(path, overrides)
-    has_data: dict[Stage, str] = {"sft": recipe.sft.data, "grpo": recipe.grpo.data}
-    stages: list[Stage] = [stage for stage, data in has_data.items() if data]
-    if not stages:
-        raise ValueError("the recipe has neither sft.data nor grpo.data, so there is nothing to do")
     if recipe.grpo.rollout.engine != "vllm":
         raise ValueError(
             "only the vLLM engine can be planned; add --grpo.rollout.engine=vllm to the command"
         )
-    origin = sizes_file(recipe, options["sizes"])
-    return (
-        Run(recipe, read_config(origin), node(options["hardware"]), assumptions(assumed)),
-        stages,
-        origin,
-    )
+    origin = sizes_file(recipe, recipe.model.path, options["sizes"])
+    run = Run(recipe, read_config(origin), node(options["hardware"]), assumptions(assumed))
+    planned = parts(run)
+    if not planned:
+        raise ValueError("the recipe has neither sft.data nor grpo.data, so there is nothing to do")
+    distils = [part.run.recipe for part in planned if part.table == "distill"]
+    return Plan(replace(run, others=_others(distils)), origin, Path(path or SMOKE_RECIPE).stem)
+
+
+def _others(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """Configurations of captioners and teachers. Those that a stage makes are as model.path's."""
+    found: dict[str, Any] = {}
+    for recipe in recipes:
+        cfg = recipe.distill
+        for key, path in (("captioner", cfg.captioner), ("teacher", cfg.teacher)):
+            made = "{folder}" in path or Path(path).is_relative_to(recipe.folder)
+            if path and not made and path != recipe.model.path:
+                text_only = key == "teacher"
+                file = sizes_file(recipe, path, key=f"distill.{key}")
+                found[recipe.expand(path)] = read_config(file, text_only=text_only)
+    return found
 
 
 def _split(word: str) -> list[str]:
@@ -113,12 +133,12 @@ def assumptions(given: dict[str, str]) -> Assumptions:
 
 
 def _may_be_zero(key: str) -> bool:
-    return not key.endswith(("efficiency", "rate", "response_tokens"))
+    return not key.endswith(("efficiency", "rate", "response_tokens", "caption_tokens"))
 
 
-def sizes_file(recipe: Recipe, given: str = "") -> Path:
+def sizes_file(recipe: Recipe, path: str, given: str = "", key: str = "model.path") -> Path:
     """The model folder's config.json, else the shipped one of that name. Raises ValueError."""
-    folder = Path(recipe.expand(recipe.model.path))
+    folder = Path(recipe.expand(path))
     if given or (folder / "config.json").is_file():
         return Path(given) if given else folder / "config.json"
     name = re.sub(r"\W+", "_", folder.name.lower().replace(".", "_"))
@@ -126,9 +146,15 @@ def sizes_file(recipe: Recipe, given: str = "") -> Path:
     for file in shipped:
         if name.startswith(file.stem):
             return file
+    names = ", ".join(file.stem for file in shipped)
+    mend = (
+        f"give one with --sizes=FILE, e.g. recipes/models/{shipped[-1].name}"
+        if key == "model.path"
+        else "put its config.json into that folder; the weights are not needed"
+    )
     raise ValueError(
-        f"model.path='{folder}' holds no config.json, and recipes/models/ none of that name: give "
-        f"one with --sizes=FILE, e.g. {shipped[0].relative_to(REPOSITORY)}"
+        f"{key}='{folder}' holds no config.json, and recipes/models/ none of that name ({names}): "
+        + mend
     )
 
 

@@ -29,6 +29,8 @@ _VISION_DEFAULTS = {
     "out_hidden_size": 3584,
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
+# A model without a tower, in the same terms: nothing of it counts.
+_NO_VISION = dict.fromkeys(_VISION_DEFAULTS, 0) | {"patch_size": 1, "fullatt_block_indexes": []}
 _TEXT_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -39,8 +41,11 @@ _TEXT_KEYS = (
 )
 
 
-def read_config(path: Path) -> Any:
+def read_config(path: Path, *, text_only: bool = False) -> Any:
     """A ``config.json`` of this family, old layout (text keys at the top) or new.
+
+    ``text_only`` also takes the family's text models (Qwen2.5 and what is made of it), which have
+    the same decoder and no tower. ``max_positions`` is 0 where the file does not say.
 
     Raises ValueError: no such file, no JSON, another family, a key that is missing.
     """
@@ -48,20 +53,23 @@ def read_config(path: Path) -> Any:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a config.json: {error}") from None
-    if not isinstance(tree, dict) or tree.get("model_type") != "qwen2_5_vl":
-        kind = tree.get("model_type") if isinstance(tree, dict) else type(tree).__name__
-        raise ValueError(f"{path} describes a '{kind}' model; ovlt knows 'qwen2_5_vl'")
+    kind = tree.get("model_type") if isinstance(tree, dict) else type(tree).__name__
+    known = ("qwen2_5_vl", "qwen2") if text_only else ("qwen2_5_vl",)
+    if kind not in known:
+        names = " and ".join(f"'{name}'" for name in known)
+        raise ValueError(f"{path} describes a '{kind}' model; ovlt knows {names}")
     text = tree | tree.get("text_config", {})
     missing = [key for key in _TEXT_KEYS if key not in text]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: is it the whole config.json?")
-    vision = dict(tree.get("vision_config", {}))
+    vision = dict(tree.get("vision_config", {})) if kind == "qwen2_5_vl" else _NO_VISION
     if "in_chans" in vision:
         vision.setdefault("in_channels", vision["in_chans"])
     return SimpleNamespace(
         text_config=SimpleNamespace(
             **{key: text[key] for key in _TEXT_KEYS},
             tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
+            max_positions=int(text.get("max_position_embeddings", 0)),
         ),
         vision_config=SimpleNamespace(**(_VISION_DEFAULTS | vision)),
     )

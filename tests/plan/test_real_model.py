@@ -1,0 +1,158 @@
+"""FLOPs and bytes of the plan against a real, tiny model on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_sample, tiny_folder
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from ovlt.loss import cross_entropy
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder, empty_model, fill_buffers
+from ovlt.model.qwen2_5_vl_sizes import (
+    decoder_activations,
+    forward_flops,
+    head_flops,
+    parameters,
+    tower_activations,
+)
+from ovlt.pack import collate
+from ovlt.recipe import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return tiny_folder(tmp_path_factory.mktemp("plan"), layers=3, vision_depth=3)
+
+
+def trainable(folder: Folder, checkpointing: bool) -> Any:
+    model: Any = empty_model(folder.config)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    model.to(torch.bfloat16)
+    fill_buffers(model, torch.device("cpu"))
+    family.bind(model, logits_dtype=torch.bfloat16)
+    return model.train()
+
+
+def batch_of(folder: Folder, sizes: list[tuple[int, int]], response: int) -> Any:
+    sample = random_sample(folder, np.random.default_rng(5), sizes, response)
+    return collate([sample], [1.0], config=folder.config, patchify=folder.patchify)
+
+
+def test_flops_are_those_of_the_real_forward(folder: Folder) -> None:
+    """Against torch's counter. Attention runs as plain products, the whole causal square."""
+    model = trainable(folder, checkpointing=False)
+    text = folder.config.text_config
+    size = (252, 140)
+    batch = batch_of(folder, [size], 211)
+    tokens, rows = len(batch.input_ids), len(batch.labels)
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        model(batch)
+    counted = counter.get_flop_counts()
+    (tower,) = (sum(v.values()) for k, v in counted.items() if k.endswith(".visual"))
+    grid = family.image_grid(folder.config, *size)
+    assert tower == pytest.approx(forward_flops(folder.config, 0, [grid]), rel=0.02)
+    ours = forward_flops(folder.config, tokens, ()) - head_flops(folder.config, tokens - rows)
+    ours += 2 * text.num_hidden_layers * text.hidden_size * tokens**2  # the other half
+    assert counter.get_total_flops() - tower == pytest.approx(ours, rel=0.005)
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of all storages that operators have made and that are alive; their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.sizes:
+                    self.sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._dropped, key)
+        return out
+
+    def _dropped(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
+
+
+def alive(model: Any, batch: Any) -> tuple[int, int]:
+    """Bytes after the forward, and the peak of forward and backward."""
+    model.zero_grad()
+    with Alive() as counter:
+        loss = model(batch, cross_entropy, True).loss
+        kept = counter.now
+        loss.backward()
+    return kept, counter.peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_those_of_the_real_model(folder: Folder, checkpointing: bool) -> None:
+    """Bytes per token and per patch: differences between a long and a short input."""
+    model = trainable(folder, checkpointing)
+    short, long = (batch_of(folder, [], response) for response in (601, 1801))
+    alive(model, short)  # what is made once
+    kept, peak = (
+        (b - a) / (len(long.input_ids) - len(short.input_ids))
+        for a, b in zip(alive(model, short), alive(model, long), strict=True)
+    )
+    text = decoder_activations(folder.config, 2)
+    hidden_gradient = 2 * folder.config.text_config.hidden_size
+    assert kept == pytest.approx(text.kept(checkpointing) + hidden_gradient, rel=0.06)
+    if checkpointing:  # else the head is the fullest moment
+        expected = text.kept(True) + hidden_gradient + text.block
+        assert peak == pytest.approx(expected, rel=0.06)
+
+    small, large = (batch_of(folder, [size], 601) for size in ((560, 560), (1120, 560)))
+    tokens = len(large.input_ids) - len(small.input_ids)
+    extra = alive(model, large)[0] - alive(model, small)[0] - tokens * kept
+    tower = tower_activations(folder.config, 2)
+    per_patch = extra / (len(large.patches) - len(small.patches))
+    assert per_patch == pytest.approx(tower.kept(checkpointing), rel=0.06)
+
+
+def test_fsdp_holds_what_the_plan_counts(tmp_path: Path) -> None:
+    """Two ranks: the root group stays gathered; gradients are whole until the last micro-batch."""
+    folder = tiny_folder(tmp_path / "model")
+    worker = Path(__file__).parent.parent / "workers" / "plan_worker.py"
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    env = {k: v for k, v in os.environ.items() if k not in ours} | {"OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(str(REPOSITORY / name) for name in ("", "kernels", "tests"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(worker), str(tmp_path)],
+        env=env, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    levels = json.loads((tmp_path / "levels.json").read_text())
+    p = parameters(folder.config)
+    state = levels.pop("state")
+    extra = {name: value - state for name, value in levels.items()}
+    assert state == pytest.approx(12 * p.total / 2, rel=0.1)  # and the batch
+    assert extra["after a forward without backward"] == 2 * p.root
+    assert extra["after a micro-batch"] == 4 * p.total
+    assert extra["after the last micro-batch"] == 4 * p.total / 2

@@ -1,0 +1,106 @@
+"""What is counted of a configuration is that of transformers' models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned import P3, P7
+from tiny import tiny_folder
+
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import empty_model
+from ovlt.model.qwen2_5_vl_sizes import (
+    forward_flops,
+    head_flops,
+    kv_bytes_per_token,
+    parameters,
+    read_config,
+)
+from ovlt.plan import SIZES
+
+SHIPPED = sorted(SIZES.glob("*.json"))
+SEEING = [file for file in SHIPPED if "vl" in file.stem]
+READING = [file for file in SHIPPED if file not in SEEING]
+
+
+@pytest.mark.parametrize("file", SEEING, ids=lambda file: file.stem)
+def test_shipped_sizes_are_those_of_transformers(file: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    shutil.copy(file, tmp_path / "config.json")
+    model: Any = empty_model(AutoConfig.from_pretrained(tmp_path))
+    counted = parameters(read_config(file))
+
+    def real(module: Any) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    assert counted.total == real(model) == {"3": P3, "7": P7}[file.stem[-2]]
+    assert counted.tower == real(model.model.visual)
+    language = model.model.language_model
+    assert counted.decoder == real(language.layers) + real(language.norm)
+    assert counted.embedding == real(language.embed_tokens)
+    blocks_of = {*model.model.visual.blocks, *language.layers}
+    in_blocks = sum(real(block) for block in blocks_of)
+    assert counted.root == counted.total - in_blocks
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_is_read_as_transformers_reads_it(tmp_path: Path, tied: bool) -> None:
+    folder = tiny_folder(tmp_path, tied=tied, kv_heads=2, layers=3)
+    ours = read_config(tmp_path / "config.json")
+    assert parameters(ours) == parameters(folder.config)
+    assert parameters(ours).total == sum(p.numel() for p in empty_model(folder.config).parameters())
+    assert parameters(ours).head == (0 if tied else parameters(ours).embedding)
+    grid = family.image_grid(ours, 84, 140)
+    assert forward_flops(ours, 37, [grid]) == forward_flops(folder.config, 37, [grid])
+
+
+def test_the_old_layout_of_a_configuration_is_read(tmp_path: Path) -> None:
+    tree = json.loads((SIZES / "qwen2_5_vl_7b.json").read_text())
+    old = {**tree, **tree.pop("text_config")}
+    old["vision_config"]["in_chans"] = old["vision_config"].pop("in_channels")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert parameters(read_config(tmp_path / "config.json")).total == P7
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "cannot be read"),
+        ('{"model_type": "llama"}', "'llama'"),
+        ('{"model_type": "qwen2_5_vl"}', "lacks vocab_size"),
+    ],
+)
+def test_other_configurations_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        read_config(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("file", READING, ids=lambda file: file.stem)
+def test_sizes_of_a_text_only_teacher_are_those_of_transformers(file: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copy(file, tmp_path / "config.json")
+    config = AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    ours = read_config(file, text_only=True)
+    counted = parameters(ours)
+    assert counted.total == sum(p.numel() for p in model.parameters())
+    # as the model hub counts the published safetensors
+    assert counted.total == {"q": 32_763_876_352, "d": 14_770_033_664}[file.stem[0]]
+    assert (counted.tower, counted.root) == (0, counted.norm + counted.embedding + counted.head)
+    assert ours.text_config.max_positions == config.max_position_embeddings
+    # a key and a value row of each layer, and twice the weights of a token
+    heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    assert kv_bytes_per_token(ours, 2) == 2 * 2 * config.num_hidden_layers * heads
+    flops = forward_flops(ours, 1, ()) - head_flops(ours, 1)
+    assert flops == pytest.approx(2 * counted.decoder, rel=0.001)
+    with pytest.raises(ValueError, match="'qwen2'"):
+        read_config(file)  # no model to train
