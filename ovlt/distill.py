@@ -83,7 +83,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     from ovlt.distillation.generate import generate, verify
     from ovlt.distillation.requests import Asker
     from ovlt.distillation.shards import Shards
-    from ovlt.model.load import open_folder
+    from ovlt.model.load import open_folder, open_reader
     from ovlt.reward import RewardPool
     from ovlt.stage import read_rows
 
@@ -91,7 +91,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     source = recipe.folder / cfg.answers_of if cfg.answers_of else home
     home.mkdir(parents=True, exist_ok=True)
     seer = open_folder(recipe.expand(cfg.captioner or recipe.model.path))
-    reader = open_folder(recipe.expand(cfg.teacher)) if cfg.teacher else seer
+    reader = open_reader(recipe.expand(cfg.teacher)) if cfg.teacher else seer
     found, limits = read_rows(
         runtime, recipe, seer, cfg.data, what="questions",
         max_tokens=cfg.max_prompt_tokens, limit=cfg.questions,

@@ -69,7 +69,7 @@ def engine_dtype(recipe: Recipe, folder: Folder, device: torch.device) -> torch.
     name = recipe.grpo.rollout.dtype
     if name == "auto":
         name = recipe.model.compute_dtype
-    return compute_dtype(name, device, int(folder.config.text_config.hidden_size))
+    return compute_dtype(name, device, int(folder.text_config.hidden_size))
 
 
 def open_engine(
@@ -161,13 +161,14 @@ class VllmEngine:
     ):
         self.folder, self.config, self.device = folder, config, device
         self._can_sleep = device.type == "cuda" and shares_device
+        images = {"image": max(1, max_images), "video": 0}
         with guarded_rng():
             from vllm import LLM
 
             self.llm = LLM(
                 model=str(folder.path),
                 dtype=str(dtype).removeprefix("torch."),
-                limit_mm_per_prompt={"image": max(1, max_images), "video": 0},
+                **({"limit_mm_per_prompt": images} if folder.patchify else {}),
                 **engine_settings(
                     device, config, max_model_len=max_model_len, shares_device=shares_device
                 ),

@@ -28,6 +28,9 @@ class TransformersEngine:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         self.folder, self.config, self.device = folder, config, device
+        if folder.patchify is None:
+            raise ValueError(f"{folder.path} only reads: rollout.engine='vllm' serves such a model")
+        self._patchify = folder.patchify
         self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder.path, dtype=dtype, attn_implementation="sdpa"
         )
@@ -135,7 +138,7 @@ class TransformersEngine:
         positions = family.mrope_positions(prompt.token_ids, grids, config)
         kwargs: dict[str, Any] = {}
         if prompt.images:
-            patches = np.concatenate([self.folder.patchify(x) for x in prompt.images])
+            patches = np.concatenate([self._patchify(x) for x in prompt.images])
             kwargs["pixel_values"] = torch.from_numpy(patches).to(self.device, self.model.dtype)
             kwargs["image_grid_thw"] = torch.tensor(grids, device=self.device)
         out = self.model(

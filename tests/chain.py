@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import random_image
 
-from ovlt.model.load import Folder
+from ovlt.model.load import Folder, open_reader
 
 CHAIN = {
     "\n": ["<think>"], "<think>": ["t"], "t": ["w", "o"], "w": ["o"], "o": ["</think>"],
@@ -41,6 +41,28 @@ def say_by_chain(folder: Folder) -> None:
         head[ids(names.get(after, after))] += 10 * rows[ids(names.get(before, before))]
     weights["lm_head.weight"] = head
     save_file(weights, path, metadata={"format": "pt"})
+
+
+def reader_folder(path: Path, like: Folder) -> Folder:
+    """A language model that only reads, of Qwen2's family as QwQ is, with the tokenizer of another.
+    Its chat template joins strings, as those of language models do."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=like.text_config.vocab_size, hidden_size=64, intermediate_size=96,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(like.path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(path)
+    return open_reader(path)
 
 
 def write_questions(path: Path, count: int) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Chat:
     def __init__(self, tokenizer: Any, config: Any):
         self.tokenizer = tokenizer
         self.config = config
-        self.image_id = int(config.image_token_id)
+        self.image_id = int(getattr(config, "image_token_id", -1))  # -1: it only reads
         self.end = str(tokenizer.eos_token)
         self.end_id = int(tokenizer.eos_token_id)
         self._special = tuple(
@@ -115,6 +115,9 @@ class Chat:
                 raise BadText("text is not valid Unicode")
             if tags == 0 and num_images and i == first_user:
                 text = IMAGE_TAG * num_images + text
+            if self.image_id < 0:  # templates of language models join strings
+                turns.append({"role": message["role"], "content": text})
+                continue
             content: list[dict[str, str]] = []
             parts = text.split(IMAGE_TAG)
             for j, part in enumerate(parts):

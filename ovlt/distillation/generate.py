@@ -104,7 +104,7 @@ def _open(
 ) -> Engine:
     cfg = recipe.distill
     longest = cfg.max_prompt_tokens + max_tokens
-    context = int(folder.config.text_config.max_position_embeddings)
+    context = int(folder.text_config.max_position_embeddings)
     if longest > context:
         raise ValueError(
             f"{folder.path} takes {context} tokens, but distill.max_prompt_tokens + the most new "

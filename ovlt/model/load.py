@@ -27,35 +27,32 @@ class Folder:
     path: Path
     config: Any
     tokenizer: Any
-    patchify: Patchify
+    patchify: Patchify | None  # None: a model that only reads
     pixel_range: tuple[int, int]  # area that the folder's own processor leaves alone
     chat: Chat
     banned: tuple[int, ...]
 
+    @property
+    def text_config(self) -> Any:
+        """What is said of the decoder: a table of its own, or, of a model that only reads, all."""
+        return self.config.get_text_config()
+
 
 def open_folder(path: str | Path) -> Folder:
     """Read configuration, tokenizer and image processor. Raises ValueError with the mend."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor
 
     path = Path(path)
-    if not str(path) or not path.is_dir():
+    config, tokenizer = _opened(path)
+    if config.model_type != family.MODEL_TYPE:
         raise ValueError(
-            f"no model folder at '{path}': give the path of a Hugging Face folder with "
-            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
-        )
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
-    config = AutoConfig.from_pretrained(path)
-    if config.model_type != "qwen2_5_vl":
-        raise ValueError(
-            f"{path} holds a '{config.model_type}' model; ovlt knows 'qwen2_5_vl' "
+            f"{path} holds a '{config.model_type}' model; ovlt knows '{family.MODEL_TYPE}' "
             "(another family is another file beside ovlt/model/qwen2_5_vl.py)"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
         processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} lacks tokenizer or image processor files: {error}") from None
+        raise ValueError(f"{path} lacks image processor files: {error}") from None
     return Folder(
         path=path,
         config=config,
@@ -65,6 +62,44 @@ def open_folder(path: str | Path) -> Folder:
         chat=Chat(tokenizer, config),
         banned=tuple(family.banned_ids(config, tokenizer)),
     )
+
+
+def open_reader(path: str | Path) -> Folder:
+    """A folder that is only asked in text: any language model that the engine serves, or one of
+    ours. Raises ValueError with the mend."""
+    path = Path(path)
+    config, tokenizer = _opened(path)
+    if config.model_type == family.MODEL_TYPE:
+        return open_folder(path)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{path} has no chat template, so there is no telling how to ask it")
+    rows = int(config.get_text_config().vocab_size)
+    return Folder(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        patchify=None,
+        pixel_range=(0, 0),
+        chat=Chat(tokenizer, config),
+        banned=tuple(range(len(tokenizer), rows)),  # rows that no token stands behind
+    )
+
+
+def _opened(path: Path) -> tuple[Any, Any]:
+    """Configuration and tokenizer of a model folder. Raises ValueError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not str(path) or not path.is_dir():
+        raise ValueError(
+            f"no model folder at '{path}': give the path of a Hugging Face folder with "
+            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
+    try:
+        return AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} lacks configuration or tokenizer files: {error}") from None
 
 
 def empty_model(config: Any) -> nn.Module:

@@ -29,6 +29,8 @@ from ovlt.types import PackedBatch
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp
 from ovlt_kernels.linear_loss import linear_loss
 
+MODEL_TYPE = "qwen2_5_vl"  # as config.json spells it
+
 # Tokens that stand for pixels. A policy that samples one breaks the match between placeholders and
 # features, so the engine never may, and the trainer's normaliser leaves them out.
 VISION_TOKENS = (

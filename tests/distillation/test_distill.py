@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from chain import say_by_chain, write_questions
+from chain import reader_folder, say_by_chain, write_questions
 from commands import Command, Server
 from tiny import tiny_folder
 
@@ -55,7 +55,9 @@ max_sequences = 16
 class Home:
     def __init__(self, folder: Path, server: Server):
         self.folder, self.server, self.started = folder, server, 0
-        say_by_chain(tiny_folder(folder / "model"))
+        model = tiny_folder(folder / "model")
+        say_by_chain(model)
+        say_by_chain(reader_folder(folder / "reader", model))
         rows = write_questions(folder / "questions.jsonl", QUESTIONS)
         never = [row | {"answer": "7"} for row in rows[:3]]
         (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
@@ -145,6 +147,18 @@ def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: Home, whole: Path) ->
     }
     for name in ("rows.parquet", "summary.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_teacher_may_be_any_language_model(home: Home) -> None:
+    reader = f"--distill.teacher={home.folder / 'reader'}"
+    folder = home.run("reader", reader, "--distill.questions=5")
+    assert len(answers(folder)) == 5
+    texts = [text for record in answers(folder).values() for text in record["texts"]]
+    assert all(text.startswith("<think>t") and "<|" not in text for text in texts)
+    said = refusal(home.start("blind", "captions", f"--distill.captioner={home.folder / 'reader'}"))
+    assert "'qwen2' model" in said
+    slow = home.start("slow", "answers", reader, "--grpo.rollout.engine=transformers")
+    assert "rollout.engine='vllm'" in refusal(slow)
 
 
 def test_a_model_that_sees_needs_no_captions(home: Home) -> None:
