@@ -53,7 +53,7 @@ def table(folders: Sequence[Path]) -> str:
     changes = [
         [
             f"{titles[name]} vs {other}",
-            *(_difference(stages.get(name), relation, scope) for _, scope, stages in columns),
+            *(_differences(stages.get(name), relation, scope) for _, scope, stages in columns),
         ]
         for (relation, name), other in others.items()
     ]
@@ -63,7 +63,7 @@ def table(folders: Sequence[Path]) -> str:
     ]
     if changes:
         parts += [
-            "Paired differences of sampled accuracy, points, \u00b1 half of the 95 % interval:",
+            "Paired differences, points, \u00b1 half of the 95 % interval, greedy / sampled:",
             _markdown(["Difference", *heads], changes),
             "Bold where the interval leaves out zero.",
         ]
@@ -80,11 +80,15 @@ def _accuracy(stage: dict[str, Any] | None, scope: str) -> str:
     return " / ".join(_NOTHING if value is None else f"{100 * value:.1f}" for value in found)
 
 
-def _difference(stage: dict[str, Any] | None, relation: str, scope: str) -> str:
+def _differences(stage: dict[str, Any] | None, relation: str, scope: str) -> str:
     difference = stage["difference"][relation] if stage else None
-    found = difference["by_scope"].get(scope, {}).get("sampled") if difference else None
-    if found is None:
+    by_mode = difference["by_scope"].get(scope, {}) if difference else {}
+    if not by_mode:
         return _NOTHING
+    return " / ".join(_change(by_mode[mode]) if mode in by_mode else _NOTHING for mode in MODES)
+
+
+def _change(found: dict[str, float]) -> str:
     text = f"{signed(found['mean'], 100, 1)} \u00b1 {100 * found['half_width']:.1f}"
     return f"**{text}**" if abs(found["mean"]) > found["half_width"] else text
 

@@ -272,11 +272,12 @@ def test_table_of_seeds(tmp_path: Path) -> None:
         ("SFT-1, nothing filtered vs SFT-1", "sft1-none", "sft1"),
         ("RL alone, from the base vs GRPO-2 hard", "grpo-only", "grpo2-hard"),
     ]:  # fmt: skip
-        for cell, (run, source) in zip(rows[row], columns, strict=True):
-            mean, half = paired(run, stage, other, source)
-            plain = cell.strip("*").replace("\u2212", "-").split(" \u00b1 ")
-            assert list(map(float, plain)) == pytest.approx([100 * mean, 100 * half], abs=0.051)
-            assert cell.startswith("**") == (abs(mean) > half)
+        for cells, (run, source) in zip(rows[row], columns, strict=True):
+            for mode, cell in zip(("greedy", "sampled"), cells.split(" / "), strict=True):
+                mean, half = paired(run, stage, other, source, mode)
+                plain = cell.strip("*").replace("\u2212", "-").split(" \u00b1 ")
+                assert list(map(float, plain)) == pytest.approx([100 * mean, 100 * half], abs=0.051)
+                assert cell.startswith("**") == (abs(mean) > half)
 
 
 def test_table_of_hostile_titles_and_of_no_cycle(tmp_path: Path) -> None:
