@@ -37,7 +37,8 @@ def hardware() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{_env.usable_cores()} cores of {name}"
+    cores = _env.usable_cores()
+    return f"{cores} core{'s' if cores > 1 else ''} of {name}"
 
 
 def versions() -> dict[str, str]:
