@@ -20,7 +20,7 @@ class Best:
 
     def __init__(self, runtime: Runtime, model: Any, source: Path, stage: Path):
         self.runtime, self.model, self.source = runtime, model, source
-        self.folder = stage / "best"
+        self.folder, self.result = stage / "best", stage / "model"
         self.state: dict[str, float] = {}  # step and value of the best validation; empty: none
 
     def offer(self, step: int, value: float) -> None:
@@ -43,10 +43,12 @@ class Best:
     def restore(self) -> None:
         """Put the best weights into the model. Raises ValueError where they are gone."""
         folder = self._path(int(self.state["step"]))
+        if not folder.is_dir():  # the stage has ended before: its model is the best one
+            folder = self.result
         if not folder.is_dir():
             raise ValueError(
-                f"{folder}, the best model by validation, is gone: continue from an earlier "
-                "checkpoint, or keep the last one with --grpo.keep=last"
+                f"{self._path(int(self.state['step']))}, the best model by validation, is gone: "
+                "delete the stage's folder and start it again"
             )
         to_masters(self.model)
         read_weights(self.model, folder)

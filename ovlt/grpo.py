@@ -250,10 +250,10 @@ def train(runtime: Any, recipe: Recipe) -> None:
         sync()
     export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)
     runtime.barrier()
-    best.close()
     stage.update(steps=cfg.steps, **({"best": best.state} if best.state else {}))
     validator.finish(str(stage.folder / "model"))
     stage.update(status="done")
+    best.close()
     runtime.say(f"{cfg.stage}: {cfg.steps} steps, model in {stage.folder / 'model'}")
 
 

@@ -254,6 +254,7 @@ def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> No
     last = [*own, "--grpo.keep=last", f"--grpo.steps={step}"]
     bench.start("grpo", 1, "best-last", *last).finish()
     bench.start("grpo", 1, "best-killed", *own, "--resume", "auto").finish()
+    bench.start("grpo", 1, "best", *own, "--resume", "auto").finish()  # which has ended already
     want = weights(bench.folder("grpo", "best-last"))
     for run in ("best", "best-killed"):
         got = weights(bench.folder("grpo", run))
