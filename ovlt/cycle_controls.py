@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovlt.config import Recipe
 from ovlt.cycle_steps import Step, model_of, rows_of, step, steps
+from ovlt.metrics import step_seconds
 
 if TYPE_CHECKING:
     from ovlt.cycle_state import State
@@ -58,13 +59,13 @@ def single(main: dict[str, Step], state: State) -> Iterator[Step]:
     """One method alone, with the traces of iteration 1 and the seconds of the whole cycle."""
     sft1 = main["sft1"]
     budget = sum(
-        state.seconds(s.name) if s.table == "distill" else sum(step_seconds(s))
+        state.seconds(s.name) if s.table == "distill" else sum(step_seconds(s.folder))
         for s in main.values()
         if s.table in ("distill", "sft", "grpo") and s.name != "distill1"
     )
 
     def steps_in(seconds: float) -> int:
-        known = step_seconds(sft1)
+        known = step_seconds(sft1.folder)
         return max(1, round(seconds / (sum(known) / len(known))))
 
     title = "SFT alone, compute of the cycle"
@@ -72,7 +73,7 @@ def single(main: dict[str, Step], state: State) -> Iterator[Step]:
     name = "distill-rejection"
     keys = {"teacher": "", "captioner": model_of("sft1")}
     yield changed(main["distill1"], name, "Traces of SFT-1 itself", keys, "single")
-    left = budget - sum(step_seconds(sft1)) - state.seconds(name)
+    left = budget - sum(step_seconds(sft1.folder)) - state.seconds(name)
     title = "Rejection sampling alone, compute of the cycle"
     keys = {"data": rows_of(name), "steps": steps_in(left)}
     yield changed(sft1, "sft-rejection", title, keys, "single")
@@ -84,12 +85,3 @@ def single(main: dict[str, Step], state: State) -> Iterator[Step]:
 def changed(old: Step, name: str, title: str, keys: dict[str, Any], comparison: str) -> Step:
     """A stage of the cycle under another name, with some keys of its table replaced."""
     return step(old.recipe, name, old.table, old.iteration, title, {old.table: keys}, comparison)
-
-
-def step_seconds(step: Step) -> list[float]:
-    """Seconds of each of a stage's steps, validation and saving left out."""
-    from ovlt.metrics import read_metrics
-
-    idle = ("validation", "checkpoint")
-    lines = read_metrics(step.folder)
-    return [sum(v for k, v in line["seconds"].items() if k not in idle) for line in lines]

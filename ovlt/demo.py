@@ -104,14 +104,9 @@ def run_if_needed(table: str, recipe: Recipe, ranks: int) -> None:
 
 def matched_steps(recipe: Recipe) -> int:
     """SFT steps whose measured time equals SFT's plus GRPO's, validation and saving left out."""
-    from ovlt.metrics import read_metrics
+    from ovlt.metrics import step_seconds
 
-    def seconds(stage: str) -> list[float]:
-        idle = ("validation", "checkpoint")
-        lines = read_metrics(recipe.folder / stage)
-        return [sum(v for k, v in x["seconds"].items() if k not in idle) for x in lines]
-
-    sft, grpo = seconds(recipe.sft.stage), seconds(recipe.grpo.stage)
+    sft, grpo = (step_seconds(recipe.folder / t.stage) for t in (recipe.sft, recipe.grpo))
     return len(sft) + round(sum(grpo) / (sum(sft) / len(sft)))
 
 

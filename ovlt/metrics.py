@@ -270,6 +270,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
 
 
+def step_seconds(folder: Path) -> list[float]:
+    """Seconds of each step of a stage, validation and saving left out."""
+    idle = ("validation", "checkpoint")
+    lines = read_metrics(folder)
+    return [sum(v for k, v in line["seconds"].items() if k not in idle) for line in lines]
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     """The lines of a JSON-lines file, without a torn last one."""
     lines = path.read_bytes().splitlines(keepends=True)

@@ -67,7 +67,7 @@ def ensure_world(recipe: Recipe) -> None:
     folder = Path(world.folder)
     record = folder / "world.json"
     wanted = world.model_dump(mode="json")
-    if record.is_file() and json.loads(record.read_text()) == wanted:
+    if record.is_file() and read_json(record) == wanted:
         return
     from ovlt.data import synthetic
 
@@ -195,7 +195,7 @@ def _is_made(folder: Path, record: Path, wanted: dict[str, Any], what: str) -> b
 
     Raises ValueError where it holds, whole or in part, one that was made for something else.
     """
-    if record.is_file() and json.loads(record.read_text()) == wanted:
+    if record.is_file() and read_json(record) == wanted:
         return is_done(folder)
     if record.is_file() or (folder / "model").is_dir():
         raise ValueError(
