@@ -141,7 +141,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
                     sample.advantage = float(advantage)
             # --- pack: every optimizer step of this rollout, the same plan on every rank -------
             size = len(groups) // cfg.updates_per_rollout
-            updates, plans = [], []
+            updates, plans, trained = [], [], 0
             for u in range(cfg.updates_per_rollout):
                 samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
                 weights = loss_weights(
@@ -149,9 +149,13 @@ def train(runtime: Any, recipe: Recipe) -> None:
                     cfg.loss.aggregation,
                     rollout.max_response_tokens,
                 )
+                if cfg.skip_zero_advantage:  # their gradient is 0, their part of the weights stays
+                    useful = [i for i, s in enumerate(samples) if s.advantage != 0]
+                    samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
                 batches, planned = pack(
                     samples, weights, runtime, cfg.token_budget, folder.config, folder.patchify
                 )
+                trained += len(samples)
                 updates.append(batches)
                 plans.append(planned)
         # --- log-probs before the update; one update per rollout needs none: its ratio is 1 -----
@@ -214,6 +218,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
                 "mismatch/probe": probe,
                 "ratio/first_dev": first_dev,
                 "ratio/max_dev": worst["ratio_dev"],
+                "update/samples_frac": trained / sum(len(g.samples) for g in groups),
                 "tokens": tokens,
                 "tokens_per_second": tokens / max(1e-9, working),
                 "pack/fill": sum(p.fill for p in plans) / len(plans),

@@ -31,6 +31,8 @@ def odd(x):
     return RewardOutput(float(sum(map(ord, x.response)) % 2), {"accuracy": 1.0})
 def mixed(x):
     return RewardOutput(float(sum(map(ord, x.response + x.question)) % 2))
+def flat(x):
+    return RewardOutput(1.0)
 """
 RECIPE = """
 [run]
@@ -230,6 +232,34 @@ def test_one_rank_and_two_ranks_take_the_same_first_step(
         assert one[name] == two[name], name
     for name in ("loss", "grad_norm", "entropy", "lr"):
         assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6), name
+
+
+def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
+    bench: Bench, finished: Callable[[str, int], Path]
+) -> None:
+    """Same loss and gradient, less work; and a step in which nothing is left does not stop it."""
+    skip = "--grpo.skip_zero_advantage=true"
+    some = bench.start("grpo", 1, "skip", skip)
+    none = bench.start(
+        "grpo", 2, "skip-all", skip, "--grpo.steps=1",
+        f"--grpo.reward.function={bench.home / 'odd.py'}:flat",
+    )  # fmt: skip
+    some.finish()
+    none.finish()
+    whole = figures(finished("grpo", 1))
+    step = next(i for i, line in enumerate(whole) if 0 < line["groups/no_signal_frac"] < 1)
+    assert step == 0, "later steps start from weights that differ in rounding"
+    want, got = whole[step], figures(bench.folder("grpo", "skip"))[step]
+    assert want["update/samples_frac"] == 1
+    assert got["update/samples_frac"] == 1 - want["groups/no_signal_frac"]
+    packed = [line["pack/fill"] * line["pack/micro_batches"] for line in (got, want)]
+    assert packed[0] < 0.9 * packed[1]
+    assert got["tokens"] == want["tokens"]
+    for name in ("loss", "grad_norm"):
+        assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-6), name
+
+    line = figures(bench.folder("grpo", "skip-all"))[0]
+    assert line["update/samples_frac"] == line["grad_norm"] == line["loss"] == 0
 
 
 def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> None:
