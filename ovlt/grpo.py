@@ -124,6 +124,8 @@ def train(runtime: Any, recipe: Recipe) -> None:
     rollouts = Rollouts(runtime, recipe, folder, engine, pool, loader, sampler, timer)
     objective = partial(policy_loss, config=cfg.loss)
     by_row = cfg.loss.ratio == "token"  # one ratio per response ties its rows together
+    other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
+    skip = cfg.skip_zero_advantage and not other_terms
     total_updates = cfg.steps * cfg.updates_per_rollout
     probe = sync()
 
@@ -149,7 +151,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
                     cfg.loss.aggregation,
                     rollout.max_response_tokens,
                 )
-                if cfg.skip_zero_advantage:  # their gradient is 0, their part of the weights stays
+                if skip:  # their gradient is 0, their part of the weights stays
                     useful = [i for i, s in enumerate(samples) if s.advantage != 0]
                     samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
                 batches, planned = pack(

@@ -284,14 +284,6 @@ def test_mistyped_values_name_their_key(override: str, expected: str) -> None:
         (["--grpo.rollout.tensor_parallel=2"], "tensor_parallel must be 1: each rank runs its own"),
         (["--grpo.loss.dual_clip=0.5"], "dual_clip must exceed 1 (the paper uses 3.0), or be 0"),
         (["--grpo.loss.dual_clip=-3"], "dual_clip must exceed 1"),
-        (
-            ["--grpo.skip_zero_advantage=true", "--grpo.loss.kl_coef=0.5"],
-            "loss.kl_coef=0.5 and loss.entropy_coef=0.0; set both to 0",
-        ),
-        (
-            ["--grpo.skip_zero_advantage=true", "--grpo.loss.entropy_coef=0.1"],
-            "loss.kl_coef=0.0 and loss.entropy_coef=0.1; set both to 0",
-        ),
         (["--model.min_pixels=4000", "--model.max_pixels=3000"], "raise max_pixels or lower min"),
     ],
 )

@@ -246,6 +246,8 @@ def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     )  # fmt: skip
     some.finish()
     none.finish()
+    kl = bench.start("grpo", 1, "skip-kl", skip, "--grpo.loss.kl_coef=0.1", "--grpo.steps=1")
+    kl.finish()
     whole = figures(finished("grpo", 1))
     step = next(i for i, line in enumerate(whole) if 0 < line["groups/no_signal_frac"] < 1)
     assert step == 0, "later steps start from weights that differ in rounding"
@@ -258,6 +260,7 @@ def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     for name in ("loss", "grad_norm"):
         assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-6), name
 
+    assert figures(bench.folder("grpo", "skip-kl"))[0]["update/samples_frac"] == 1
     line = figures(bench.folder("grpo", "skip-all"))[0]
     assert line["update/samples_frac"] == line["grad_norm"] == line["loss"] == 0
 

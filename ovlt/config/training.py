@@ -178,8 +178,8 @@ class GrpoConfig(Table):
     max_tries: Positive = field(20, "Rollout rounds dynamic sampling may take per step.")
     skip_zero_advantage: bool = field(
         False,
-        "Leave samples whose advantage is 0 out of the update: the same gradient for less compute; "
-        "needs a loss without KL and entropy terms.",
+        "Leave samples of advantage 0 out of the update where the loss has no KL and no entropy "
+        "term, which would give them a gradient: the same gradient for less compute.",
     )
     eval_every: NonNegative = field(5, "Validate every so many steps; 0: never.")
     save_every: NonNegative = field(10, "Checkpoint every so many steps; 0: only at the end.")
@@ -202,12 +202,6 @@ class GrpoConfig(Table):
             )
         if self.keep == "best" and not self.eval_every:
             raise ValueError("grpo.keep = 'best' needs validations to choose by: set eval_every")
-        if self.skip_zero_advantage and (self.loss.kl_coef or self.loss.entropy_coef):
-            raise ValueError(
-                "grpo.skip_zero_advantage = true would change the loss: a sample of advantage 0 "
-                f"still has a part in loss.kl_coef={self.loss.kl_coef} and "
-                f"loss.entropy_coef={self.loss.entropy_coef}; set both to 0, or it to false"
-            )
         if self.rollout.n < 2:
             raise ValueError(
                 "grpo.rollout.n must be at least 2: the advantage is relative to the group"
