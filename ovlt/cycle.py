@@ -14,10 +14,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ovlt import _env
 from ovlt.config import Recipe
-from ovlt.cycle_controls import controls
+from ovlt.cycle_controls import ALL, chosen, controls
 from ovlt.cycle_state import State, only_here
 from ovlt.cycle_steps import Step, steps
 from ovlt.recipe import command_line, recipe_from
@@ -29,6 +30,8 @@ SFT and GRPO in turns, each iteration on traces of the one before.
   --until=STAGE     stop after that stage
   --seeds=0,1,2     one run for each; run.folder must hold {seed}
   --controls        then the comparisons: SFT filters, restart or continue, SFT or RL alone
+  --controls=rejection,filter   only these of them: single (sft-only, rejection, grpo-only),
+                    restart, filter (none, max_words, reflections)
 """
 
 
@@ -55,8 +58,8 @@ def main() -> None:
         print(f"\n{table([run.folder for run in runs])}")
 
 
-def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
-    """What is not done of one run: the stages in order, then the controls."""
+def cycle(recipe: Recipe, todo: Sequence[Step], compare: Sequence[str]) -> None:
+    """What is not done of one run: the stages in order, then the controls named ``compare``."""
     from ovlt import launch, smoke
     from ovlt.cycle_table import table
     from ovlt.files import write_whole
@@ -87,8 +90,8 @@ def cycle(recipe: Recipe, todo: Sequence[Step], with_controls: bool) -> None:
         write_about(recipe.folder, recipe.run.seed, "ovlt.cycle")
         for step in todo:
             run(step)
-        if with_controls:
-            for step in controls(recipe, state):
+        for step in controls(recipe, state) if compare else ():
+            if chosen(step, compare):
                 state.announce([step])
                 run(step)
     print(recipe.folder / "report.html")
@@ -168,25 +171,29 @@ class Options:
     """What the command takes besides keys of the recipe."""
 
     dry_run: bool = False
-    controls: bool = False
+    controls: tuple[str, ...] = ()
     until: str = ""
     seeds: tuple[int, ...] = ()
 
     @staticmethod
     def read(argv: Sequence[str]) -> tuple[Options, list[str]]:
         """Options, and the words that are left for the recipe. Ends the process on a mistake."""
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         rest, words = [], list(argv)
         while words:
             word = words.pop(0)
             key, equals, value = word.partition("=")
-            if word in ("--dry-run", "--controls"):
-                values[word[2:].replace("-", "_")] = True
+            if word == "--dry-run":
+                values["dry_run"] = True
+            elif key == "--controls":
+                values["controls"] = tuple(value.split(",")) if equals else ALL
             elif key in ("--until", "--seeds"):
                 value = value if equals else words.pop(0) if words else ""
                 values[key[2:]] = value
             else:
                 rest.append(word)
+        if unknown := [word for word in values.get("controls", ()) if word not in ALL]:
+            raise SystemExit(f"ovlt.cycle: --controls={unknown[0]}: choose among {', '.join(ALL)}")
         if "seeds" in values:
             try:
                 values["seeds"] = tuple(int(seed) for seed in str(values["seeds"]).split(","))
@@ -194,7 +201,7 @@ class Options:
                 raise SystemExit(
                     f"ovlt.cycle: --seeds={values['seeds']} should be like --seeds=0,1,2"
                 ) from None
-        return Options(**values), rest  # type: ignore[arg-type]
+        return Options(**values), rest
 
 
 if __name__ == "__main__":

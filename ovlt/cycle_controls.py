@@ -7,7 +7,7 @@ single    SFT alone, rejection sampling alone, RL alone: for as long as the whol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ovlt.config import Recipe
@@ -22,6 +22,13 @@ FILTERS = {
     "max_words": "SFT-1, long traces left out",
     "reflections": "SFT-1, reflections removed",
 }
+
+ALL = ("single", "sft-only", "rejection", "grpo-only", "restart", "filter", *FILTERS)
+
+
+def chosen(step: Step, words: Sequence[str]) -> bool:
+    """Whether a control is asked for, by its comparison, its name, or the end of its name."""
+    return any(step.comparison == word or f"-{step.name}".endswith(f"-{word}") for word in words)
 
 
 def controls(recipe: Recipe, state: State) -> Iterator[Step]:

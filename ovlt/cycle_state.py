@@ -97,7 +97,8 @@ class State:
             self._write()
 
     def seconds(self, name: str) -> float:
-        return float(self.entries[name]["seconds"])
+        """Of a stage, all its tries together; 0 of one that nobody has asked for."""
+        return float(self.entries.get(name, {"seconds": 0.0})["seconds"])
 
     def _write(self) -> None:
         write_json(self.path, {"seed": self.seed, "stages": list(self.entries.values())})

@@ -37,7 +37,7 @@ DECIDED_BY = {
     "recaptions": ("recaption_request",),
     "answers": (
         "data", "questions", "seed", "captioner", "teacher", "teacher_request", "k", "temperature",
-        "max_prompt_tokens", "max_response_tokens",
+        "top_p", "top_k", "max_prompt_tokens", "max_response_tokens",
     ),
 }  # fmt: skip
 

@@ -73,7 +73,7 @@ def _phase(run: Run, name: str) -> Phase:
             config=config,
             itemsize=engine_itemsize(run),
             gpus=cfg.tensor_parallel,
-            share=recipe.grpo.rollout.gpu_memory * run.node.gpu.memory_gib * GIB,
+            share=cfg.gpu_memory * run.node.gpu.memory_gib * GIB,
             workspace=a.engine_workspace_gib * GIB,
             max_sequences=cfg.max_sequences,
             prompts=cfg.shard,

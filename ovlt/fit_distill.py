@@ -34,10 +34,10 @@ def distill_lack(part: Part) -> str:
             )
         least = phase.work.least_share(phase.longest_prompt)
         if least > phase.work.share:
-            share = run.recipe.grpo.rollout.gpu_memory
+            share = cfg.gpu_memory
             return (
                 f"{part.name}: {phase.model} needs {least / GIB:.1f} GiB of each GPU with one "
-                f"longest sequence of {longest} tokens, grpo.rollout.gpu_memory={share} of "
+                f"longest sequence of {longest} tokens, distill.gpu_memory={share} of "
                 f"{run.node.gpu.memory_gib:.1f} gives {phase.work.share / GIB:.1f}"
             )
     return ""
@@ -59,7 +59,7 @@ def distill_mends(part: Part) -> Iterator[list[tuple[str, Any]]]:
     for gpus in (*more, *fewer):
         ranks = [("distill.ranks", 0)] if cfg.ranks > 1 else []
         yield [("distill.tensor_parallel", gpus), *ranks]
-    yield [("grpo.rollout.gpu_memory", _least_share(run, found))]
+    yield [("distill.gpu_memory", _least_share(run, found))]
     for phase in found:
         room = phase.positions - phase.longest_prompt
         if phase.name == "answers" and room > 0:

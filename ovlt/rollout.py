@@ -204,7 +204,7 @@ class VllmEngine:
                 n=n,
                 temperature=temperature,
                 top_p=self.config.top_p if temperature > 0 else 1.0,
-                top_k=-1,
+                top_k=self.config.top_k if temperature > 0 else 0,
                 seed=seed if temperature > 0 else None,
                 max_tokens=max_tokens,
                 logprobs=0,

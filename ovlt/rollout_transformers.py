@@ -66,8 +66,10 @@ class TransformersEngine:
         ignore_stop: bool = False,
     ) -> list[list[Completion]]:
         """``n`` completions per prompt, in order. ``temperature`` 0 is greedy (then n is 1)."""
-        if self.config.top_p < 1:
-            raise ValueError("rollout.engine='transformers' samples with top_p = 1 only")
+        if temperature > 0 and (self.config.top_p < 1 or self.config.top_k):
+            raise ValueError(
+                "rollout.engine='transformers' samples with top_p = 1 and top_k = 0 only"
+            )
         return [
             self._one(prompt, n, seed, temperature, max_tokens, ignore_stop)
             for prompt, seed in zip(prompts, seeds, strict=True)

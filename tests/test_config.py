@@ -274,7 +274,8 @@ def test_mistyped_values_name_their_key(override: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["--grpo.rollout.top_p=0.99"], "set top_p = 1.0 or importance = 'off'"),
+        (["--grpo.rollout.top_p=0.99"], "set top_p = 1.0 and top_k = 0, or importance = 'off'"),
+        (["--grpo.rollout.top_k=50"], "set top_p = 1.0 and top_k = 0, or importance = 'off'"),
         (["--grpo.rollout.n=1"], "rollout.n must be at least 2"),
         (
             ["--grpo.prompts_per_step=10", "--grpo.updates_per_rollout=4"],

@@ -33,6 +33,8 @@ VALUES: list[tuple[str, str, Any, Any, str]] = [
     ("distill", "distill.k", 4, 4, "section 4.1; v3, A.3 (code: one greedy answer)"),
     ("distill", "distill.keep", "shortest", "shortest", "section 4.1 (code: second_longest)"),
     ("distill", "distill.temperature", 0.6, 0.6, "a comment in the code"),
+    ("distill", "distill.top_p", 0.95, 0.95, "a comment in the code"),
+    ("distill", "distill.top_k", 20, 20, "a comment in the code"),
     ("distill1", "distill.filter", "reflections", "reflections", "section 4.2; v3, section 5.2"),
     ("distill2", "distill.filter", "none", "none", "iteration 1 only: section 4.2"),
     ("distill3", "distill.filter", "none", "none", "iteration 1 only: section 4.2"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ovlt.config.fields import NonNegative, Positive, Table, field
+from ovlt.config.fields import NonNegative, Positive, Share, Table, field
 
 
 class DistillConfig(Table):
@@ -22,6 +22,8 @@ class DistillConfig(Table):
     )  # fmt: skip
     k: Positive = field(4, "Answers sampled per question.")
     temperature: Annotated[float, Field(gt=0)] = field(0.6, "Of the sampled answers.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Nucleus of the sampled answers.")
+    top_k: NonNegative = field(0, "Of the most likely so many tokens; 0: all.")
     caption_temperature: Annotated[float, Field(ge=0)] = field(0.0, "Of the captions; 0: greedy.")
     max_caption_tokens: Positive = field(1024, "Most new tokens of a caption.")
     max_prompt_tokens: Positive = field(6144, "Longer prompts (caption included) are left out.")
@@ -70,6 +72,7 @@ class DistillConfig(Table):
     seed: NonNegative = field(0, "Seed of the sampled answers.")
     tensor_parallel: Positive = field(1, "GPUs per engine; above 1 there is one process.")
     max_sequences: Positive = field(256, "Sequences the engine runs at once.")
+    gpu_memory: Share = field(0.9, "Share of GPU memory for the engine, which has it to itself.")
 
     @model_validator(mode="after")
     def _places(self) -> DistillConfig:

@@ -133,6 +133,7 @@ class RolloutConfig(Table):
     top_p: Annotated[float, Field(gt=0, le=1)] = field(
         1.0, "Nucleus; below 1 the engine renormalises, so loss.importance must be off."
     )
+    top_k: NonNegative = field(0, "Only the most likely so many tokens, as top_p; 0: all.")
     max_prompt_tokens: Positive = field(6144, "Longer prompts (images included) are refused.")
     max_response_tokens: Positive = field(2048, "Most new tokens.")
     max_sequences: Positive = field(256, "Sequences the engine runs at once.")
@@ -194,11 +195,13 @@ class GrpoConfig(Table):
 
     @model_validator(mode="after")
     def _combination(self) -> GrpoConfig:
-        if self.rollout.top_p < 1 and self.loss.importance != "off":
+        nucleus = self.rollout.top_p < 1 or self.rollout.top_k > 0
+        if nucleus and self.loss.importance != "off":
             raise ValueError(
-                "grpo.rollout.top_p < 1 cannot be combined with grpo.loss.importance="
+                "grpo.rollout.top_p < 1 or top_k > 0 cannot be combined with grpo.loss.importance="
                 f"'{self.loss.importance}': the engine's log-probs are renormalised over the "
-                "nucleus and no trainer reproduces that; set top_p = 1.0 or importance = 'off'"
+                "nucleus and no trainer reproduces that; set top_p = 1.0 and top_k = 0, or "
+                "importance = 'off'"
             )
         if self.keep == "best" and not self.eval_every:
             raise ValueError("grpo.keep = 'best' needs validations to choose by: set eval_every")

@@ -111,7 +111,13 @@ def _open(
             f"tokens are {longest}: lower distill.max_prompt_tokens or distill.max_response_tokens"
         )
     rollout = recipe.grpo.rollout.model_copy(
-        update={"tensor_parallel": cfg.tensor_parallel, "max_sequences": cfg.max_sequences}
+        update={
+            "tensor_parallel": cfg.tensor_parallel,
+            "max_sequences": cfg.max_sequences,
+            "gpu_memory": cfg.gpu_memory,
+            "top_p": cfg.top_p if cfg.phase == "answers" else 1.0,
+            "top_k": cfg.top_k if cfg.phase == "answers" else 0,
+        }
     )
     return open_engine(
         folder, rollout, device=runtime.device,

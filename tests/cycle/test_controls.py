@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ovlt.config import Recipe
-from ovlt.cycle_controls import controls
+from ovlt.cycle_controls import chosen, controls
 from ovlt.cycle_state import State
 from ovlt.cycle_steps import Step, steps
 from ovlt.recipe import recipe_from
@@ -63,9 +63,11 @@ def finish(state: State, step: Step, seconds: float) -> None:
     state.entries[step.name]["seconds"] = seconds
 
 
-def made(state: State, folder: Path) -> dict[str, Step]:
+def made(state: State, folder: Path, *words: str) -> dict[str, Step]:
     found = {}
     for step in controls(recipe(folder), state):
+        if words and not chosen(step, words):
+            continue
         found[step.name] = step
         state.announce([step])
         if not state.is_done(step):
@@ -119,6 +121,24 @@ def test_sft_alone_and_rejection_alone_take_the_seconds_of_the_cycle(
     # asked for again, they are as they were: what is done is known as done
     again = made(State(tmp_path, 5), tmp_path)
     assert again == found
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["sft-only"], ["sft-only"]),
+        (["rejection"], ["distill-rejection", "sft-rejection"]),
+        (["max_words"], ["distill1-max_words", "sft1-max_words"]),
+        (["restart", "grpo-only"], ["grpo-only", "sft2-continue", "grpo2-continue"]),
+    ],
+)
+def test_some_of_the_controls_can_be_asked_for(
+    done: State, tmp_path: Path, words: list[str], names: list[str]
+) -> None:
+    found = made(done, tmp_path, *words)
+    assert list(found) == names
+    everything = made(State(tmp_path, 5), tmp_path)  # then the others: what is done stays
+    assert {name: everything[name] for name in names} == found
 
 
 def test_a_stage_whose_result_is_gone_is_made_again(done: State, tmp_path: Path) -> None:

@@ -261,3 +261,4 @@ def test_what_is_missing_is_said_before_anything_runs(home: Home) -> None:
 def test_seeds_that_share_a_folder_are_refused(home: Home) -> None:
     assert "{seed} in run.folder" in home.fails("fixed", "--seeds=0,1")
     assert "--seeds=a" in home.fails("fixed", "--seeds=a")
+    assert "--controls=sft: choose among single," in home.fails("fixed", "--controls=rejection,sft")

@@ -121,7 +121,7 @@ def test_the_share_of_the_engine_has_two_ends() -> None:
 def test_a_teacher_is_spread_over_gpus_that_hold_it(
     settings: list[tuple[str, object]], sentence: str, gpus: int
 ) -> None:
-    run = changed(run_of(V2, "h100x8"), *settings)
+    run = changed(run_of(V2, "h100x8", "--distill.gpu_memory=0.6"), *settings)
     found = [line for line in problems(run) if line.startswith("distill1: ")]
     assert sentence in found[0]
     mends = dict(option.split("=") for line in problems(run) for option in OPTION.findall(line))
@@ -147,12 +147,12 @@ def test_a_teacher_whose_context_is_too_short_is_refused() -> None:
 
 
 def test_a_share_too_small_for_a_teacher_is_raised() -> None:
-    run = run_of(V1, "h100x8", "--grpo.rollout.gpu_memory=0.4")
+    run = run_of(V1, "h100x8", "--distill.gpu_memory=0.4")
     (sentence,) = problems(run)  # 14B: 27.5 + 4 + 14,336 x 192 KiB = 34.1 GiB of 31.6
     assert "DeepSeek-R1-Distill-Qwen-14B needs 34.1 GiB" in sentence
     assert sentence.endswith("set --distill.tensor_parallel=2")
-    one = run_of(V1, "h100x1", "--grpo.rollout.gpu_memory=0.4", "--assume.reserve_gib=0")
+    one = run_of(V1, "h100x1", "--distill.gpu_memory=0.4", "--assume.reserve_gib=0")
     assert "34.1 GiB" in distill_lack(stage_of(one, "distill1"))
     raised = next(distill_mends(stage_of(one, "distill1")))
-    assert raised == [("grpo.rollout.gpu_memory", 0.44)]
+    assert raised == [("distill.gpu_memory", 0.44)]
     assert distill_lack(stage_of(one, "distill1", *raised)) == ""
