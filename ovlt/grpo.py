@@ -69,8 +69,9 @@ def train(runtime: Any, recipe: Recipe) -> None:
     hidden = int(folder.config.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
     rows, limits = read_rows(
-        runtime, recipe, folder, cfg.data, what="questions", max_tokens=rollout.max_prompt_tokens
-    )
+        runtime, recipe, folder, cfg.data, what="questions",
+        max_tokens=rollout.max_prompt_tokens, suffix=cfg.suffix,
+    )  # fmt: skip
     sampler = Sampler(len(rows), recipe.run.seed)
     loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
     pool = RewardPool.of(cfg.reward)
@@ -101,7 +102,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     )
     validator = Validator(
         runtime, recipe, folder, model, stage, temperature=rollout.temperature,
-        engine=engine, sync=sync, pool=pool,
+        engine=engine, sync=sync, pool=pool, suffix=cfg.suffix,
     )  # fmt: skip
 
     best = Best(runtime, model, folder.path, stage.folder)

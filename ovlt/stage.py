@@ -84,11 +84,13 @@ def read_rows(
     *,
     what: str,
     max_tokens: int,
+    suffix: str = "",
     limit: int = 0,
 ) -> tuple[Rows, Limits]:
     """Good rows of a questions ('questions') or SFT ('conversations') file, the same on all ranks.
 
-    Text is checked by every rank, pixels by each rank for its share. What is bad is said once.
+    ``suffix`` goes after ``data.suffix``. Text is checked by every rank, pixels by each rank for
+    its share. What is bad is said once.
     """
     path = recipe.expand(path)
     if not path:
@@ -97,7 +99,9 @@ def read_rows(
         )
     limits = limits_of(recipe, folder, max_tokens)
     if what == "questions":
-        rows = load_questions(path, folder.chat, limits, suffix=recipe.data.suffix, limit=limit)
+        rows = load_questions(
+            path, folder.chat, limits, suffix=recipe.data.suffix + suffix, limit=limit
+        )
     else:
         rows = load_conversations(path, folder.chat, limits, limit=limit)
     mine = range(runtime.rank, len(rows.rows), runtime.world_size)

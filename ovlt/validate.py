@@ -40,11 +40,13 @@ class Validator:
         engine: Engine | None = None,
         sync: WeightSync | None = None,
         pool: RewardPool | None = None,
+        suffix: str = "",
     ):
         self.runtime, self.recipe, self.folder = runtime, recipe, folder
         self.model, self.stage, self.temperature = model, stage, temperature
         self._engine, self._sync, self._pool = engine, sync, pool
         self._owns_engine = engine is None
+        self._suffix = suffix
         self._rows: Any = None
 
     def measure(self) -> dict[str, float]:
@@ -61,6 +63,7 @@ class Validator:
                 self.recipe.data.validation,
                 what="questions",
                 max_tokens=rollout.max_prompt_tokens,
+                suffix=self._suffix,
                 limit=self.recipe.data.validation_questions,
             )
         rows, limits = self._rows

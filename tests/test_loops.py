@@ -18,6 +18,7 @@ from commands import TIMEOUT_S, TORCHRUN, Command, Server
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_folder
+from tokenizers import Tokenizer
 
 from ovlt.checkpoint import latest
 from ovlt.data import synthetic
@@ -263,6 +264,22 @@ def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     assert figures(bench.folder("grpo", "skip-kl"))[0]["update/samples_frac"] == 1
     line = figures(bench.folder("grpo", "skip-all"))[0]
     assert line["update/samples_frac"] == line["grad_norm"] == line["loss"] == 0
+
+
+def test_a_suffix_of_grpo_is_asked_in_its_rollouts(
+    bench: Bench, finished: Callable[[str, int], Path]
+) -> None:
+    bench.start("grpo", 1, "suffix", "--grpo.suffix= Think.", "--grpo.steps=1").finish()
+
+    def prompt_tokens(folder: Path) -> int:
+        line = figures(folder)[0]
+        return round(line["tokens"] - 12 * line["response/tokens_mean"])
+
+    tokenizer = Tokenizer.from_file(str(bench.home / "model" / "tokenizer.json"))
+    more = 12 * len(tokenizer.encode(" Think.").ids)
+    plain, asked = finished("grpo", 1), bench.folder("grpo", "suffix")
+    assert prompt_tokens(asked) == prompt_tokens(plain) + more
+    assert rollouts(asked, 1)[0]["question"] == rollouts(plain, 1)[0]["question"]
 
 
 def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> None:

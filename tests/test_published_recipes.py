@@ -19,6 +19,7 @@ from ovlt.recipe import SMOKE_RECIPE, load_recipe
 V1, V2 = (SMOKE_RECIPE.parent / f"openvlthinker-{v}.toml" for v in ("v1", "v2"))
 BASE, SMALL = "models/Qwen2.5-VL-7B-Instruct", "models/Qwen2.5-VL-3B-Instruct"
 R1, QWQ = "models/DeepSeek-R1-Distill-Qwen-14B", "models/QwQ-32B"
+SUFFIX = " First think it through as an inner monologue, then give the final answer."
 ALL = ""  # every stage whose name starts so
 
 # (stages, key, version 1, version 2, source)
@@ -26,6 +27,7 @@ VALUES: list[tuple[str, str, Any, Any, str]] = [
     (ALL, "model.path", BASE, BASE, "section 4.1; v3, section 4.1"),
     (ALL, "model.max_pixels", 262144, 262144, "Table 7; code"),
     (ALL, "model.compute_dtype", "bfloat16", "bfloat16", "Tables 7 and 8"),
+    (ALL, "data.suffix", "", "", "code: none in traces, SFT and evaluation"),
     # traces
     ("distill1", "distill.captioner", SMALL, BASE, "section 4.1; v3, section 5.2 (A.4: QwQ-32B)"),
     ("distill1", "distill.teacher", R1, QWQ, "section 4.1; v3, section 4.1"),
@@ -60,6 +62,7 @@ VALUES: list[tuple[str, str, Any, Any, str]] = [
     ("sft2", "sft.steps", 157, 0, "5,000 rows: Table 2; 3,000: v3, section 5"),
     ("sft3", "sft.steps", 157, 0, "5,000 rows: Table 2; 3,000: v3, section 5"),
     # GRPO
+    ("grpo", "grpo.suffix", SUFFIX, SUFFIX, "code: a sentence of this meaning"),
     ("grpo", "grpo.prompts_per_step", 512, 512, "Table 8: rollout batch"),
     ("grpo", "grpo.updates_per_rollout", 4, 4, "Table 8: global batch 128"),
     ("grpo", "grpo.optim.lr", 1e-6, 1e-6, "Table 8"),

@@ -15,7 +15,7 @@ class DataConfig(Table):
     validation: str = field("", "Questions measured during training; used for choices.")
     held_out: str = field("", "Questions measured once, when a stage has ended; for no choice.")
     validation_questions: NonNegative = field(200, "Use this many validation questions; 0: all.")
-    suffix: str = field("", "Text appended to every question (a format instruction).")
+    suffix: str = field("", "Text appended to every question, in every stage that asks.")
     workers: Positive = field(2, "Threads per rank that decode and resize images.")
     max_bad_share: Share = field(0.02, "Stop when a larger share of a file's rows is bad.")
 

@@ -170,6 +170,9 @@ class GrpoConfig(Table):
     start: str = field("", "Model folder to start from; empty: model.path.")
     reference: str = field("", "Model folder of the frozen KL reference; empty: the start.")
     data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
+    suffix: str = field(
+        "", "After data.suffix, in this stage's rollouts and validations alone; held-out: without."
+    )
     steps: Positive = field(80, "Rollout batches.")
     prompts_per_step: Positive = field(512, "Prompts per rollout batch, all ranks together.")
     updates_per_rollout: Positive = field(4, "Optimizer steps per rollout batch.")
