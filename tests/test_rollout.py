@@ -154,6 +154,28 @@ def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[Folder, Any, Eng
     assert len({tuple(s) for s in everything[:4]}) == 4
 
 
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.001}])
+def test_a_nucleus_of_one_token_is_greedy(
+    parts: tuple[Folder, Any, Engine], narrow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, engine = parts
+    prompts = prompts_of(folder)
+
+    def draw(temperature: float, n: int) -> list[list[list[int]]]:
+        seeds = request_seeds(5, 2, range(len(prompts)), n)
+        out = engine.generate(prompts, n=n, seeds=seeds, temperature=temperature, max_tokens=9)
+        return [[c.token_ids.tolist() for c in group] for group in out]
+
+    greedy = draw(0.0, 1)
+    monkeypatch.setattr(engine, "config", ROLLOUT.model_copy(update=narrow))
+    assert draw(0.0, 1) == greedy
+    if type(engine).__name__ == "TransformersEngine":
+        with pytest.raises(ValueError, match="top_p = 1 and top_k = 0 only"):
+            draw(1.0, 2)
+    else:
+        assert draw(1.0, 2) == [group * 2 for group in greedy]
+
+
 def test_banned_ids_are_never_sampled_even_if_the_model_insists(
     parts: tuple[Folder, Any, Engine],
 ) -> None:

@@ -193,12 +193,11 @@ def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Home) -
     assert "another recaption_request" in refusal(again)
 
 
-@pytest.mark.parametrize("narrow", ["--distill.top_k=1", "--distill.top_p=0.01"])
-def test_answers_are_drawn_from_the_nucleus(home: Home, whole: Path, narrow: str) -> None:
-    run = narrow.split("=")[0].rpartition(".")[2]
-    folder = home.run(run, narrow, "--distill.questions=5")
-    said, free = ({t for i in range(5) for t in answers(f)[i]["texts"]} for f in (folder, whole))
-    assert len(said) < len(free)  # not 1, as top_k keeps all of the logits that are equal
+def test_answers_are_drawn_from_the_nucleus(home: Home, whole: Path) -> None:
+    folder = home.run("narrow", "--distill.top_p=0.01", "--distill.questions=5")
+    for index, record in answers(folder).items():
+        assert len(set(record["texts"])) == 1, index
+    assert any(len(set(record["texts"])) > 1 for record in answers(whole).values())
 
 
 def refusal(command: Command) -> str:
