@@ -235,6 +235,24 @@ def test_one_rank_and_two_ranks_take_the_same_first_step(
         assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.parametrize("frozen", ["false", "true"])
+def test_weights_that_stay_gathered_learn_the_same(bench: Bench, frozen: str) -> None:
+    own = [f"--model.freeze_vision={frozen}", "--sft.steps=2"]
+    runs = {
+        reshard: bench.start("sft", 2, f"{frozen}-{reshard}", f"--model.reshard={reshard}", *own)
+        for reshard in ("true", "false")
+    }
+    for command in runs.values():
+        command.finish()
+    freed, kept = (weights(bench.folder("sft", f"{frozen}-{reshard}")) for reshard in runs)
+    start = load_file(next((bench.home / "model").glob("*.safetensors")))
+    assert freed.keys() == kept.keys()
+    for name, value in freed.items():
+        torch.testing.assert_close(value, kept[name])
+        stays = frozen == "true" and "visual" in name
+        assert torch.equal(value, start[name]) == stays, name
+
+
 def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     bench: Bench, finished: Callable[[str, int], Path]
 ) -> None:

@@ -18,7 +18,9 @@ from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
 def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True) -> None:
     """Each tower block and decoder layer is a group; the root holds embedding, head, merger, norm.
 
-    Embedding and head share the root group because they may be one tensor. Inputs are not cast
+    Embedding and head share the root group because they may be one tensor. On CPUs, where weights
+    stay gathered (``reshard=False``), the root holds everything: a collective there costs more than
+    it moves, and no stream hides it. Inputs are not cast
     (``cast_forward_inputs=False``): M-RoPE's cos and sin would otherwise lose their float32.
     """
     policy = MixedPrecisionPolicy(
@@ -26,7 +28,9 @@ def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = T
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for block in (*model.model.visual.blocks, *model.model.language_model.layers):
+    whole = mesh.device_type == "cpu" and not reshard
+    blocks = (*model.model.visual.blocks, *model.model.language_model.layers)
+    for block in () if whole else blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
