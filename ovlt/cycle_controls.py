@@ -23,6 +23,7 @@ FILTERS = {
     "reflections": "SFT-1, reflections removed",
 }
 
+# What `--controls=` takes.
 ALL = ("single", "sft-only", "rejection", "grpo-only", "restart", "filter", *FILTERS)
 
 

@@ -68,7 +68,8 @@ class TransformersEngine:
         """``n`` completions per prompt, in order. ``temperature`` 0 is greedy (then n is 1)."""
         if temperature > 0 and (self.config.top_p < 1 or self.config.top_k):
             raise ValueError(
-                "rollout.engine='transformers' samples with top_p = 1 and top_k = 0 only"
+                "rollout.engine='transformers' samples with top_p = 1 and top_k = 0 only: set them "
+                "so in [distill], or in [grpo.rollout] for all else"
             )
         return [
             self._one(prompt, n, seed, temperature, max_tokens, ignore_stop)
