@@ -93,7 +93,7 @@ def step(
     tree = copy.deepcopy(recipe.resolved())
     tree["cycle"] = {}  # a stage is not a cycle: its record holds no plan of the others
     tree["run"]["resume"] = "auto"
-    for key in ("validation", "held_out"):
+    for key in ("validation", "held_out", "validation_questions"):
         tree["data"][key] = getattr(recipe.cycle, key) or tree["data"][key]
     merge(tree, laid)
     tree[table]["stage"] = name

@@ -130,8 +130,9 @@ def _write_levels(recipe: Recipe, items: Callable[..., Iterable[Item]]) -> None:
     for stream, (name, asked) in enumerate(kinds.items(), 9):
         write(name, items("train", world.level_rows, stream, asked))
     for split, count, stream in (
-        ("validation", world.validation_rows // 2, 11), ("held_out", world.level_held_out_rows, 13)
-    ):  # fmt: skip
+        ("validation", world.level_validation_rows, 11),
+        ("held_out", world.level_held_out_rows, 13),
+    ):
         both = [items(split, count, stream + n, asked) for n, asked in enumerate(kinds.values())]
         pairs = zip(*both, strict=True)  # in turns, so that any first part holds both
         write(f"{split}_levels", (item for pair in pairs for item in pair))

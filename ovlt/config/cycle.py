@@ -113,6 +113,9 @@ class CycleConfig(Table):
     )
     validation: str = field("", "Validation questions of every stage; empty: data.validation.")
     held_out: str = field("", "Held-out questions of every stage; empty: data.held_out.")
+    validation_questions: NonNegative = field(
+        0, "Use this many validation questions in every stage; 0: data.validation_questions."
+    )
     ranks: NonNegative = field(0, "Processes per stage; 0: one per GPU, or two on a CPU.")
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ class SyntheticConfig(Table):
     )
     level_rows: Positive = field(6000, "Questions of each level, for GRPO.")
     seed_rows: Positive = field(10000, "Questions of both levels to distil traces for.")
+    level_validation_rows: Positive = field(500, "Validation questions of each level.")
     level_held_out_rows: Positive = field(1000, "Held-out questions of each level.")
 
 

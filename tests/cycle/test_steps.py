@@ -74,6 +74,17 @@ def test_the_stages_and_what_each_starts_from() -> None:
         assert step.recipe.run.resume == "auto"
 
 
+def test_the_cycle_has_its_own_number_of_validation_questions() -> None:
+    for asked, used in ((0, 7), (31, 31)):
+        stages = steps(
+            recipe_from(
+                tree(validation_questions=asked)
+                | {"data": TREE["data"] | {"validation_questions": 7}}
+            )
+        )
+        assert {stage.recipe.data.validation_questions for stage in stages} == {used}
+
+
 def test_an_iteration_says_only_what_differs() -> None:
     found = {step.name: step.recipe for step in steps(recipe_from(TREE))}
     assert (found["distill1"].distill.filter, found["distill2"].distill.filter) == (
