@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from ovlt.changes import MAY_CHANGE, changes_between, matches
 from ovlt.cycle_steps import Step
-from ovlt.files import read_json, write_json
+from ovlt.files import held, read_json, write_json
 
 NAME = "cycle.json"
 
@@ -21,24 +19,16 @@ NAME = "cycle.json"
 def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
     """Hold the run folder, or say after ``patience`` seconds that another cycle does.
 
-    The stages started meanwhile hold it too, so one that was cut off from its cycle by a kill is
-    waited for. The system lets go of it when the last of them ends, however it ends.
+    Its stages hold it too (``files.held``). Raises ValueError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "cycle.lock").open("w") as file:
-        os.set_inheritable(file.fileno(), True)
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ValueError(
-                        f"another ovlt.cycle is at work in {folder}: wait for it, or give another "
-                        "--run.folder"
-                    ) from None
-                time.sleep(0.2)
+    lock = contextlib.ExitStack()
+    try:
+        lock.enter_context(held(folder / "cycle.lock", patience))
+    except TimeoutError:
+        raise ValueError(
+            f"another ovlt.cycle is at work in {folder}: wait for it, or give another --run.folder"
+        ) from None
+    with lock:
         yield
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,32 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, and on disk when this returns."""
     write_whole(path, json.dumps(value).encode("utf-8"))
+
+
+@contextlib.contextmanager
+def held(path: Path, patience: float = float("inf")) -> Iterator[None]:
+    """Hold the file ``path``, made if it is not there; whoever else holds it is waited for.
+
+    Commands started meanwhile (``ovlt.launch``) hold it too, so one that is cut off by a kill of
+    its parent is waited for. The system lets go of it when the last of them ends, however it ends.
+    Raises TimeoutError after ``patience`` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        deadline, said = time.monotonic() + patience, False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path} is held by another process") from None
+            if not said:
+                print(f"another process is at work in {path.parent}: waiting for it", flush=True)
+            said = True
+            time.sleep(0.2)
+        yield
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovlt.config import BaseConfig, Recipe, TeacherConfig
-from ovlt.files import read_json, write_json
+from ovlt.files import held, read_json, write_json
 from ovlt.launch import python_module, torchrun
 from ovlt.recipe import recipe_from
 
@@ -61,19 +61,37 @@ def sft_model(recipe: Recipe) -> Path:
     return recipe.folder / recipe.sft.stage / "model"
 
 
+def _made(folder: Path, is_there: Callable[[], bool], make: Callable[[], None]) -> None:
+    """Make what is not there; of several processes that need it, one does, the others wait."""
+    if not is_there():
+        with held(folder / "making.lock"):
+            if not is_there():
+                make()
+
+
 def ensure_world(recipe: Recipe) -> None:
     """Write the synthetic files unless they are there for exactly these settings."""
     world = recipe.synthetic
     folder = Path(world.folder)
     record = folder / "world.json"
     wanted = world.model_dump(mode="json")
-    if record.is_file() and read_json(record) == wanted:
-        return
+
+    def is_there() -> bool:
+        return record.is_file() and read_json(record) == wanted
+
+    def make() -> None:
+        record.unlink(missing_ok=True)
+        _draw_world(recipe)
+        write_json(record, wanted)
+
+    _made(folder, is_there, make)
+
+
+def _draw_world(recipe: Recipe) -> None:
     from ovlt.data import synthetic
 
+    world, folder = recipe.synthetic, Path(recipe.synthetic.folder)
     print(f"drawing the synthetic world into {folder}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    record.unlink(missing_ok=True)
     spec = synthetic.WorldSpec(size=world.size)
 
     def items(
@@ -104,7 +122,6 @@ def ensure_world(recipe: Recipe) -> None:
     )
     synthetic.write_questions(described, folder / "captions.parquet")
     synthetic.contact_sheet(folder / "contact_sheet.png")
-    write_json(record, wanted)
 
 
 def _write_levels(recipe: Recipe, items: Callable[..., Iterable[Item]]) -> None:
@@ -182,13 +199,15 @@ def ensure_base(recipe: Recipe, ranks: int) -> None:
     seen = ("families", "size", "seed", "base_rows", "base_mixture")
     world = {k: v for k, v in recipe.resolved()["synthetic"].items() if k in seen}
     wanted = {"base": recipe.resolved()["base"], "synthetic": world}
-    if _is_made(folder, record, wanted, "base"):
-        return
-    print(f"{base_model(recipe)} is not there yet: making a base model first", flush=True)
-    ensure_world(recipe)
-    python_module("ovlt.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
-    write_json(record, wanted)
-    run_stage("sft", base_recipe(recipe), ranks)
+
+    def make() -> None:
+        print(f"{base_model(recipe)} is not there yet: making a base model first", flush=True)
+        ensure_world(recipe)
+        python_module("ovlt.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
+        write_json(record, wanted)
+        run_stage("sft", base_recipe(recipe), ranks)
+
+    _made(folder, lambda: _is_made(folder, record, wanted, "base"), make)
 
 
 def _is_made(folder: Path, record: Path, wanted: dict[str, Any], what: str) -> bool:
@@ -217,31 +236,37 @@ def ensure_teacher(recipe: Recipe, ranks: int) -> None:
     teacher, folder = recipe.teacher, Path(recipe.teacher.folder)
     record = folder / "teacher.json"
     wanted = recipe.resolved()["teacher"]
-    if _is_made(folder, record, wanted, "teacher"):
-        return
-    ensure_base(recipe, ranks)
-    print(f"{teacher_model(recipe)} is not there yet: teaching a teacher first", flush=True)
+
+    def make() -> None:
+        ensure_base(recipe, ranks)
+        print(f"{teacher_model(recipe)} is not there yet: teaching a teacher first", flush=True)
+        data = folder / "rows.parquet"
+        _write_lessons(recipe, data)
+        write_json(record, wanted)
+        tree = recipe.resolved()
+        tree["run"] |= {"folder": str(folder.parent), "seed": 0, "resume": "auto"}
+        tree["data"] |= {"held_out": "", "validation": ""}
+        tree["sft"] = _lesson(
+            teacher, "Teacher: caption and question -> trace", base_model(recipe), data
+        )
+        run_stage("sft", recipe_from(tree), ranks)
+
+    _made(folder, lambda: _is_made(folder, record, wanted, "teacher"), make)
+
+
+def _write_lessons(recipe: Recipe, data: Path) -> None:
+    """Captions and questions with traces, for the teacher."""
     from ovlt.data import synthetic
 
-    world = recipe.synthetic
+    world, teacher = recipe.synthetic, recipe.teacher
     items = synthetic.generate(
         world.families, "train", teacher.rows, world.seed * 1000 + 7,
         synthetic.WorldSpec(size=world.size),
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "rows.parquet"
     rows = synthetic.teacher_rows(
         items, teacher.styles, world.seed, teacher.wrong, teacher.reflections
     )
     synthetic.write_sft(rows, data)
-    write_json(record, wanted)
-    tree = recipe.resolved()
-    tree["run"] |= {"folder": str(folder.parent), "seed": 0, "resume": "auto"}
-    tree["data"] |= {"held_out": "", "validation": ""}
-    tree["sft"] = _lesson(
-        teacher, "Teacher: caption and question -> trace", base_model(recipe), data
-    )
-    run_stage("sft", recipe_from(tree), ranks)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> Path:
