@@ -46,7 +46,7 @@ def held(path: Path, patience: float = float("inf")) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{path} is held by another process") from None
             if not said:
