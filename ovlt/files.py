@@ -1,4 +1,4 @@
-"""Files: written so that a reader, or a kill, never sees half of one; counted without reading."""
+"""Files: never seen half written, also after a kill; held by one process; counted without reading."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = T
 
     Embedding and head share the root group because they may be one tensor. On CPUs, where weights
     stay gathered (``reshard=False``), the root holds everything: a collective there costs more than
-    it moves, and no stream hides it. Inputs are not cast
-    (``cast_forward_inputs=False``): M-RoPE's cos and sin would otherwise lose their float32.
+    it moves, and no stream hides it. Inputs are not cast (``cast_forward_inputs=False``): M-RoPE's
+    cos and sin would otherwise lose their float32.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=dtype if dtype != torch.float32 else None,
