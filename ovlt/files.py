@@ -1,4 +1,4 @@
-"""Files: never seen half written, also after a kill; held by one process; counted without reading."""
+"""Files: never seen half written, even after a kill; held by one process; counted unread."""
 
 from __future__ import annotations
 
