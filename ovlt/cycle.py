@@ -30,7 +30,7 @@ SFT and GRPO in turns, each iteration on traces of the one before.
   --until=STAGE     stop after that stage
   --seeds=0,1,2     one run for each; run.folder must hold {seed}
   --controls        then the comparisons: SFT filters, restart or continue, SFT or RL alone
-  --controls=rejection,filter   only these of them: single (sft-only, rejection, grpo-only),
+  --controls=rejection,filter   only these of them: single (sft-only, rejection, rl-only),
                     restart, filter (none, max_words, reflections)
 """
 

@@ -2,7 +2,8 @@
 
 filter    SFT-1 on the same answers under the other filters (OpenVLThinker, arXiv v1, Table 3)
 restart   iteration 2 with SFT going on from GRPO-1, not from the base
-single    SFT alone, rejection sampling alone, RL alone: for as long as the whole cycle took
+single    SFT alone on the traces of iteration 1, and rejection sampling alone, each for as long as
+          the whole cycle took; RL alone on all that the cycle asks in GRPO, in its order
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ FILTERS = {
 }
 
 # What `--controls=` takes.
-ALL = ("single", "sft-only", "rejection", "grpo-only", "restart", "filter", *FILTERS)
+ALL = ("single", "sft-only", "rejection", "rl-only", "restart", "filter", *FILTERS)
 
 
 def chosen(step: Step, words: Sequence[str]) -> bool:
-    """Whether a control is asked for, by its comparison, its name, or the end of its name."""
-    return any(step.comparison == word or f"-{step.name}".endswith(f"-{word}") for word in words)
+    """Whether a control is asked for by one of ``words``, of ``ALL``."""
+    own = {step.comparison, step.name, step.name.rpartition("-")[2]}
+    if step.table == "grpo" and step.name.endswith("-only"):
+        own.add("rl-only")
+    return not own.isdisjoint(words)
 
 
 def controls(recipe: Recipe, state: State) -> Iterator[Step]:
@@ -64,7 +68,8 @@ def restart(main: dict[str, Step]) -> Iterator[Step]:
 
 
 def single(main: dict[str, Step], state: State) -> Iterator[Step]:
-    """One method alone, with the traces of iteration 1 and the seconds of the whole cycle."""
+    """One method alone: with the traces of iteration 1 and the seconds of the whole cycle, or with
+    the questions of all its GRPO."""
     sft1 = main["sft1"]
     budget = sum(
         state.seconds(s.name) if s.table == "distill" else sum(step_seconds(s.folder))
@@ -85,9 +90,11 @@ def single(main: dict[str, Step], state: State) -> Iterator[Step]:
     title = "Rejection sampling alone, compute of the cycle"
     keys = {"data": rows_of(name), "steps": steps_in(left)}
     yield changed(sft1, "sft-rejection", title, keys, "single")
-    grpo = next(s for s in main.values() if s.table == "grpo")
-    keys = {"start": sft1.recipe.model.path}
-    yield changed(grpo, "grpo-only", "RL alone, from the base", keys, "single")
+    start, title = sft1.recipe.model.path, "RL alone, questions of"
+    for old in [s for s in main.values() if s.table == "grpo"]:
+        name = f"{old.name}-only"
+        yield changed(old, name, f"{title} {old.title}", {"start": start}, "single")
+        start, title = model_of(name), "RL alone, then those of"
 
 
 def changed(old: Step, name: str, title: str, keys: dict[str, Any], comparison: str) -> Step:

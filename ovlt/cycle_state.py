@@ -95,6 +95,9 @@ class State:
 
 
 def settings(step: Step) -> dict[str, Any]:
-    """What decides what a stage makes: its own table, and those that all stages read."""
+    """What decides what a stage makes and how it is measured: its own table, those that all stages
+    read, and the grader."""
     tree = step.recipe.resolved()
-    return {name: tree[name] for name in ("run", "model", "data", step.table)}
+    found = {name: tree[name] for name in ("run", "model", "data", "evaluate", step.table)}
+    measured = {name: tree["grpo"][name] for name in ("reward", "rollout")}
+    return {"grpo": measured} | found

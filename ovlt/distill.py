@@ -15,28 +15,32 @@ vLLM's, sharded over ranks and written as it goes: killed at any moment, the sam
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
 
 from ovlt import launch, smoke
 from ovlt.config import Recipe
 from ovlt.recipe import command_line, recipe_from
 
 if TYPE_CHECKING:
+    from ovlt.data.sources import Row
     from ovlt.distillation.shards import Record
     from ovlt.runtime import Runtime
     from ovlt.types import Prompt
 
-# The keys of [distill] that decide what a phase says, besides those of the phases before it.
+# The keys of [distill] that decide what a phase says, besides those of the phases before it, and
+# besides what ``made_with`` names.
 DECIDED_BY = {
     "captions": (
-        "data", "questions", "seed", "captioner", "caption_request", "caption_temperature",
+        "data", "questions", "seed", "caption_request", "caption_temperature",
         "max_caption_tokens", "max_prompt_tokens",
     ),
     "details": ("teacher", "details_request"),
     "recaptions": ("recaption_request",),
     "answers": (
-        "data", "questions", "seed", "captioner", "teacher", "teacher_request", "k", "temperature",
+        "data", "questions", "seed", "teacher", "teacher_request", "k", "temperature",
         "top_p", "top_k", "max_prompt_tokens", "max_response_tokens",
     ),
 }  # fmt: skip
@@ -49,10 +53,39 @@ def phases(recipe: Recipe) -> list[str]:
     return [*DECIDED_BY] if recipe.distill.refine else ["captions", "answers"]
 
 
+def made_with(recipe: Recipe, rows: Sequence[Row], phase: str) -> dict[str, Any]:
+    """What decides a phase's records outside [distill], by name: the models, the questions (records
+    know them by their place), how they are shown, and what grades the answers."""
+    reward, rollout = recipe.grpo.reward, recipe.grpo.rollout
+    questions = blake2b(digest_size=16)
+    for row in rows:
+        shown = [row.id, row.source, row.question, row.answer, row.grids]
+        questions.update(json.dumps(shown).encode("ascii") + b"\n")
+    found: dict[str, Any] = {
+        "list of good questions": questions.hexdigest(),
+        "captioner": recipe.distill.captioner or recipe.model.path,
+        "model.min_pixels": recipe.model.min_pixels,
+        "model.max_pixels": recipe.model.max_pixels,
+        "grpo.rollout.dtype": rollout.dtype,
+        "grpo.rollout.engine": rollout.engine,
+    }
+    if phase == "answers":
+        found |= {
+            "data.suffix": recipe.data.suffix,
+            "grpo.reward.verdict": reward.verdict or reward.function,
+            "grpo.reward.timeout": reward.timeout,
+            "grpo.reward.max_chars": reward.max_chars,
+        }
+    return found
+
+
 def main() -> None:
     recipe = command_line("distill", "Distil reasoning traces into SFT rows.", "distill")
     if recipe.distill.phase == "all":
-        drive(recipe)
+        try:
+            drive(recipe)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"ovlt.distill: {error}") from None
         return
     from ovlt import _env
 
@@ -64,10 +97,11 @@ def main() -> None:
     leave()
 
 
-def drive(recipe: Recipe) -> None:
-    """Make what the smoke recipe lacks, then start the phases one after the other."""
+def drive(recipe: Recipe, ranks: int = 0) -> None:
+    """Make what the smoke recipe lacks, then start the phases one after the other, by default with
+    ``ranks`` processes; 0: one per GPU, or two on a CPU."""
     cfg = recipe.distill
-    ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else launch.default_ranks())
+    ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else ranks or launch.default_ranks())
     smoke.make_missing(recipe, "distill", ranks)
     for phase in ["answers"] if cfg.answers_of else phases(recipe):
         tree = recipe.resolved()
@@ -80,7 +114,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     """One phase, on every rank."""
     from ovlt.distillation.assemble import assemble
     from ovlt.distillation.forms import fill
-    from ovlt.distillation.generate import generate, verify
+    from ovlt.distillation.generate import check_context, generate, verify
     from ovlt.distillation.requests import Asker
     from ovlt.distillation.shards import Shards
     from ovlt.model.load import open_folder, open_reader
@@ -92,6 +126,14 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     home.mkdir(parents=True, exist_ok=True)
     seer = open_folder(recipe.expand(cfg.captioner or recipe.model.path))
     reader = open_reader(recipe.expand(cfg.teacher)) if cfg.teacher else seer
+    if cfg.teacher:  # before the first caption is made
+        room = cfg.max_prompt_tokens, cfg.max_caption_tokens, "distill.max_caption_tokens"
+        check_context(seer, *room)
+        if cfg.refine:
+            check_context(reader, *room)
+    check_context(
+        reader, cfg.max_prompt_tokens, cfg.max_response_tokens, "distill.max_response_tokens"
+    )
     found, limits = read_rows(
         runtime, recipe, seer, cfg.data, what="questions",
         max_tokens=cfg.max_prompt_tokens, limit=cfg.questions,
@@ -101,9 +143,8 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
 
     def shards(phase: str) -> Shards:
         upto = phases(recipe)[: phases(recipe).index(phase) + 1]
-        return Shards(
-            source / phase, {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
-        )
+        own = {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
+        return Shards(source / phase, own | made_with(recipe, rows, phase))
 
     @functools.cache
     def records(phase: str) -> dict[int, Record]:
@@ -130,6 +171,15 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
             else reading.question(rows[i])
         ),
     }
+    if cfg.answers_of and not (source / "answers").is_dir():
+        raise ValueError(f"distill.answers_of = '{cfg.answers_of}': no answers are in {source}")
+    if cfg.phase != (order := phases(recipe))[0]:
+        before = order[order.index(cfg.phase) - 1]
+        if lacking := len(set(range(len(rows))) - shards(before).done()):
+            raise ValueError(
+                f"{lacking} of {len(rows)} questions have no record in {source / before}: run "
+                f"--distill.phase={before} first"
+            )
     out = shards(cfg.phase)
     if cfg.phase != "answers":
         generate(
@@ -138,7 +188,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
             max_tokens=cfg.max_caption_tokens, finish=lambda records, _: records,
         )  # fmt: skip
         return
-    with RewardPool.of(recipe.grpo.reward) as pool:
+    with RewardPool.of(recipe.grpo.reward, verdict=True) as pool:
         generate(
             runtime, recipe, out, reader, rows,
             ask=ask["answers"], n=cfg.k, temperature=cfg.temperature,

@@ -83,11 +83,8 @@ def _grade(
         for prompt, group in zip(prompts, texts, strict=True)
         for text in group
     ]
-    scores = iter(pool.score(inputs))
-    return [
-        [float((out := next(scores)).parts.get("accuracy", out.score) >= 1.0) for _ in group]
-        for group in texts
-    ]
+    outputs = iter(pool.score(inputs))
+    return [[float(next(outputs).is_right) for _ in group] for group in texts]
 
 
 def _figures(
@@ -213,7 +210,7 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
         max_tokens=config.max_prompt_tokens + cfg.max_response_tokens,
         shares_device=False,
     )
-    with RewardPool.of(recipe.grpo.reward) as pool:
+    with RewardPool.of(recipe.grpo.reward, verdict=True) as pool:
         figures = held_out(engine, folder, recipe, runtime, pool, path)
     if runtime.is_main:
         write_evaluation(stage.folder, figures)

@@ -102,7 +102,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     )
     validator = Validator(
         runtime, recipe, folder, model, stage, temperature=rollout.temperature,
-        engine=engine, sync=sync, pool=pool, suffix=cfg.suffix,
+        engine=engine, sync=sync, pool=None if cfg.reward.verdict else pool, suffix=cfg.suffix,
     )  # fmt: skip
 
     best = Best(runtime, model, folder.path, stage.folder)
@@ -260,6 +260,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     runtime.barrier()
     stage.update(steps=cfg.steps, **({"best": best.state} if best.state else {}))
     validator.finish(str(stage.folder / "model"))
+    pool.close()
     stage.update(status="done")
     best.close()
     runtime.say(f"{cfg.stage}: {cfg.steps} steps, model in {stage.folder / 'model'}")

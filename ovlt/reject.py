@@ -33,9 +33,10 @@ def rows_path(recipe: Recipe) -> Path:
 
 def sample(runtime: Any, recipe: Recipe) -> None:
     """Answer, grade, keep the shortest correct answer per question, write sharegpt rows."""
-    from ovlt.data import synthetic
     from ovlt.data.loader import Loader
     from ovlt.data.sources import to_prompt
+    from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
+    from ovlt.distillation.assemble import sft_row
     from ovlt.model.load import open_folder
     from ovlt.reward import RewardInput, RewardPool
     from ovlt.rollout import engine_dtype, open_engine, request_seeds
@@ -61,7 +62,7 @@ def sample(runtime: Any, recipe: Recipe) -> None:
         temperature=rollout.temperature, max_tokens=rollout.max_response_tokens,
     )  # fmt: skip
     texts = [[folder.chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
-    with RewardPool.of(recipe.grpo.reward) as pool:
+    with RewardPool.of(recipe.grpo.reward, verdict=True) as pool:
         outputs = pool.score(
             [
                 RewardInput.of(text, prompt)
@@ -74,7 +75,7 @@ def sample(runtime: Any, recipe: Recipe) -> None:
         right = [
             (len(c.token_ids), j)
             for j, c in enumerate(group)
-            if c.finished and outputs[k * n + j].score >= 1.0
+            if c.finished and outputs[k * n + j].is_right
         ]
         if right:
             kept.append([i, texts[k][min(right)[1]]])
@@ -83,21 +84,8 @@ def sample(runtime: Any, recipe: Recipe) -> None:
     if runtime.is_main:
         path = rows_path(recipe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        synthetic.write_sft(
-            (
-                {
-                    "messages": [
-                        {"role": "user", "content": rows.rows[i].question + recipe.data.suffix},
-                        {"role": "assistant", "content": text},
-                    ],
-                    "images": [ref.open() for ref in rows.rows[i].images],
-                    "source": rows.rows[i].source,
-                    "id": rows.rows[i].id,
-                }
-                for i, text in everyone
-            ),
-            path,
-        )
+        learned = (sft_row(rows.rows[i], text, recipe.data.suffix) for i, text in everyone)
+        write_rows(learned, path, SHAREGPT_COLUMNS)
     engine.close()
 
 

@@ -63,6 +63,12 @@ class RewardOutput:
     parts: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
+    @property
+    def is_right(self) -> bool:
+        """The verdict on the answer: a score may give or take points for the form, so the part
+        ``accuracy`` says it where there is one."""
+        return self.parts.get("accuracy", self.score) >= 1.0
+
 
 RewardFunction = Callable[[RewardInput], RewardOutput]
 
@@ -93,15 +99,16 @@ def released_reward(x: RewardInput) -> RewardOutput:
     """0, 0.5 or 1, as the released training code scores, with MathRuler's verdicts as they are.
 
     The first one-line ``<answer>`` is graded, or the whole response where there is none; a right
-    answer loses 0.5 when only blanks stand between ``</think>`` and ``<answer>``. ``format`` is the
-    released pattern (no text between the tags), logged and not scored.
+    answer loses 0.5 when only blanks stand between ``</think>`` and ``<answer>``. Parts, logged and
+    not scored: ``accuracy`` without that loss; ``format``, the released pattern (no text between
+    the tags).
     """
     given = extract_answer(x.response, parity=True)
     right, reason = grade(x.response if given is None else given, x.answer, parity=True)
     no_summary = re.search(r"</think>\s*<answer>", x.response) is not None
     score = float(right) - 0.5 * float(right and no_summary)
     well_formed = _RELEASED_FORMAT.fullmatch(x.response) is not None
-    parts = {"accuracy": score, "format": float(well_formed)}
+    parts = {"accuracy": float(right), "format": float(well_formed)}
     return RewardOutput(score, parts, f"{reason}; no summary" if right and no_summary else reason)
 
 
@@ -253,7 +260,7 @@ class RewardPool:
         *,
         workers: int = 2,
         timeout_s: float = 5.0,
-        max_chars: int = 20_000,
+        max_chars: int = 100_000,
         memory_mb: int = 2048,
     ) -> None:
         if workers < 1 or timeout_s <= 0:
@@ -277,10 +284,11 @@ class RewardPool:
             raise
 
     @classmethod
-    def of(cls, config: RewardConfig) -> RewardPool:
-        """The pool that a recipe's [grpo.reward] describes."""
+    def of(cls, config: RewardConfig, *, verdict: bool = False) -> RewardPool:
+        """The pool that a recipe's [grpo.reward] describes: for training, or for the ``verdict``
+        on answers in distillation, validation and held-out measurements."""
         return cls(
-            config.function,
+            (config.verdict if verdict else "") or config.function,
             workers=config.workers,
             timeout_s=config.timeout,
             max_chars=config.max_chars,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovlt.changes import changes_between
 from ovlt.config import BaseConfig, Recipe, TeacherConfig
 from ovlt.files import held, read_json, write_json
 from ovlt.launch import python_module, torchrun
@@ -70,17 +71,26 @@ def _made(folder: Path, is_there: Callable[[], bool], make: Callable[[], None]) 
 
 
 def ensure_world(recipe: Recipe) -> None:
-    """Write the synthetic files unless they are there for exactly these settings."""
+    """Write the synthetic files unless they are there.
+
+    Raises ValueError where they are there for other settings: models were made from them."""
     world = recipe.synthetic
     folder = Path(world.folder)
     record = folder / "world.json"
     wanted = world.model_dump(mode="json")
 
     def is_there() -> bool:
-        return record.is_file() and read_json(record) == wanted
+        if not record.is_file():
+            return False
+        if changes := changes_between(read_json(record), wanted):
+            raise ValueError(
+                f"{folder} holds a world drawn with other settings: synthetic."
+                f"{'; synthetic.'.join(text for _, text in changes[:3])}: put them back, delete "
+                "that folder, or give another --synthetic.folder"
+            )
+        return True
 
     def make() -> None:
-        record.unlink(missing_ok=True)
         _draw_world(recipe)
         write_json(record, wanted)
 
@@ -165,7 +175,7 @@ def base_recipe(recipe: Recipe) -> Recipe:
     tree["model"] |= {"freeze_vision": False}
     # Measured by what it is for: held-out images described exactly, greedily.
     tree["data"] |= {"held_out": str(Path(recipe.synthetic.folder) / "captions.parquet")}
-    tree["grpo"]["reward"]["function"] = "exact"
+    tree["grpo"]["reward"] |= {"function": "exact", "verdict": ""}
     tree["evaluate"] |= {"data": "", "n": 0, "limit": 0}
     tree["sft"] = _lesson(
         base,
@@ -280,7 +290,7 @@ def run_stage(stage: str, recipe: Recipe, ranks: int) -> None:
     if stage == "distill":  # which starts its phases itself
         from ovlt.distill import drive
 
-        drive(recipe)
+        drive(recipe, ranks)
         return
     table = getattr(recipe, stage)
     path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")

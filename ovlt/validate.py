@@ -119,7 +119,7 @@ class Validator:
                 tolerance=tolerance_of(self.recipe, dtype),
             )
         if self._pool is None:
-            self._pool = RewardPool.of(self.recipe.grpo.reward)
+            self._pool = RewardPool.of(self.recipe.grpo.reward, verdict=True)
         if self._owns_engine:
             self._sync()
         return self._engine, self._pool

@@ -97,7 +97,7 @@ fetch() { # fetch REPOSITORY KIND FOLDER [options]: at the revision of the first
   shift 3
   revision=$(awk -v r="$repository" '$1 == r {print $2}' "$REVISIONS" 2>/dev/null || true)
   # HF_HUB_OFFLINE: the commands below run without the network, this one needs it
-  HF_HUB_OFFLINE=0 go "$(dirname "$python")/hf" download "$repository" --repo-type "$kind" \
+  HF_HUB_OFFLINE=0 go "$(dirname "$(command -v "$python")")/hf" download "$repository" --repo-type "$kind" \
     --local-dir "$folder" ${revision:+--revision "$revision"} "$@"
   if [ -z "$revision$dry" ]; then # the hub writes the commit into the first line of each record
     revision=$(find "$folder/.cache" -name '*.metadata' -exec head -qn 1 {} + | sort -u)
@@ -109,8 +109,9 @@ fetch() { # fetch REPOSITORY KIND FOLDER [options]: at the revision of the first
 
 models() {
   local folder source
-  # every "models/..." that the recipe's values (not its comments) name
-  for folder in $(sed 's/#.*//' "$recipe" | grep -oE '"models/[^"]+"' | tr -d '"' | sort -u); do
+  # every "models/..." that the recipe's values (not its comments) and the overrides name
+  for folder in $({ sed 's/#.*//' "$recipe" | grep -oE '"models/[^"]+"' | tr -d '"'
+    printf '%s\n' "${overrides[@]}" | sed -n 's/^--[^=]*=\(models\/.*\)/\1/p'; } | sort -u); do
     source=$(repository "$(basename "$folder")")
     if [ -f "$folder/.complete" ]; then
       echo "$folder: there"
@@ -127,26 +128,36 @@ models() {
 }
 
 sources() { # what the mixtures read
-  local mixtures=("recipes/data/$name"/*.toml) path subset include=()
+  local mixtures=("recipes/data/$name"/*.toml) path subset include=() wanted=''
   [ -f "${mixtures[0]}" ] || { echo "no mixtures in recipes/data/$name: put the recipe's data files there yourself"; return; }
   while read -r path; do
-    if [ -f "$path/.complete" ]; then
+    case $(basename "$path") in
+      LLaVA-OneVision-Data) wanted=$(values subset "${mixtures[@]}") ;;
+      *) wanted='' ;;
+    esac
+    # .complete holds the subsets that were asked for: a mixture may name others since
+    if [ -f "$path/.complete" ] && [ -z "$(LC_ALL=C comm -23 <(cat <<<"$wanted") "$path/.complete")" ]; then
       echo "$path: there"
     elif [ -e "$path" ] && [ ! -d "$path/.cache" ]; then
       echo "$path: there, put by you"
     elif [ "$(basename "$path")" = LLaVA-OneVision-Data ]; then
       echo "$path: its subsets from lmms-lab/LLaVA-OneVision-Data"
-      while read -r subset; do include+=(--include "$subset/*"); done < <(values subset "${mixtures[@]}")
+      while read -r subset; do include+=(--include "$subset/*"); done <<<"$wanted"
       fetch lmms-lab/LLaVA-OneVision-Data dataset "$path" "${include[@]}"
-      go touch "$path/.complete"
+      [ -n "$dry" ] || echo "$wanted" >"$path/.complete"
+    elif [ "$(basename "$path")" = MathVista ]; then
+      echo "$path: the questions of testmini, which no mixture may hold, from AI4Math/MathVista"
+      fetch AI4Math/MathVista dataset "$path" --include "data/testmini*"
+      [ -n "$dry" ] || echo >"$path/.complete"
     else
       lack "$path is not there, and where it comes from is not known: put the dataset there yourself"
     fi
-  done < <(values path "${mixtures[@]}")
+  done < <({ values path "${mixtures[@]}"
+    sed -n 's/^ *"\(data\/sources\/.*\)",*$/\1/p' "${mixtures[@]}"; } | sort -u)
 }
 
 values() { # values KEY FILE...: every value of a key of [[mixture.sources]], once
-  sed -n "s/^$1 = \"\(.*\)\".*/\1/p" "${@:2}" | sort -u
+  sed -n "s/^$1 = \"\(.*\)\".*/\1/p" "${@:2}" | LC_ALL=C sort -u
 }
 
 prepare() { # each mixture once; held-out questions first, as the others leave them out

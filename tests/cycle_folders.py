@@ -24,7 +24,7 @@ STAGES: tuple[tuple[str, str, int, str, str, tuple[float, float]], ...] = (
     ("grpo2-medium", "grpo", 2, "", "GRPO-2 medium", (0.8, 0.4)),
     ("grpo2-hard", "grpo", 2, "", "GRPO-2 hard", (0.85, 0.55)),
     ("sft-only", "sft", 0, "single", "SFT alone, compute of the cycle", (0.5, 0.2)),
-    ("grpo-only", "grpo", 0, "single", "RL alone, from the base", (0.6, 0.25)),
+    ("grpo1-only", "grpo", 0, "single", "RL alone, questions of GRPO-1", (0.6, 0.25)),
     ("sft2-continue", "sft", 2, "restart", "SFT-2 from GRPO-1", (0.66, 0.3)),
     ("grpo2-continue-medium", "grpo", 2, "restart", "GRPO-2 after that, medium", (0.8, 0.4)),
     ("grpo2-continue-hard", "grpo", 2, "restart", "GRPO-2 after that, hard", (0.84, 0.5)),

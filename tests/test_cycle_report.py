@@ -270,7 +270,7 @@ def test_table_of_seeds(tmp_path: Path) -> None:
         ("GRPO-1 vs SFT-1", "grpo1", "sft1"), ("GRPO-2 hard vs SFT-2", "grpo2-hard", "sft2"),
         ("GRPO-2 hard vs GRPO-1", "grpo2-hard", "grpo1"),
         ("SFT-1, nothing filtered vs SFT-1", "sft1-none", "sft1"),
-        ("RL alone, from the base vs GRPO-2 hard", "grpo-only", "grpo2-hard"),
+        ("RL alone, questions of GRPO-1 vs GRPO-2 hard", "grpo1-only", "grpo2-hard"),
     ]:  # fmt: skip
         for cells, (run, source) in zip(rows[row], columns, strict=True):
             for mode, cell in zip(("greedy", "sampled"), cells.split(" / "), strict=True):
@@ -282,7 +282,7 @@ def test_table_of_seeds(tmp_path: Path) -> None:
 
 def test_table_of_hostile_titles_and_of_no_cycle(tmp_path: Path) -> None:
     run = hostile_cycle(tmp_path / "run")
-    (run / "grpo-only" / "evaluation.json").unlink()  # its status stands in the place of numbers
+    (run / "grpo1-only" / "evaluation.json").unlink()  # its status stands in the place of numbers
     text = table([run])
     widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if "|" in line}
     assert widths == {5}  # three cells between four bars

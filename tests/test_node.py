@@ -159,6 +159,22 @@ def test_a_bare_node_to_the_report_and_again(node: Node) -> None:
     assert (node.home / "data" / "checksums.sha256").read_text().splitlines() == sums
     assert again.stdout.count(": there") == 5  # two models, two mixtures, one dataset
 
+    # a model that an override names, a benchmark, and a subset that a mixture names only now
+    more = node.home / "recipes" / "data" / "mine" / "a_first.toml"
+    text = more.read_text().replace('.parquet"]', '.parquet",\n  "data/sources/MathVista",\n]')
+    wide = '[[mixture.sources]]\nsource = "geos"\npath = "data/sources/LLaVA-OneVision-Data"\n'
+    more.write_text(f'{text}\n{wide}subset = "GEOS(MathV360K)"\n')
+    wanted = node.run("--distill.captioner=models/Qwen2.5-VL-3B-Instruct")
+    assert wanted.returncode == 0, wanted.stdout + wanted.stderr
+    more.write_text(f'{more.read_text()}{wide}subset = "GeoQA+(MathV360K)"\n')
+    assert node.run().returncode == 0
+    calls = (node.home / "hub.log").read_text().splitlines()[len(asked) :]
+    assert [line.split()[2] for line in calls] == [
+        "Qwen/Qwen2.5-VL-3B-Instruct", "lmms-lab/LLaVA-OneVision-Data", "AI4Math/MathVista",
+        "lmms-lab/LLaVA-OneVision-Data",
+    ]  # fmt: skip
+    assert "--include GEOS(MathV360K)/* --include GeoQA+(MathV360K)/*" in calls[-1]
+
     # lost and fetched again: at the revision of the first time
     shutil.rmtree(node.home / "models" / "QwQ-32B")
     third = node.run()
@@ -233,19 +249,24 @@ def test_a_dry_run_here_and_now(tmp_path: Path, argv: list[str]) -> None:
 def test_the_shipped_mixtures_can_be_prepared(path: Path) -> None:
     mixture = load_recipe(path).mixture
     chosen, total = entries(mixture)
-    assert total == {"held_out": 1000, "seeds": 7000, "medium": 3000, "hard": 6000}[path.stem]
+    assert total == {
+        "held_out": 1000, "seeds": 7000, "medium": 3000, "hard": 6000,
+        "seeds1": 59200, "seeds2": 12000, "seeds3": 12000, "grpo1": 5000, "grpo3": 5000,
+    }[path.stem]  # fmt: skip
     assert all(entry.config.subset for entry in chosen)
     held = {"data/openvlthinker/held_out.parquet", "data/openvlthinker/validation.parquet"}
+    held.add("data/sources/MathVista")
     assert path.stem == "held_out" or set(mixture.benchmarks) == held
 
 
-def test_what_the_recipe_reads_is_what_the_mixtures_write() -> None:
-    text = (ROOT / "recipes" / "openvlthinker-v2.toml").read_text()
+@pytest.mark.parametrize("name", ["openvlthinker-v1", "openvlthinker-v2"])
+def test_what_the_recipe_reads_is_what_the_mixtures_write(name: str) -> None:
+    text = (ROOT / "recipes" / f"{name}.toml").read_text()
     values = "\n".join(line.split("#")[0] for line in text.splitlines())
     read = set(re.findall(r'"(data/[^"]+)"', values))
-    written = {f"{load_recipe(path).mixture.folder}.parquet" for path in MIXTURES}
+    own = [path for path in MIXTURES if path.parent.name == name]
+    written = {f"{load_recipe(path).mixture.folder}.parquet" for path in own}
     written.add("data/openvlthinker/validation.parquet")  # beside the held-out questions
-    written.add("data/openvlthinker-v2/sft.parquet")  # for a stage alone; a cycle distils its own
     assert read <= written
 
 

@@ -118,7 +118,9 @@ def is_gone(pid: int) -> bool:
 def test_shipped_rewards(response, score, well_formed, released):
     output = answer_reward(ask(response))
     assert (output.score, output.parts["format"]) == (score, well_formed)
-    assert released_reward(ask(response)).score == released
+    graded = released_reward(ask(response))
+    assert graded.score == released
+    assert (graded.parts["accuracy"], graded.is_right) == (float(released > 0), released > 0)
 
 
 def test_released_reward_keeps_mathrulers_verdicts():

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ovlt.recipe import recipe_from
+from ovlt.smoke import ensure_world
+
 MAKE = """
 import json, sys
 from ovlt.recipe import recipe_from
@@ -29,3 +34,8 @@ def test_commands_side_by_side_draw_one_world(tmp_path: Path) -> None:
     assert sum("drawing the synthetic world" in text for text in said) == 1
     assert not list((tmp_path / "data").glob("*.partial"))
     assert json.loads((tmp_path / "data" / "world.json").read_text())["seed_rows"] == 23
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+    other = recipe_from({"synthetic": world | {"seed_rows": 29}})
+    with pytest.raises(ValueError, match=r"synthetic\.seed_rows was 23, is 29: put them back"):
+        ensure_world(other)  # others were trained on what is there
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()} == files

@@ -67,7 +67,9 @@ class DistillConfig(Table):
     phase: Literal["all", "captions", "details", "recaptions", "answers"] = field(
         "all", "all: each in its turn, as a process of its own per rank; or one, on these ranks."
     )
-    ranks: NonNegative = field(0, "Processes per phase; 0: one per GPU, or two on a CPU.")
+    ranks: NonNegative = field(
+        0, "Processes per phase; 0: cycle.ranks in a cycle, else one per GPU, or two on a CPU."
+    )
     shard: Positive = field(256, "Questions per written file and rank; a kill loses at most these.")
     seed: NonNegative = field(0, "Seed of the sampled answers.")
     tensor_parallel: Positive = field(1, "GPUs per engine; above 1 there is one process.")

@@ -56,6 +56,10 @@ class MixtureConfig(Table):
     levels: tuple[Literal["easy", "medium", "hard"], ...] = field(
         (), "Only sources (or, with a pass_rate, questions) of these levels; empty: all."
     )
+    pass_rates: tuple[str, ...] = field(
+        (), "evaluation.json of a model on these questions (ovlt.evaluate): pass rates of rows, "
+        "by source and id, and the error_rate of sources that give none."
+    )  # fmt: skip
     min_pass_rate: Share = field(0.0, "Leave out questions of a lower pass_rate.")
     max_pass_rate: Share = field(1.0, "Leave out questions of a higher pass_rate.")
     benchmarks: tuple[str, ...] = field(

@@ -156,7 +156,11 @@ class RewardConfig(Table):
     function: str = field("answer", "'answer', 'released', 'exact', or file.py:function.")
     workers: Positive = field(2, "Killable grading processes per rank.")
     timeout: Rate = field(5.0, "Seconds one answer may take before its worker is killed.")
-    max_chars: Positive = field(20000, "Longer responses score 0 unread.")
+    verdict: str = field(
+        "", "As function: its part `accuracy` says whether an answer is right where no reward is "
+        "asked for: traces, validation, held-out questions; empty: that of function does."
+    )  # fmt: skip
+    max_chars: Positive = field(100_000, "Longer responses score 0 unread.")
     overlong_tokens: NonNegative = field(
         0, "DAPO's soft overlong penalty: tokens before the limit where it sets in; 0: off."
     )

@@ -10,9 +10,11 @@ By question: the share of a model's own samples that were right.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ovlt.data.tables import read_table
@@ -99,6 +101,26 @@ def question_level(pass_rate: float) -> str:
     return "easy" if pass_rate >= 2 / 3 else "hard" if pass_rate <= 1 / 3 else "medium"
 
 
+def read_pass_rates(paths: Sequence[str]) -> dict[tuple[str, str], float]:
+    """(source, id) -> the share of right samples (of the greedy answer, where none was sampled), of
+    what ``ovlt.evaluate`` writes; later files count where two measure a question.
+
+    Raises ValueError: a file is missing, or no evaluation."""
+    rates: dict[tuple[str, str], float] = {}
+    for path in paths:
+        try:
+            asked = json.loads(Path(path).read_text(encoding="utf-8"))["questions"]
+            shares = asked.get("sampled", asked["greedy"])
+            for source, id, share in zip(asked["source"], asked["id"], shares, strict=True):
+                rates[str(source), str(id)] = float(share)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not the evaluation.json of ovlt.evaluate ({type(error).__name__}: "
+                f"{error}): measure a model with --evaluate.data=FILE OF QUESTIONS first"
+            ) from None
+    return rates
+
+
 def error_rates(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, float]]:
     """(questions, error rate) by source, of rows with ``pass_rate``. Raises ValueError for none."""
     count: Counter[str] = Counter()
@@ -109,7 +131,10 @@ def error_rates(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, float
             count[name] += 1
             passed[name] += row["pass_rate"]
     if not count:
-        raise ValueError("no row has a number in a 'pass_rate' column: measure the model first")
+        raise ValueError(
+            "no row has a number in a 'pass_rate' column: measure a model by ovlt.evaluate, and "
+            "prepare the file with mixture.pass_rates"
+        )
     return {name: (n, 1 - passed[name] / n) for name, n in count.items()}
 
 

@@ -80,6 +80,16 @@ class ImageRef:
         return image
 
 
+def stored(ref: ImageRef, name: str) -> dict[str, Any]:
+    """The image as a file of rows holds it, {bytes, path}: its bytes as they are, so that it stays
+    upright and what it was; ``path`` is ``name`` with the suffix of its format. Raises BadImage."""
+    with ref.open() as header:
+        format = str(header.format)
+    suffix = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(format, format.lower())
+    data = Path(ref.path).read_bytes() if ref.data is None else ref.data
+    return {"bytes": data, "path": f"{name}.{suffix}"}
+
+
 def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
     """The images of a row, whatever form the column has. Raises BadImage."""
     if images is None:

@@ -80,12 +80,12 @@ class Shown:
 
 
 def load_benchmark(paths: Sequence[str | Path], bits: int = BITS) -> Benchmark:
-    """Index parquet, JSON or JSONL files with a text column (question, query, problem) or image
-    columns (image, decoded_image, images, image_1 ...). Raises ValueError: no such column, or
-    nothing in it that can be compared with."""
+    """Index parquet, JSON or JSONL files, or the parquet files of folders, with a text column
+    (question, query, problem) or image columns (image, decoded_image, images, image_1 ...). Raises
+    ValueError: no file, no such column, or nothing in it that can be compared with."""
     bench = Benchmark(bits=bits)
     hashes: list[np.ndarray] = []
-    for path in map(Path, paths):
+    for path in [file for place in paths for file in _files(Path(place))]:
         names = column_names(path)
         texts = [name for name in names if name in _TEXTS]
         columns = [name for name in names if _IMAGES.fullmatch(name)]
@@ -116,6 +116,15 @@ def load_benchmark(paths: Sequence[str | Path], bits: int = BITS) -> Benchmark:
     if hashes:
         bench.hashes = np.stack(hashes)
     return bench
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    found = sorted(place.rglob("*.parquet"))
+    if not found:
+        raise ValueError(f"benchmark {place} is a folder without parquet files")
+    return found
 
 
 def _refs(cells: list[Any], base: Path) -> Iterator[ImageRef]:

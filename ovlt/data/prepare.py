@@ -21,11 +21,22 @@ from random import Random
 from typing import Any
 
 from ovlt.config import MixtureConfig
+from ovlt.data.difficulty import read_pass_rates
+from ovlt.data.images import stored
 from ovlt.data.mixture import MIXES, Entry, entries, quotas
 from ovlt.data.overlap import image_digest, load_benchmark
 from ovlt.data.readers import SOURCES, BadRow, Row, layouts
-from ovlt.data.survey import Found, Inspector, level_of, levels_of, open_entry, refs, survey
-from ovlt.data.writers import write_rows
+from ovlt.data.survey import (
+    Found,
+    Inspector,
+    Rates,
+    level_of,
+    levels_of,
+    open_entry,
+    refs,
+    survey,
+)
+from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 
 COLUMNS = {
     "problem": "text",
@@ -38,20 +49,20 @@ COLUMNS = {
     "difficulty": "text",
     "pass_rate": "number",
 }
-SHAREGPT_COLUMNS = {"messages": "messages", "images": "images", "source": "text", "id": "text"}
 
 
 def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Write a mixture's files and return the report. Raises ValueError: the recipe or data cannot
     be used; nothing is left in the place of a file that was there before."""
     chosen, total = entries(mixture)
-    levels = levels_of(mixture, chosen)
+    rates = read_pass_rates(mixture.pass_rates)
+    levels = levels_of(mixture, chosen, rates)
     benchmark = load_benchmark(mixture.benchmarks, mixture.overlap_bits)
     inspect = Inspector(hashed=len(benchmark.hashes) > 0)
     seen: set[bytes] = set()
     found = []
     for entry in chosen:
-        found.append(survey(entry, mixture, levels, benchmark, inspect, seen))
+        found.append(survey(entry, mixture, levels, rates, benchmark, inspect, seen))
         tell(_summary(entry, found[-1]))
     takes = _draw(mixture, chosen, found, total)
     if not any(take for take, _ in takes):
@@ -61,13 +72,16 @@ def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None
         parts["validation"] = [held for _, held in takes]
     folder = Path(mixture.folder)
     written = {}
+
+    def second_pass(picks: Sequence[set[int]]) -> Iterator[Row]:
+        return _second_pass(chosen, picks, rates, levels, mixture.seed)
+
     for part, picks in parts.items():
         name = f"{part}.parquet" if mixture.images == "bytes" else f"{part}.jsonl"
-        rows = _second_pass(chosen, picks, levels, mixture.seed)
-        written[part] = write_rows(rows, folder / name, COLUMNS)
+        written[part] = write_rows(second_pass(picks), folder / name, COLUMNS)
         tell(f"wrote {written[part]} questions to {folder / name}")
         if mixture.sharegpt:
-            talks = map(sharegpt_row, _second_pass(chosen, picks, levels, mixture.seed))
+            talks = map(sharegpt_row, second_pass(picks))
             write_rows(talks, folder / f"{part}_sharegpt.jsonl", SHAREGPT_COLUMNS)
     if mixture.sharegpt:
         _register(folder, list(parts))
@@ -118,10 +132,14 @@ def _draw(
 
 
 def _second_pass(
-    chosen: Sequence[Entry], picks: Sequence[set[int]], levels: dict[str, str], seed: int
+    chosen: Sequence[Entry],
+    picks: Sequence[set[int]],
+    rates: Rates,
+    levels: dict[str, str],
+    seed: int,
 ) -> Iterator[Row]:
     """The picked rows, the sources interleaved: any first part of the file is a mixture too."""
-    streams = [_picked(entry, pick) for entry, pick in zip(chosen, picks, strict=True)]
+    streams = [_picked(entry, pick, rates) for entry, pick in zip(chosen, picks, strict=True)]
     left = [len(pick) for pick in picks]
     rng = Random(f"order/{seed}")
     while any(left):
@@ -133,9 +151,9 @@ def _second_pass(
         yield _finished(row, levels)
 
 
-def _picked(entry: Entry, pick: set[int]) -> Iterator[Row]:
+def _picked(entry: Entry, pick: set[int], rates: Rates) -> Iterator[Row]:
     left = len(pick)
-    for index, row in enumerate(open_entry(entry)[1] if pick else ()):
+    for index, row in enumerate(open_entry(entry, rates)[1] if pick else ()):
         if index in pick and not isinstance(row, BadRow):
             yield row
             left -= 1
@@ -145,14 +163,8 @@ def _picked(entry: Entry, pick: set[int]) -> Iterator[Row]:
 
 def _finished(row: Row, levels: dict[str, str]) -> Row:
     """With its images as bytes, named by their content, and every column of the file."""
-    images = []
-    for ref in refs(row):
-        with ref.open() as header:
-            suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(str(header.format), str(header.format))
-        data = Path(ref.path).read_bytes() if ref.data is None else ref.data
-        images.append({"bytes": data, "path": f"{image_digest(ref).hex()}.{suffix.lower()}"})
     return row | {
-        "images": images,
+        "images": [stored(ref, image_digest(ref).hex()) for ref in refs(row)],
         "id": str(row["id"]),
         "choices": row.get("choices") or [],
         "difficulty": level_of(row, levels),

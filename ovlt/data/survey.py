@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -71,10 +71,21 @@ class Inspector:
         return Shown(digest, known)
 
 
-def levels_of(mixture: MixtureConfig, chosen: Sequence[Entry]) -> dict[str, str]:
-    """Difficulty by source, where the recipe rates at least three of them."""
+Rates = Mapping[tuple[str, str], float]  # of a question, by its source and id
+
+
+def levels_of(mixture: MixtureConfig, chosen: Sequence[Entry], rates: Rates) -> dict[str, str]:
+    """Difficulty by source, where the recipe or a measurement rates at least three of them."""
     ratings = {e.name: e.config.rating for e in chosen if e.config.rating is not None}
-    errors = {e.name: e.config.error_rate for e in chosen if e.config.error_rate is not None}
+    measured: dict[str, list[float]] = {}
+    for (source, _), rate in rates.items():
+        measured.setdefault(source, []).append(rate)
+    errors = {
+        entry.name: 1 - sum(measured[entry.name]) / len(measured[entry.name])
+        for entry in chosen
+        if entry.name in measured
+    }
+    errors |= {e.name: e.config.error_rate for e in chosen if e.config.error_rate is not None}
     if len({*ratings, *errors}) < 3 and not (mixture.levels and (ratings or errors)):
         return {}
     return source_levels(ratings, errors)
@@ -92,6 +103,7 @@ def survey(
     entry: Entry,
     mixture: MixtureConfig,
     levels: dict[str, str],
+    rates: Rates,
     benchmark: Benchmark,
     inspect: Inspector,
     seen: set[bytes],
@@ -101,7 +113,7 @@ def survey(
     Raises ValueError: too much of it is bad, or its difficulty is asked for and not known.
     """
     found = Found()
-    found.layout, rows = open_entry(entry)
+    found.layout, rows = open_entry(entry, rates)
     for index, row in enumerate(rows):
         found.read += 1
         try:
@@ -123,7 +135,7 @@ def survey(
                 raise ValueError(
                     f"mixture.levels = {list(mixture.levels)} needs the difficulty of "
                     f"'{row['source']}': give its source a rating or an error_rate, or its rows a "
-                    "pass_rate"
+                    "pass_rate (mixture.pass_rates)"
                 )
             if level not in mixture.levels:
                 found.other_level += 1
@@ -149,10 +161,17 @@ def survey(
     return found
 
 
-def open_entry(entry: Entry) -> tuple[str, Iterator[Row | BadRow]]:
-    """(layout, rows) of a source of a mixture."""
+def open_entry(entry: Entry, rates: Rates) -> tuple[str, Iterator[Row | BadRow]]:
+    """(layout, rows) of a source of a mixture; rows that were measured have that pass_rate."""
     source = entry.config
-    return open_source(source.source, source.path, split=source.split, subset=source.subset)
+    layout, rows = open_source(source.source, source.path, split=source.split, subset=source.subset)
+
+    def measured(row: Row | BadRow) -> Row | BadRow:
+        if isinstance(row, BadRow) or (key := (row["source"], str(row["id"]))) not in rates:
+            return row
+        return row | {"pass_rate": rates[key]}
+
+    return layout, map(measured, rows) if rates else rows
 
 
 def refs(row: Row) -> tuple[ImageRef, ...]:

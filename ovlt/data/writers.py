@@ -10,6 +10,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+SHAREGPT_COLUMNS = {"messages": "messages", "images": "images", "source": "text", "id": "text"}
+
 _GROUP_ROWS, _GROUP_BYTES = 500, 64 << 20  # of a parquet row group
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ovlt.data.loader import Loader
+from ovlt.distillation import traces
 from ovlt.distillation.shards import Record, Shards
 from ovlt.reward import RewardInput, RewardPool
 from ovlt.rollout import Completion, Engine, engine_dtype, open_engine, request_seeds
@@ -51,7 +52,7 @@ def generate(
     loader: Loader[Prompt | str] = Loader(lambda i: _or_reason(ask, i), recipe.data.workers)
     batches = [left[at : at + cfg.shard] for at in range(0, len(left), cfg.shard)]
     loader.prefetch(batches[0])
-    engine = _open(recipe, folder, runtime, rows, max_tokens)
+    engine = _open(recipe, folder, runtime, rows, cfg.max_prompt_tokens + max_tokens)
     opened = time.perf_counter()
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as background:
@@ -84,32 +85,34 @@ def generate(
 
 
 def verify(pool: RewardPool, records: list[Record], prompts: dict[int, Prompt]) -> list[Record]:
-    """Each record with the verdict on each of its texts: ``scores`` and ``reasons``."""
+    """Each record with the verdict on each of its texts: ``scores``, 0 or 1, and ``reasons``."""
     inputs = [
-        RewardInput.of(text, prompts[record["index"]])
+        RewardInput.of(traces.gradable(text), prompts[record["index"]])
         for record in records
         for text in record["texts"]
     ]
     outputs = iter(pool.score(inputs))
     for record in records:
         verdicts = [next(outputs) for _ in record["texts"]]
-        # a reward may take points for the form; the accuracy says whether the answer is right
-        record["scores"] = [v.parts.get("accuracy", v.score) for v in verdicts]
+        record["scores"] = [float(v.is_right) for v in verdicts]
         record["reasons"] = [v.reason for v in verdicts]
     return records
 
 
-def _open(
-    recipe: Recipe, folder: Folder, runtime: Runtime, rows: Sequence[Row], max_tokens: int
-) -> Engine:
-    cfg = recipe.distill
-    longest = cfg.max_prompt_tokens + max_tokens
-    context = int(folder.text_config.max_position_embeddings)
+def check_context(folder: Folder, max_prompt_tokens: int, max_tokens: int, key: str) -> None:
+    """Raises ValueError where a model cannot take a prompt and its answer, by the key to lower."""
+    longest, context = max_prompt_tokens + max_tokens, folder.text_config.max_position_embeddings
     if longest > context:
         raise ValueError(
-            f"{folder.path} takes {context} tokens, but distill.max_prompt_tokens + the most new "
-            f"tokens are {longest}: lower distill.max_prompt_tokens or distill.max_response_tokens"
+            f"{folder.path} takes {context} tokens, but distill.max_prompt_tokens + {key} are "
+            f"{longest}: lower one of them"
         )
+
+
+def _open(
+    recipe: Recipe, folder: Folder, runtime: Runtime, rows: Sequence[Row], longest: int
+) -> Engine:
+    cfg = recipe.distill
     rollout = recipe.grpo.rollout.model_copy(
         update={
             "tensor_parallel": cfg.tensor_parallel,

@@ -86,4 +86,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
             f"  {low:>6}-{high - 1:<6} {count:>7,} {'#' * round(40 * count / most)}"
             for low, high, count in summary["words"]
         ]
+    if any(summary["keywords"].values()):
+        rates = (f"{word} {rate:.2f}" for word, rate in summary["keywords"].items())
+        text.append("in a trace that is kept, times of each word: " + ", ".join(rates))
     return text

@@ -61,6 +61,15 @@ def parse(response: str, *, finished: bool = True) -> Trace:
     return Trace(think.strip(), summary.strip(), answer)
 
 
+def gradable(response: str) -> str:
+    """The response as a grader of ``<answer>`` tags reads it: where ``parse`` would take the answer
+    from a ``\\boxed{}``, as of models that know no tags (QwQ), with that answer in tags behind."""
+    rest = response.rpartition("</think>")[2]
+    if extract_answer(rest) is None and (answer := boxed(rest)) is not None:
+        return f"{response}\n<answer>{answer}</answer>"
+    return response
+
+
 def boxed(text: str) -> str | None:
     """The content of the last ``\\boxed{...}`` with balanced braces, stripped; None without one."""
     for found in reversed(list(_BOXED.finditer(text))):

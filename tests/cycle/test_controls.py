@@ -81,7 +81,8 @@ def test_each_control_changes_what_it_is_named_for_and_nothing_else(
     found = made(done, tmp_path)
     assert {name: step.comparison for name, step in found.items()} == {
         "sft-only": "single", "distill-rejection": "single", "sft-rejection": "single",
-        "grpo-only": "single", "sft2-continue": "restart", "grpo2-continue": "restart",
+        "grpo1-only": "single", "grpo2-only": "single",
+        "sft2-continue": "restart", "grpo2-continue": "restart",
         "distill1-none": "filter", "sft1-none": "filter",
         "distill1-max_words": "filter", "sft1-max_words": "filter",
     }  # fmt: skip
@@ -97,14 +98,15 @@ def test_each_control_changes_what_it_is_named_for_and_nothing_else(
 
     assert differs("sft-only", "sft1") == {"steps"}
     assert differs("sft-rejection", "sft1") == {"steps", "data"}
-    assert differs("grpo-only", "grpo1") == {"start"}
+    assert differs("grpo1-only", "grpo1") == differs("grpo2-only", "grpo2") == {"start"}
     assert differs("distill1-none", "distill1") == {"answers_of", "filter"}
     assert differs("sft1-none", "sft1") == {"data"}
     assert differs("sft2-continue", "sft2") == {"start"}
     assert differs("grpo2-continue", "grpo2") == {"start"}
     assert found["sft2-continue"].recipe.sft.start == "{folder}/grpo1/model"
     assert found["grpo2-continue"].recipe.grpo.start == "{folder}/sft2-continue/model"
-    assert found["grpo-only"].recipe.grpo.start == "base"
+    assert found["grpo1-only"].recipe.grpo.start == "base"
+    assert found["grpo2-only"].recipe.grpo.start == "{folder}/grpo1-only/model"
     rejection = found["distill-rejection"].recipe.distill
     assert (rejection.teacher, rejection.captioner) == ("", "{folder}/sft1/model")
     assert rejection.seed == 5
@@ -129,7 +131,7 @@ def test_sft_alone_and_rejection_alone_take_the_seconds_of_the_cycle(
         (["sft-only"], ["sft-only"]),
         (["rejection"], ["distill-rejection", "sft-rejection"]),
         (["max_words"], ["distill1-max_words", "sft1-max_words"]),
-        (["restart", "grpo-only"], ["grpo-only", "sft2-continue", "grpo2-continue"]),
+        (["restart", "rl-only"], ["grpo1-only", "grpo2-only", "sft2-continue", "grpo2-continue"]),
     ],
 )
 def test_some_of_the_controls_can_be_asked_for(
@@ -162,3 +164,6 @@ def test_other_settings_are_refused_for_what_is_done_and_taken_for_what_waits(
     tree["cycle"]["iterations"][0]["sft"]["batch_samples"] = 8
     with pytest.raises(ValueError, match=r"sft1 .*sft.batch_samples was 7, is 8"):
         done.announce(steps(recipe_from(tree)))
+    graded = {"data": "medium.parquet", "eval_every": 0, "reward": {"function": "released"}}
+    with pytest.raises(ValueError, match=r"base_answers .*grpo.reward.function was \"answer\", is"):
+        done.announce(steps(recipe(tmp_path, grpo=graded)))

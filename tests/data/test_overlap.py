@@ -105,6 +105,10 @@ def test_benchmark_files(tmp_path: Path) -> None:
     bench = load_benchmark([path])
     assert (len(bench.images), len(bench.hashes), len(bench.texts)) == (2, 2, 1)
     image_file(tmp_path / "images" / "1.jpg", 4)
+    assert load_benchmark([tmp_path]).texts == bench.texts  # all parquet files of a folder
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none is a folder without parquet files"):
+        load_benchmark([tmp_path / "none"])
     assert len(load_benchmark([path]).images) == 3  # unpacked beside it, the paths are read too
     other = json_file(tmp_path / "other.json", [{"query": "How many?", "images": ["images/1.jpg"]}])
     assert len(load_benchmark([path, other]).texts) == 2

@@ -174,6 +174,42 @@ def test_levels_by_source_and_by_question(tmp_path: Path) -> None:
         prepare(mixture(tmp_path / "x", {"mapqa": easyr1(tmp_path / "m", 1)}, levels=["hard"]))
 
 
+def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
+    sources = {
+        name: easyr1(tmp_path / name, 4, 10 * i)
+        for i, name in enumerate(["iconqa", "mapqa", "geos"])
+    }
+    prepare(mixture(tmp_path / "all", sources))
+    asked = written(tmp_path / "all")
+    right = {"iconqa": 1.0, "mapqa": 0.5, "geos": 0.25}
+    measured = [row for row in asked if row["source"] != "geos" or row["id"] != asked[0]["id"]]
+    questions = {
+        "source": [row["source"] for row in measured],
+        "id": [row["id"] for row in measured],
+        "greedy": [0.0 for row in measured],
+        "sampled": [right[row["source"]] for row in measured],
+    }
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"questions": questions}))
+    own = {"pass_rates": [str(path)], "levels": ["medium", "hard"], "min_pass_rate": 0.25}
+    prepare(mixture(tmp_path / "some", sources, **own))
+    rows = written(tmp_path / "some")
+    assert {(r["source"], r["difficulty"], r["pass_rate"]) for r in rows} == {
+        ("mapqa", "medium", 0.5), ("geos", "hard", 0.25),
+    }  # fmt: skip
+    # rows that were not asked have their source's level, by its measured error rate
+    questions = {name: values[:2] for name, values in questions.items()} | {
+        "source": ["geos", "mapqa", "iconqa"], "id": ["x", "x", "x"],
+        "greedy": [0.0, 1.0, 1.0], "sampled": [0.0, 0.4, 1.0],
+    }  # fmt: skip
+    path.write_text(json.dumps({"questions": questions}))
+    prepare(mixture(tmp_path / "hard", sources, pass_rates=[str(path)], levels=["hard"]))
+    assert Counter(row["source"] for row in written(tmp_path / "hard")) == {"geos": 4}
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt.ev"):
+        prepare(mixture(tmp_path / "x", sources, pass_rates=[str(path)]))
+
+
 def test_a_bad_source_stops_before_anything_is_written(tmp_path: Path) -> None:
     rows = [{"problem": f"<image>{i}?", "answer": "", "images": [cell(i)]} for i in range(3)]
     parquet_file(tmp_path / "a" / "train.parquet", rows, COLUMNS)

@@ -17,7 +17,7 @@ from commands import Command, Server
 from tiny import tiny_folder
 
 from ovlt import launch, smoke
-from ovlt.distill import drive
+from ovlt.distill import drive, main
 from ovlt.distillation.shards import Shards
 from ovlt.recipe import recipe_from
 
@@ -102,6 +102,14 @@ def test_every_question_is_answered_and_every_drop_has_its_reason(whole: Path) -
     dropped = {r["id"]: r for r in map(json.loads, (whole / "dropped.jsonl").open())}
     assert len(rows) + len(dropped) == QUESTIONS
     assert rows
+    samples = list(map(json.loads, (whole / "samples.jsonl").open()))
+    assert len(samples) == 3 * QUESTIONS
+    kept = Counter(s["id"] for s in samples if s["reason"].startswith("kept: the shortest of"))
+    assert kept == dict.fromkeys(rows, 1)
+    not_right = [s for s in samples if s["reason"].startswith("not correct: ")]
+    assert len(not_right) == sum(score < 1 for r in records.values() for score in r["scores"])
+    beaten = [s for s in samples if s["reason"] == "correct, but another is the shortest"]
+    assert len(kept) + len(not_right) + len(beaten) == len(samples)
     for index, record in records.items():
         truth = str(1 + index % 4)
         right = [f"<answer>{truth}</answer>" in text for text in record["texts"]]
@@ -211,12 +219,45 @@ def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
     never = home.start("never", "answers", "--distill.teacher=", data)
     other = home.start("whole", "answers", "--distill.k=2")
     long = home.start("long", "captions", "--distill.max_caption_tokens=100000")
+    # the teacher takes 512: said before a caption is made
+    reader = f"--distill.teacher={home.folder / 'reader'}"
+    short = home.start("short", "captions", reader, "--distill.max_response_tokens=500")
+    early = home.start("early", "answers")
+    nobody = home.start("whole", "answers", "--distill.answers_of=distil")
     said = refusal(never)
     assert "no trace is left to learn from" in said
     assert "most often since no sample is correct" in said
     assert "'pass@1': 0.0" in said
     assert "made with another k" in refusal(other)
-    assert "lower distill.max_prompt_tokens" in refusal(long)
+    assert "distill.max_prompt_tokens + distill.max_caption_tokens are 100100" in refusal(long)
+    assert "reader takes 512 tokens, but distill.max_prompt_tokens + " in (said := refusal(short))
+    assert "distill.max_response_tokens are 600: lower one of them" in said
+    assert "13 of 13 questions have no record in" in (said := refusal(early))
+    assert "run --distill.phase=captions first" in said
+    assert "distill.answers_of = 'distil': no answers are in" in refusal(nobody)
+
+
+@pytest.mark.parametrize(
+    "key", ["data.suffix= Hm.", "model.max_pixels=200000", "grpo.reward.function=released"]
+)
+def test_records_are_not_continued_by_what_would_make_others(
+    home: Home, whole: Path, key: str
+) -> None:
+    said = refusal(home.start("whole", "answers", f"--{key}"))
+    name = key.partition("=")[0].replace("reward.function", "reward.verdict")
+    assert f"made with another {name}" in said
+
+
+def test_records_are_not_continued_for_other_questions(home: Home) -> None:
+    """A row that has been mended moves all that come after it, and records go by their place."""
+    path = home.folder / "mended.jsonl"
+    rows = write_questions(path, 5)
+    path.write_text("\n".join(map(json.dumps, [rows[0] | {"answer": ""}, *rows[1:]])))
+    own = (f"--distill.data={path}", "--data.max_bad_share=0.5")
+    home.start("mended", "captions", *own).finish()
+    path.write_text("\n".join(map(json.dumps, rows)))
+    said = refusal(home.start("mended", "answers", *own))
+    assert "made with another list of good questions" in said
 
 
 def test_a_full_disk_is_one_sentence_and_finished_shards_stay(home: Home, whole: Path) -> None:
@@ -265,6 +306,21 @@ def test_the_driver_starts_each_phase_with_its_recipe(
     own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
     drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own}))
     assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
+    started.clear()  # a cycle's number of processes, where the stage has none of its own
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own | {"ranks": 0}}), 5)
+    assert {ranks for _, _, ranks in started} == {5}
     for phase, (_, path, _) in zip(phases, started, strict=True):
         assert recipe_from(json.loads(path.read_text())).distill.phase == phase
         assert recipe_from(json.loads(path.read_text())).distill.k == 2
+
+
+def test_what_the_driver_cannot_do_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("that folder holds another world")
+
+    monkeypatch.setattr(smoke, "make_missing", refuse)
+    monkeypatch.setattr("sys.argv", ["distill", f"--run.folder={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"ovlt\.distill: that folder holds another world"):
+        main()

@@ -52,8 +52,15 @@ def test_the_lines_for_people_say_all_of_it() -> None:
         "dropped": [(1298, "no sample is correct")],
         "pass": pass_rates([("maps", 4, 1)]),
         "words": histogram([3, 5]),
-        "keywords": {},
+        "keywords": keyword_rates(["Wait, wait."]),
     }
     text = "\n".join(lines(found))
-    for part in ("1,300  questions", "1,298  no sample", "maps: 1, 25.0%, 50.0%, 100.0%", "##"):
+    for part in (
+        "maybe 0.00",
+        "wait 2.00",
+        "1,300  questions",
+        "1,298  no sample",
+        "maps: 1, 25.0%, 50.0%, 100.0%",
+        "##",
+    ):
         assert part in text

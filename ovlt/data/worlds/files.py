@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ovlt.data.worlds.base import Item
-from ovlt.data.writers import Row, write_rows
+from ovlt.data.writers import SHAREGPT_COLUMNS, Row, write_rows
 
 IMAGE_TAG = "<image>"
 
@@ -58,5 +58,4 @@ def write_questions(
 def write_sft(rows: Iterable[Row], path: str | Path) -> int:
     """Rows of ``trace_rows`` or ``base_rows``, with columns messages, images, source, id; returns
     how many. Files as in ``write_questions``; marks are kept in the id alone."""
-    columns = {"messages": "messages", "images": "images", "source": "text", "id": "text"}
-    return write_rows(_encoded(rows), path, columns)
+    return write_rows(_encoded(rows), path, SHAREGPT_COLUMNS)
