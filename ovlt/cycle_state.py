@@ -13,6 +13,8 @@ from ovlt.cycle_steps import Step
 from ovlt.files import held, read_json, write_json
 
 NAME = "cycle.json"
+# Of [grpo.rollout], what decides the answers of a validation or measurement outside GRPO.
+MEASURED_WITH = ("dtype", "top_p", "top_k", "max_prompt_tokens", "max_response_tokens")
 
 
 @contextlib.contextmanager
@@ -50,8 +52,9 @@ class State:
             entry = self.entries.setdefault(step.name, {"status": "waiting", "seconds": 0.0})
             made_with = settings(step)
             before = entry.get("settings", made_with)
+            compared = {name: made_with[name] for name in before}  # older records lack tables
             changes = [
-                text for key, text in changes_between(before, made_with)
+                text for key, text in changes_between(before, compared)
                 if not matches(key, MAY_CHANGE)
             ]  # fmt: skip
             if entry["status"] != "waiting" and changes:
@@ -99,5 +102,5 @@ def settings(step: Step) -> dict[str, Any]:
     read, and the grader."""
     tree = step.recipe.resolved()
     found = {name: tree[name] for name in ("run", "model", "data", "evaluate", step.table)}
-    measured = {name: tree["grpo"][name] for name in ("reward", "rollout")}
-    return {"grpo": measured} | found
+    rollout = {name: tree["grpo"]["rollout"][name] for name in MEASURED_WITH}
+    return {"grpo": {"reward": tree["grpo"]["reward"], "rollout": rollout}} | found

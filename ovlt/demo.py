@@ -65,7 +65,10 @@ def with_values(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
 
 def main_job(recipe: Recipe, ranks: int) -> None:
     """Base, SFT and GRPO of one seed, as far as they are not done."""
-    smoke.make_missing(recipe, "sft", ranks)
+    try:
+        smoke.make_missing(recipe, "sft", ranks)
+    except ValueError as error:
+        raise SystemExit(f"ovlt.demo: {error}") from None
     recipe.folder.mkdir(parents=True, exist_ok=True)
     link = recipe.folder / Path(recipe.base.folder).name
     if not link.exists():

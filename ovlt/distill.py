@@ -56,17 +56,22 @@ def phases(recipe: Recipe) -> list[str]:
 def made_with(recipe: Recipe, rows: Sequence[Row], phase: str) -> dict[str, Any]:
     """What decides a phase's records outside [distill], by name: the models, the questions (records
     know them by their place), how they are shown, and what grades the answers."""
+    from ovlt.data.overlap import image_digest
+
     reward, rollout = recipe.grpo.reward, recipe.grpo.rollout
+    dtype = recipe.model.compute_dtype if rollout.dtype == "auto" else rollout.dtype
     questions = blake2b(digest_size=16)
     for row in rows:
-        shown = [row.id, row.source, row.question, row.answer, row.grids]
+        shown = [row.id, row.source, row.question, row.answer]
         questions.update(json.dumps(shown).encode("ascii") + b"\n")
+        for ref in row.images:
+            questions.update(image_digest(ref))
     found: dict[str, Any] = {
         "list of good questions": questions.hexdigest(),
         "captioner": recipe.distill.captioner or recipe.model.path,
         "model.min_pixels": recipe.model.min_pixels,
         "model.max_pixels": recipe.model.max_pixels,
-        "grpo.rollout.dtype": rollout.dtype,
+        "grpo.rollout.dtype": dtype,
         "grpo.rollout.engine": rollout.engine,
     }
     if phase == "answers":
@@ -175,7 +180,8 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
         raise ValueError(f"distill.answers_of = '{cfg.answers_of}': no answers are in {source}")
     if cfg.phase != (order := phases(recipe))[0]:
         before = order[order.index(cfg.phase) - 1]
-        if lacking := len(set(range(len(rows))) - shards(before).done()):
+        begun = (source / before).is_dir()
+        if lacking := len(rows) - (len(shards(before).done()) if begun else 0):
             raise ValueError(
                 f"{lacking} of {len(rows)} questions have no record in {source / before}: run "
                 f"--distill.phase={before} first"

@@ -77,12 +77,13 @@ def ensure_world(recipe: Recipe) -> None:
     world = recipe.synthetic
     folder = Path(world.folder)
     record = folder / "world.json"
-    wanted = world.model_dump(mode="json")
+    wanted = world.model_dump(mode="json", exclude={"folder"})
 
     def is_there() -> bool:
         if not record.is_file():
             return False
-        if changes := changes_between(read_json(record), wanted):
+        then = {key: value for key, value in read_json(record).items() if key != "folder"}
+        if changes := changes_between(then, wanted):
             raise ValueError(
                 f"{folder} holds a world drawn with other settings: synthetic."
                 f"{'; synthetic.'.join(text for _, text in changes[:3])}: put them back, delete "

@@ -45,6 +45,9 @@ class Validator:
         self.runtime, self.recipe, self.folder = runtime, recipe, folder
         self.model, self.stage, self.temperature = model, stage, temperature
         self._engine, self._sync, self._pool = engine, sync, pool
+        if pool is None and (recipe.data.held_out or recipe.evaluate.data):
+            # now: a reward that cannot be loaded is known before the training, not after it
+            self._pool = RewardPool.of(recipe.grpo.reward, verdict=True)
         self._owns_engine = engine is None
         self._suffix = suffix
         self._rows: Any = None

@@ -142,9 +142,11 @@ sources() { # what the mixtures read
       echo "$path: there, put by you"
     elif [ "$(basename "$path")" = LLaVA-OneVision-Data ]; then
       echo "$path: its subsets from lmms-lab/LLaVA-OneVision-Data"
-      while read -r subset; do include+=(--include "$subset/*"); done <<<"$wanted"
+      include=()
+      while read -r subset; do [ -z "$subset" ] || include+=(--include "$subset/*"); done <<<"$wanted"
       fetch lmms-lab/LLaVA-OneVision-Data dataset "$path" "${include[@]}"
-      [ -n "$dry" ] || echo "$wanted" >"$path/.complete"
+      [ -n "$dry" ] || { cat "$path/.complete" 2>/dev/null || true; echo "$wanted"; } |
+        LC_ALL=C sort -u -o "$path/.complete"
     elif [ "$(basename "$path")" = MathVista ]; then
       echo "$path: the questions of testmini, which no mixture may hold, from AI4Math/MathVista"
       fetch AI4Math/MathVista dataset "$path" --include "data/testmini*"
@@ -173,6 +175,9 @@ prepare_one() {
   local mixture=$1 folder
   folder=$(values folder "$mixture")
   if [ -f "$folder.parquet" ]; then
+    if [ -d "$folder" ] && ! cmp -s "$mixture" "$folder/mixture.toml"; then
+      lack "$folder.parquet was prepared by another $mixture: delete it and $folder to prepare it anew"
+    fi
     echo "$folder.parquet: there"
     return
   fi
@@ -181,6 +186,7 @@ prepare_one() {
   if grep -q '^validation = ' "$mixture"; then
     go ln -f "$folder/validation.parquet" "$(dirname "$folder")/validation.parquet"
   fi
+  go cp "$mixture" "$folder/mixture.toml"
   go ln -f "$folder/train.parquet" "$folder.parquet"
 }
 

@@ -161,13 +161,16 @@ def test_a_bare_node_to_the_report_and_again(node: Node) -> None:
 
     # a model that an override names, a benchmark, and a subset that a mixture names only now
     more = node.home / "recipes" / "data" / "mine" / "a_first.toml"
-    text = more.read_text().replace('.parquet"]', '.parquet",\n  "data/sources/MathVista",\n]')
+    before = more.read_text()
+    text = before.replace('.parquet"]', '.parquet",\n  "data/sources/MathVista",\n]')
     wide = '[[mixture.sources]]\nsource = "geos"\npath = "data/sources/LLaVA-OneVision-Data"\n'
     more.write_text(f'{text}\n{wide}subset = "GEOS(MathV360K)"\n')
     wanted = node.run("--distill.captioner=models/Qwen2.5-VL-3B-Instruct")
-    assert wanted.returncode == 0, wanted.stdout + wanted.stderr
+    assert wanted.returncode == 1
+    assert "a_first.parquet was prepared by another recipes/data/mine/a_first.toml" in wanted.stderr
     more.write_text(f'{more.read_text()}{wide}subset = "GeoQA+(MathV360K)"\n')
-    assert node.run().returncode == 0
+    assert node.run().returncode == 1
+    more.write_text(before)
     calls = (node.home / "hub.log").read_text().splitlines()[len(asked) :]
     assert [line.split()[2] for line in calls] == [
         "Qwen/Qwen2.5-VL-3B-Instruct", "lmms-lab/LLaVA-OneVision-Data", "AI4Math/MathVista",

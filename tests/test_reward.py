@@ -232,7 +232,7 @@ def test_text_that_breaks_json_and_lines_arrives_unchanged(hostile):
 
 def test_long_text_is_refused_or_sent_whole(hostile):
     too_long = hostile.too_long
-    inputs = [ask("fine " + "\ud83d" * 19_000), ask("fine " + "x" * 20_000)]
+    inputs = [ask("fine " + "\ud83d" * 99_000), ask("fine " + "x" * 100_000)]
     inputs[0] = RewardInput(inputs[0].response, "5", question="q" * 500_000)
     assert [output.reason for output in hostile.score(inputs)] == ["fine", "too long"]
     assert hostile.too_long == too_long + 1

@@ -88,7 +88,12 @@ def levels_of(mixture: MixtureConfig, chosen: Sequence[Entry], rates: Rates) -> 
     errors |= {e.name: e.config.error_rate for e in chosen if e.config.error_rate is not None}
     if len({*ratings, *errors}) < 3 and not (mixture.levels and (ratings or errors)):
         return {}
-    return source_levels(ratings, errors)
+    try:
+        return source_levels(ratings, errors)
+    except ValueError:
+        if not rates:
+            raise
+        return {}  # measured questions have levels of their own
 
 
 def level_of(row: Row, levels: dict[str, str]) -> str:

@@ -64,8 +64,8 @@ def parse(response: str, *, finished: bool = True) -> Trace:
 def gradable(response: str) -> str:
     """The response as a grader of ``<answer>`` tags reads it: where ``parse`` would take the answer
     from a ``\\boxed{}``, as of models that know no tags (QwQ), with that answer in tags behind."""
-    rest = response.rpartition("</think>")[2]
-    if extract_answer(rest) is None and (answer := boxed(rest)) is not None:
+    _, end, rest = response.rpartition("</think>")
+    if end and extract_answer(rest) is None and (answer := boxed(rest)) is not None:
         return f"{response}\n<answer>{answer}</answer>"
     return response
 

@@ -182,12 +182,11 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
     prepare(mixture(tmp_path / "all", sources))
     asked = written(tmp_path / "all")
     right = {"iconqa": 1.0, "mapqa": 0.5, "geos": 0.25}
-    measured = [row for row in asked if row["source"] != "geos" or row["id"] != asked[0]["id"]]
     questions = {
-        "source": [row["source"] for row in measured],
-        "id": [row["id"] for row in measured],
-        "greedy": [0.0 for row in measured],
-        "sampled": [right[row["source"]] for row in measured],
+        "source": [row["source"] for row in asked],
+        "id": [row["id"] for row in asked],
+        "greedy": [0.0 for _ in asked],
+        "sampled": [right[row["source"]] for row in asked],
     }
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"questions": questions}))
@@ -198,13 +197,18 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
         ("mapqa", "medium", 0.5), ("geos", "hard", 0.25),
     }  # fmt: skip
     # rows that were not asked have their source's level, by its measured error rate
-    questions = {name: values[:2] for name, values in questions.items()} | {
+    other = {
         "source": ["geos", "mapqa", "iconqa"], "id": ["x", "x", "x"],
         "greedy": [0.0, 1.0, 1.0], "sampled": [0.0, 0.4, 1.0],
     }  # fmt: skip
-    path.write_text(json.dumps({"questions": questions}))
+    path.write_text(json.dumps({"questions": other}))
     prepare(mixture(tmp_path / "hard", sources, pass_rates=[str(path)], levels=["hard"]))
     assert Counter(row["source"] for row in written(tmp_path / "hard")) == {"geos": 4}
+    # one source alone has no level, its measured questions have
+    path.write_text(json.dumps({"questions": questions}))
+    alone = {"geos": sources["geos"]}
+    prepare(mixture(tmp_path / "one", alone, pass_rates=[str(path)], levels=["hard"]))
+    assert len(written(tmp_path / "one")) == 4
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt.ev"):
         prepare(mixture(tmp_path / "x", sources, pass_rates=[str(path)]))

@@ -165,7 +165,9 @@ def test_a_teacher_may_be_any_language_model(home: Home) -> None:
     assert all(text.startswith("<think>t") and "<|" not in text for text in texts)
     said = refusal(home.start("blind", "captions", f"--distill.captioner={home.folder / 'reader'}"))
     assert "'qwen2' model" in said
-    slow = home.start("slow", "answers", reader, "--grpo.rollout.engine=transformers")
+    own = (reader, "--distill.questions=2", "--grpo.rollout.engine=transformers")
+    home.start("slow", "captions", *own).finish()
+    slow = home.start("slow", "answers", *own)
     assert "rollout.engine='vllm'" in refusal(slow)
 
 
