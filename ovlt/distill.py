@@ -53,21 +53,26 @@ def phases(recipe: Recipe) -> list[str]:
     return [*DECIDED_BY] if recipe.distill.refine else ["captions", "answers"]
 
 
-def made_with(recipe: Recipe, rows: Sequence[Row], phase: str) -> dict[str, Any]:
-    """What decides a phase's records outside [distill], by name: the models, the questions (records
-    know them by their place), how they are shown, and what grades the answers."""
+def digest_of(rows: Sequence[Row]) -> str:
+    """Of questions with answers and images, in their order."""
     from ovlt.data.overlap import image_digest
 
-    reward, rollout = recipe.grpo.reward, recipe.grpo.rollout
-    dtype = recipe.model.compute_dtype if rollout.dtype == "auto" else rollout.dtype
-    questions = blake2b(digest_size=16)
+    total = blake2b(digest_size=16)
     for row in rows:
         shown = [row.id, row.source, row.question, row.answer]
-        questions.update(json.dumps(shown).encode("ascii") + b"\n")
+        total.update(json.dumps(shown).encode("ascii") + b"\n")
         for ref in row.images:
-            questions.update(image_digest(ref))
+            total.update(image_digest(ref))
+    return total.hexdigest()
+
+
+def made_with(recipe: Recipe, questions: str, phase: str) -> dict[str, Any]:
+    """What decides a phase's records outside [distill], by name: the models, the ``questions``
+    (their digest: records know them by their place), how they are shown, and the grader."""
+    reward, rollout = recipe.grpo.reward, recipe.grpo.rollout
+    dtype = recipe.model.compute_dtype if rollout.dtype == "auto" else rollout.dtype
     found: dict[str, Any] = {
-        "list of good questions": questions.hexdigest(),
+        "list of good questions": questions,
         "captioner": recipe.distill.captioner or recipe.model.path,
         "model.min_pixels": recipe.model.min_pixels,
         "model.max_pixels": recipe.model.max_pixels,
@@ -143,13 +148,13 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
         runtime, recipe, seer, cfg.data, what="questions",
         max_tokens=cfg.max_prompt_tokens, limit=cfg.questions,
     )  # fmt: skip
-    rows = found.rows
+    rows, questions = found.rows, digest_of(found.rows)
     seeing, reading = Asker(seer, limits), Asker(reader, limits)
 
     def shards(phase: str) -> Shards:
         upto = phases(recipe)[: phases(recipe).index(phase) + 1]
         own = {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
-        return Shards(source / phase, own | made_with(recipe, rows, phase))
+        return Shards(source / phase, own | made_with(recipe, questions, phase))
 
     @functools.cache
     def records(phase: str) -> dict[int, Record]:
