@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from ovlt.checkpoint import latest
 from ovlt.data import synthetic
+from ovlt.data.difficulty import read_pass_rates
 from ovlt.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,6 +31,8 @@ REWARD = """
 from ovlt.reward import RewardOutput
 def odd(x):
     return RewardOutput(float(sum(map(ord, x.response)) % 2), {"accuracy": 1.0})
+def bare(x):
+    return RewardOutput(odd(x).score)
 def mixed(x):
     return RewardOutput(float(sum(map(ord, x.response + x.question)) % 2))
 def flat(x):
@@ -336,6 +339,7 @@ def test_rejection_sampling_keeps_one_right_answer_per_question_for_any_number_o
             "reject", ranks, f"reject-{ranks}",
             f"--grpo.start={bench.home / 'model'}",
             "--demo.rejection_n=8",
+            f"--grpo.reward.verdict={bench.home / 'odd.py'}:bare",
             "--grpo.rollout.max_response_tokens=60",  # so that random answers end now and then
         ).finish()  # fmt: skip
         rows = pq.read_table(bench.folder("rejection", f"reject-{ranks}") / "rows.parquet")
@@ -363,6 +367,7 @@ def test_four_updates_per_rollout_with_reference_and_the_slow_engine(bench: Benc
         "--grpo.steps=2",
         "--grpo.eval_every=2",
         "--grpo.log_groups=3",
+        "--grpo.reward.verdict=answer",
         f"--data.held_out={bench.home / 'questions.parquet'}",
     ).finish()  # fmt: skip
     folder = bench.folder("grpo", "reference")
@@ -401,6 +406,10 @@ def test_four_updates_per_rollout_with_reference_and_the_slow_engine(bench: Benc
     held_out = json.loads((folder / "evaluation.json").read_text())
     assert held_out["num_questions"] == 3
     assert held_out["sampled"]["n"] == 2
+    # the reward calls every answer right; the verdict, that of another function, none
+    assert lines[1]["metrics"]["val/greedy"] == held_out["greedy"]["accuracy"] == 0
+    assert any(sample["reward"] for group in groups for sample in group["samples"])
+    assert list(read_pass_rates([str(folder / "evaluation.json")]).values()) == [0.0] * 3
     assert latest(folder / "checkpoints") == folder / "checkpoints" / "step_000002"
 
 
@@ -442,9 +451,11 @@ def test_other_mistakes_are_one_sentence_too(
     with (broken / "model.safetensors").open("rb+") as file:
         file.truncate(file.seek(0, os.SEEK_END) // 2)
     finished("sft", 1)
+    held = f"--data.held_out={bench.home / 'questions.parquet'}"
     mistakes = [
         ("sft", "broken", [f"--model.path={broken}"], "truncated"),
         ("grpo", "no-reward", ["--grpo.reward.function=rewards.py:f"], "rewards.py does not exist"),
+        ("sft", "no-verdict", ["--grpo.reward.verdict=anser", held], "did you mean 'answer'"),
         ("sft", "sft-1-whole", ["--sft.batch_samples=7"], "sft.batch_samples was 6, is 7"),
         ("sft", "sft-1-whole", [], "--resume auto"),
         ("sft", "no-data", [f"--sft.data={bench.home / 'none.parquet'}"], "none.parquet"),
