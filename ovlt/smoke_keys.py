@@ -16,7 +16,8 @@ from typing import Any
 PLACES = ("path", "data", "validation", "held_out", "start", "reference", "captioner", "teacher")
 AMOUNTS = ("steps", "epochs", "questions", "limit", "validation_questions", "batch_samples")
 PACE = ("prompts_per_step", "eval_every", "save_every", "shard")
-TOKENS = ("token_budget", "max_prompt_tokens", "max_response_tokens", "max_caption_tokens")
+TOKENS = ("token_budget", "max_prompt_tokens", "max_response_tokens", "max_caption_tokens",
+          "max_words")  # fmt: skip
 WORDS = ("suffix", "caption_request", "teacher_request", "form")  # what a tiny model was taught
 MACHINE = ("device", "compute_dtype", "reshard", "activation_checkpointing", "ranks")
 OTHERS = ("model", "min_pixels", "max_pixels", "optim", "overlong_tokens", "tensor_parallel")

@@ -134,6 +134,7 @@ def test_places_sizes_and_rates_are_those_of_the_smoke_recipe(big: Path) -> None
     assert got.grpo.prompts_per_step == smoke.grpo.prompts_per_step
     assert got.grpo.rollout.max_response_tokens == smoke.grpo.rollout.max_response_tokens
     assert got.distill.form == smoke.distill.form
+    assert got.distill.max_words == smoke.distill.max_words < 500
 
 
 def test_what_means_nothing_on_this_machine_falls_back_to_its_default(big: Path) -> None:
