@@ -136,13 +136,13 @@ def survey(
             continue
         if mixture.levels:
             level = level_of(row, levels)
-            if not level:
+            if not level and not rates:
                 raise ValueError(
                     f"mixture.levels = {list(mixture.levels)} needs the difficulty of "
                     f"'{row['source']}': give its source a rating or an error_rate, or its rows a "
                     "pass_rate (mixture.pass_rates)"
                 )
-            if level not in mixture.levels:
+            if level not in mixture.levels:  # nor one that was not measured
                 found.other_level += 1
                 continue
         key = _digest("question", row["problem"], *(image.digest for image in shown))

@@ -209,6 +209,10 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
     alone = {"geos": sources["geos"]}
     prepare(mixture(tmp_path / "one", alone, pass_rates=[str(path)], levels=["hard"]))
     assert len(written(tmp_path / "one")) == 4
+    more = {"geos": easyr1(tmp_path / "more", 6, 20)}  # two questions that were not measured
+    report = prepare(mixture(tmp_path / "two", more, pass_rates=[str(path)], levels=["hard"]))
+    assert len(written(tmp_path / "two")) == 4
+    assert report["sources"][0]["other_level"] == 2
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt.ev"):
         prepare(mixture(tmp_path / "x", sources, pass_rates=[str(path)]))
