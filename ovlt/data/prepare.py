@@ -210,8 +210,10 @@ def _summary(entry: Entry, found: Found) -> str:
         f"{sum(found.bad.values())} bad",
         f"{found.duplicates} duplicates",
         f"{sum(found.overlap.values())} in a benchmark",
-        f"{len(found.index)} usable",
     ]
+    if other := found.other_level + found.other_pass_rate:
+        counts.append(f"{other} of another level or pass rate, or of none")
+    counts.append(f"{len(found.index)} usable")
     lines = [f"{entry.name} ({found.layout}): {', '.join(counts)}"]
     lines += [f"  {n} x {reason}" for reason, n in (found.bad + found.overlap).most_common()]
     return "\n".join(lines)
