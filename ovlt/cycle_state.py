@@ -103,4 +103,5 @@ def settings(step: Step) -> dict[str, Any]:
     tree = step.recipe.resolved()
     found = {name: tree[name] for name in ("run", "model", "data", "evaluate", step.table)}
     rollout = {name: tree["grpo"]["rollout"][name] for name in MEASURED_WITH}
-    return {"grpo": {"reward": tree["grpo"]["reward"], "rollout": rollout}} | found
+    grader = {"grpo": {"reward": tree["grpo"]["reward"], "rollout": rollout}}
+    return grader | found  # a stage of GRPO has the whole of its table

@@ -186,7 +186,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     if cfg.phase != (order := phases(recipe))[0]:
         before = order[order.index(cfg.phase) - 1]
         begun = (source / before).is_dir()
-        if lacking := len(rows) - (len(shards(before).done()) if begun else 0):
+        if lacking := len(rows) - (len(records(before)) if begun else 0):
             raise ValueError(
                 f"{lacking} of {len(rows)} questions have no record in {source / before}: run "
                 f"--distill.phase={before} first"

@@ -10,7 +10,6 @@ By question: the share of a model's own samples that were right.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ovlt.data.tables import read_table
+from ovlt.files import read_json
 
 LEVELS = ("easy", "medium", "hard")
 
@@ -109,7 +109,7 @@ def read_pass_rates(paths: Sequence[str]) -> dict[tuple[str, str], float]:
     rates: dict[tuple[str, str], float] = {}
     for path in paths:
         try:
-            asked = json.loads(Path(path).read_text(encoding="utf-8"))["questions"]
+            asked = read_json(Path(path))["questions"]
             shares = asked.get("sampled", asked["greedy"])
             for source, id, share in zip(asked["source"], asked["id"], shares, strict=True):
                 rates[str(source), str(id)] = float(share)

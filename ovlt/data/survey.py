@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ovlt.config import MixtureConfig
-from ovlt.data.difficulty import question_level, source_levels
+from ovlt.data.difficulty import error_rates, question_level, source_levels
 from ovlt.data.images import BadImage, ImageRef, image_refs
 from ovlt.data.mixture import Entry
 from ovlt.data.overlap import Benchmark, Shown, dhash, image_digest
@@ -77,14 +77,9 @@ Rates = Mapping[tuple[str, str], float]  # of a question, by its source and id
 def levels_of(mixture: MixtureConfig, chosen: Sequence[Entry], rates: Rates) -> dict[str, str]:
     """Difficulty by source, where the recipe or a measurement rates at least three of them."""
     ratings = {e.name: e.config.rating for e in chosen if e.config.rating is not None}
-    measured: dict[str, list[float]] = {}
-    for (source, _), rate in rates.items():
-        measured.setdefault(source, []).append(rate)
-    errors = {
-        entry.name: 1 - sum(measured[entry.name]) / len(measured[entry.name])
-        for entry in chosen
-        if entry.name in measured
-    }
+    asked = [{"source": source, "pass_rate": rate} for (source, _), rate in rates.items()]
+    measured = error_rates(asked) if asked else {}
+    errors = {e.name: measured[e.name][1] for e in chosen if e.name in measured}
     errors |= {e.name: e.config.error_rate for e in chosen if e.config.error_rate is not None}
     if len({*ratings, *errors}) < 3 and not (mixture.levels and (ratings or errors)):
         return {}
