@@ -20,7 +20,7 @@ else
   PY := $(VENV)/bin/python
   # The name of the stamp is a hash of all that decides what is installed: equal, nothing is done.
   INPUTS := $(sort $(wildcard requirements/* csrc/*)) setup.py CMakeLists.txt pyproject.toml \
-            ovlt/_torchvision_shim.py
+            ovlt/system/torchvision_shim.py
   READY := $(VENV)/.ovlt-stamp-$(KIND)-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
 endif
 
@@ -28,8 +28,8 @@ endif
 PEERS := $(VENV)/peers/.$(shell sha256sum requirements/bench.txt | cut -c1-16)
 RESULTS = bench/results/$(shell date -u +%F)-$(KIND).json
 
-# The environment that must be there before Python starts (ovlt/_env.py holds the table).
-RUN = eval "$$($(PY) -m ovlt._env $(DEVICE))"; exec $(PY)
+# The environment that must be there before Python starts (ovlt/system/env.py holds the table).
+RUN = eval "$$($(PY) -m ovlt.system.env $(DEVICE))"; exec $(PY)
 
 .PHONY: help install demo results cycle test lint format bench clean in-place
 help: ## this list

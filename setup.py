@@ -141,6 +141,6 @@ setup(
     # kernels/ itself is no package (transformers looks for one of that name), its content is.
     packages=find_packages(include=["ovlt", "ovlt.*"]) + find_packages("kernels"),
     package_dir={"ovlt_kernels": "kernels/ovlt_kernels"},
-    package_data={"ovlt": ["viewer/*"], "ovlt_kernels": ["_C.so"]},
+    package_data={"ovlt": ["report/*"], "ovlt_kernels": ["_C.so"]},
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
 )

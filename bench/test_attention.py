@@ -22,11 +22,7 @@ from timing import DEVICE, relative_errors, short, timed
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ovlt.model.attention import (
-    available_backends,
-    varlen_attention,
-    varlen_attention_reference,
-)
+from ovlt.model.attention import available_backends, varlen_attention, varlen_attention_reference
 
 CUDA = DEVICE.type == "cuda"
 TEXT_HEADS, VISION_HEADS = ((28, 4), (16, 16)) if CUDA else ((8, 2), (4, 4))

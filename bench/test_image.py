@@ -21,7 +21,8 @@ import transformers
 from PIL import Image
 from timing import timed
 
-from ovlt.data.images import Patchify, target_size
+from ovlt.data.images import target_size
+from ovlt.model.patchify import Patchify
 from ovlt_kernels.image import patchify, preprocess, resize
 
 LIMITS = {"min_pixels": 56 * 56, "max_pixels": 4096 * 28 * 28}

@@ -14,16 +14,16 @@ from __future__ import annotations
 from typing import Any
 
 from ovlt.config import Recipe
-from ovlt.recipe import command_line
+from ovlt.config.load import command_line
 
 
 def main() -> None:
     recipe = command_line("grpo", "GRPO: sample groups, grade, update, sync.", "grpo")
-    from ovlt import _env
+    from ovlt.system import env
 
-    _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
-    from ovlt.runtime import running
-    from ovlt.smoke import ensure_inputs
+    env.apply("cpu" if recipe.run.device == "cpu" else env.machine())
+    from ovlt.smoke.make import ensure_inputs
+    from ovlt.system.runtime import running
 
     with running("grpo", recipe.run) as runtime:
         ensure_inputs(runtime, recipe, "grpo")
@@ -34,34 +34,28 @@ def train(runtime: Any, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""
     from functools import partial
 
-    from ovlt import checkpoint
-    from ovlt.advantage import group_advantages
-    from ovlt.best import Best
     from ovlt.data.loader import Loader
+    from ovlt.data.rows import read_rows
     from ovlt.data.sampler import Sampler
     from ovlt.data.sources import to_prompt
-    from ovlt.loss import loss_weights, policy_loss
-    from ovlt.metrics import MetricsWriter, PhaseTimer
+    from ovlt.evaluate.validator import Validator, tolerance_of
     from ovlt.model.load import open_folder
     from ovlt.model.parallel import load_sharded
     from ovlt.model.weights import export_folder
-    from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
-    from ovlt.pack import pack
-    from ovlt.reward import RewardPool
-    from ovlt.rollout import engine_dtype, open_engine
-    from ovlt.runtime import compute_dtype
-    from ovlt.sampling import Rollouts, rollout_metrics
-    from ovlt.stage import (
-        Stage,
-        check_update,
-        forward_backward,
-        forward_only,
-        means,
-        mfu,
-        read_rows,
-    )
-    from ovlt.sync import WeightSync
-    from ovlt.validate import Validator, tolerance_of
+    from ovlt.reward.pool import RewardPool
+    from ovlt.rollout.groups import Rollouts, rollout_metrics
+    from ovlt.rollout.open import engine_dtype, open_engine
+    from ovlt.rollout.sync import WeightSync
+    from ovlt.run.metrics import MetricsWriter, PhaseTimer
+    from ovlt.run.stage import Stage
+    from ovlt.system.runtime import compute_dtype
+    from ovlt.train import checkpoint
+    from ovlt.train.advantage import group_advantages
+    from ovlt.train.best import Best
+    from ovlt.train.loss import loss_weights, policy_loss
+    from ovlt.train.optim import build_adamw, clip_gradients, learning_rate, set_lr
+    from ovlt.train.pack import pack
+    from ovlt.train.step import check_update, forward_backward, forward_only, means, mfu
 
     cfg, rollout = recipe.grpo, recipe.grpo.rollout
     stage = Stage(runtime, recipe, cfg.stage, cfg.title, "grpo")
@@ -268,6 +262,6 @@ def train(runtime: Any, recipe: Recipe) -> None:
 
 if __name__ == "__main__":
     main()
-    from ovlt.runtime import leave
+    from ovlt.system.runtime import leave
 
     leave()

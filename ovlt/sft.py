@@ -10,16 +10,16 @@ import math
 from typing import Any
 
 from ovlt.config import Recipe
-from ovlt.recipe import command_line
+from ovlt.config.load import command_line
 
 
 def main() -> None:
     recipe = command_line("sft", "Supervised fine-tuning; loss on assistant tokens.", "sft")
-    from ovlt import _env
+    from ovlt.system import env
 
-    _env.apply("cpu" if recipe.run.device == "cpu" else _env.machine())
-    from ovlt.runtime import running
-    from ovlt.smoke import ensure_inputs
+    env.apply("cpu" if recipe.run.device == "cpu" else env.machine())
+    from ovlt.smoke.make import ensure_inputs
+    from ovlt.system.runtime import running
 
     with running("sft", recipe.run) as runtime:
         ensure_inputs(runtime, recipe, "sft")
@@ -28,20 +28,22 @@ def main() -> None:
 
 def train(runtime: Any, recipe: Recipe) -> None:
     """Run the stage: rows -> packed micro-batches -> updates -> model folder -> figures."""
-    from ovlt import checkpoint
     from ovlt.data.loader import Loader
+    from ovlt.data.rows import read_rows
     from ovlt.data.sampler import Sampler
     from ovlt.data.sources import to_sample
-    from ovlt.loss import cross_entropy, loss_weights
-    from ovlt.metrics import MetricsWriter, PhaseTimer
+    from ovlt.evaluate.validator import Validator
     from ovlt.model.load import open_folder
     from ovlt.model.parallel import load_sharded
     from ovlt.model.weights import export_folder
-    from ovlt.optim import build_adamw, clip_gradients, learning_rate, set_lr
-    from ovlt.pack import Extent, Plan, collate, plan
-    from ovlt.runtime import compute_dtype
-    from ovlt.stage import Stage, check_update, forward_backward, means, mfu, read_rows
-    from ovlt.validate import Validator
+    from ovlt.run.metrics import MetricsWriter, PhaseTimer
+    from ovlt.run.stage import Stage
+    from ovlt.system.runtime import compute_dtype
+    from ovlt.train import checkpoint
+    from ovlt.train.loss import cross_entropy, loss_weights
+    from ovlt.train.optim import build_adamw, clip_gradients, learning_rate, set_lr
+    from ovlt.train.pack import Extent, Plan, collate, plan
+    from ovlt.train.step import check_update, forward_backward, means, mfu
 
     cfg = recipe.sft
     stage = Stage(runtime, recipe, cfg.stage, cfg.title, "sft")
@@ -163,6 +165,6 @@ def train(runtime: Any, recipe: Recipe) -> None:
 
 if __name__ == "__main__":
     main()
-    from ovlt.runtime import leave
+    from ovlt.system.runtime import leave
 
     leave()

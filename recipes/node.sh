@@ -227,7 +227,7 @@ main() {
     go make install
   fi
   [ -x "$(command -v "$python")" ] || { lack "$python; the steps below need it"; exit 0; }
-  eval "$("$python" -m ovlt._env)"
+  eval "$("$python" -m ovlt.system.env)"
 
   if [ -n "$smoke" ]; then
     say "3 models, data: the stages make their own, in runs/smoke"
@@ -252,7 +252,7 @@ main() {
   say "8 the report"
   run=$("$python" -c '
 import sys
-from ovlt.recipe import command_line
+from ovlt.config.load import command_line
 print(command_line("node", "", "cycle", sys.argv[1:]).folder)
   ' "$recipe" ${smoke:+"$smoke"} "${overrides[@]}")
   "$python" -m ovlt.report "$run"

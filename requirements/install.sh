@@ -44,7 +44,7 @@ if [ "$kind" = cpu ]; then
   pip uninstall --yes torchaudio torchcodec 2>/dev/null
   # Every Python of this environment, vLLM's children too, can then import torchvision: see the file.
   site=$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  cp ovlt/_torchvision_shim.py "$site/_ovlt_torchvision_shim.py"
+  cp ovlt/system/torchvision_shim.py "$site/_ovlt_torchvision_shim.py"
   echo 'import _ovlt_torchvision_shim; _ovlt_torchvision_shim.install()' \
     >"$site/ovlt_torchvision_shim.pth"
 elif command -v nvcc >/dev/null; then

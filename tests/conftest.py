@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from ovlt import _env
+from ovlt.system import env
 
 # `make test` exports the same table before Python starts; this serves a plain `pytest`.
-_env.apply(_env.machine(), make=True)
+env.apply(env.machine(), make=True)
 
 SEED = 20_240_607
 

@@ -14,16 +14,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import TIMEOUT_S, TORCHRUN, Command, Server
+from helpers.commands import TIMEOUT_S, TORCHRUN, Command, Server
+from helpers.tiny import tiny_folder
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_folder
 from tokenizers import Tokenizer
 
-from ovlt.checkpoint import latest
-from ovlt.data import synthetic
-from ovlt.data.difficulty import read_pass_rates
-from ovlt.metrics import read_metrics
+from ovlt.data.mixture.difficulty import read_pass_rates
+from ovlt.data.worlds import synthetic
+from ovlt.run.metrics import read_metrics
+from ovlt.train.checkpoint import latest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Random weights never answer right, so the reward is one that random text differs in.

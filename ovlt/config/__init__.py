@@ -1,7 +1,7 @@
 """The tables of a recipe: every key with its type, default, check and meaning.
 
 Frozen pydantic models, extra keys forbidden; pydantic because its validators explain in words.
-``ovlt.recipe`` reads them from a file and the command line.
+``ovlt.config.load`` reads them from a file and the command line.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ovlt.data.chat import BadText, Chat
 from ovlt.data.images import BadImage, ImageRef, image_refs, load_image, target_size, upright
 from ovlt.data.tables import BadRow, read_table
 from ovlt.model import qwen2_5_vl as family
+from ovlt.model.chat import BadText, Chat
 from ovlt.types import Prompt, Sample
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovlt.data.chat import Chat
-from ovlt.data.images import Patchify
 from ovlt.model import qwen2_5_vl as family
+from ovlt.model.chat import Chat
+from ovlt.model.patchify import Patchify
 
 
 @dataclass(frozen=True)

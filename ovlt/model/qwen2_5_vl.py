@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovlt.model import attention
+from ovlt.model.batch import PackedBatch
 from ovlt.model.qwen2_5_vl_sizes import Grid, tokens_per_image
 from ovlt.model.qwen2_5_vl_sizes import forward_flops as forward_flops
 from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
 from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
-from ovlt.types import PackedBatch
 from ovlt_kernels.linear_logp import HeadOutput, linear_logp
 from ovlt_kernels.linear_loss import linear_loss
 

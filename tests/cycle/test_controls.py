@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ovlt.config import Recipe
-from ovlt.cycle_controls import chosen, controls
-from ovlt.cycle_state import State
-from ovlt.cycle_steps import Step, steps
-from ovlt.recipe import recipe_from
+from ovlt.config.load import recipe_from
+from ovlt.cycle.controls import chosen, controls
+from ovlt.cycle.stages import Step, steps
+from ovlt.cycle.state import State
 
 SECONDS = {"sft1": 2.0, "grpo1": 5.0, "sft2": 3.0, "grpo2": 7.0}  # of each of its steps
 STEPS = {"sft1": 11, "grpo1": 3, "sft2": 7, "grpo2": 5}

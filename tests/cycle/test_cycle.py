@@ -20,10 +20,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from chain import say_by_chain, write_questions
-from commands import REPOSITORY, TORCHRUN
+from helpers.chain import say_by_chain, write_questions
+from helpers.commands import REPOSITORY, TORCHRUN
+from helpers.tiny import tiny_folder
 from safetensors.torch import load_file
-from tiny import tiny_folder
 
 KILLS = int(os.environ.get("OVLT_KILLS", "4"))
 RANKS = int(os.environ.get("OVLT_RANKS", "1"))

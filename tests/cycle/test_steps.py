@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ovlt.cycle import needs, plan_of, up_to
-from ovlt.cycle_steps import steps
-from ovlt.recipe import recipe_from
+from ovlt.config.load import recipe_from
+from ovlt.cycle.command import needs, plan_of, up_to
+from ovlt.cycle.stages import steps
 
 TREE: dict[str, Any] = {
     "run": {"folder": "runs/x{seed}", "seed": 3},

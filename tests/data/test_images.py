@@ -18,11 +18,11 @@ from ovlt.data.images import (
     MAX_DECODE_PIXELS,
     BadImage,
     ImageRef,
-    Patchify,
     load_image,
     target_size,
     upright,
 )
+from ovlt.model.patchify import Patchify
 from ovlt_kernels.image import resize_reference
 
 LIMITS = {"factor": 28, "min_pixels": 3136, "max_pixels": 100352}

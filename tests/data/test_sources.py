@@ -13,11 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.tiny import random_image, tiny_folder
 from PIL import Image
-from tiny import random_image, tiny_folder
 
-from ovlt.data import synthetic
-from ovlt.data.chat import Chat
 from ovlt.data.images import BadImage
 from ovlt.data.sources import (
     Limits,
@@ -30,6 +28,8 @@ from ovlt.data.sources import (
     to_sample,
 )
 from ovlt.data.tables import read_table
+from ovlt.data.worlds import synthetic
+from ovlt.model.chat import Chat
 
 LIMITS = Limits(factor=28, min_pixels=3136, max_pixels=100352, max_tokens=300)
 Load = Callable[..., Rows]

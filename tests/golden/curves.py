@@ -18,8 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
-from commands import Command, Server  # noqa: E402
-from tiny import tiny_folder  # noqa: E402
+from helpers.commands import Command, Server
+from helpers.tiny import tiny_folder
 
 STEPS = 20
 COLUMNS = {
@@ -83,7 +83,7 @@ workers = 1
 
 def prepare(home: Path) -> None:
     """A model, questions, traces, a reward and a recipe in ``home``."""
-    from ovlt.data import synthetic
+    from ovlt.data.worlds import synthetic
 
     tiny_folder(home / "model", initializer_range=0.2)
     items = list(synthetic.generate(["shapes"], "train", 12, 5, synthetic.WorldSpec(size=84)))
@@ -109,9 +109,7 @@ def path_of(stage: str, ranks: int) -> Path:
 
 def write(stage: str, ranks: int, curve: list[list[float]]) -> None:
     lines = [f"# {cpu()}", "step " + " ".join(COLUMNS[stage])]
-    lines += [
-        f"{step} " + " ".join(f"{x:.9g}" for x in row) for step, row in enumerate(curve, 1)
-    ]
+    lines += [f"{step} " + " ".join(f"{x:.9g}" for x in row) for step, row in enumerate(curve, 1)]
     path_of(stage, ranks).write_text("\n".join(lines) + "\n")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import curves
-from commands import Server
+from helpers.commands import Server
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from row_cases import CASES, assert_errs_at_most_twice_what_plain_pytorch_does, make
+from helpers.row_cases import CASES, assert_errs_at_most_twice_what_plain_pytorch_does, make
 from torch import Tensor
 
 from ovlt_kernels import row_logp as module
@@ -227,7 +227,7 @@ def test_runs_on_the_current_stream_and_in_a_graph(kernel: str) -> None:
 @NEEDS_GPU
 def test_a_target_outside_of_the_vocabulary_is_reported(kernel: str) -> None:
     code = """
-import torch
+import torch  # noqa: E402
 from ovlt_kernels.row_logp import row_logp
 try:
     row_logp(torch.zeros(2, 33, device="cuda"), torch.tensor([0, 33], device="cuda"))

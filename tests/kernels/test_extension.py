@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from row_cases import CASES, assert_errs_at_most_twice_what_plain_pytorch_does, make
+from helpers.row_cases import CASES, assert_errs_at_most_twice_what_plain_pytorch_does, make
 from safetensors.torch import load_file
 
 from ovlt_kernels import extension

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.distributed as dist
-from head_inputs import DEVICES, H, R, V, inputs
+from helpers.head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.distributed.tensor import Replicate, distribute_tensor
 

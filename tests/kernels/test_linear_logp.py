@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from head_inputs import DEVICES, H, R, V, inputs
+from helpers.head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

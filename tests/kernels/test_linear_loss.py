@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from head_inputs import DEVICES, H, R, V, inputs
+from helpers.head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

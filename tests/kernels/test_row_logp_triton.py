@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import triton
-from row_cases import CASES, assert_errs_at_most_twice_what_plain_pytorch_does, make
+from helpers.row_cases import CASES, assert_errs_at_most_twice_what_plain_pytorch_does, make
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from triton.backends.compiler import GPUTarget

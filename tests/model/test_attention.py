@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import random_sample, tiny_folder
+from helpers.tiny import random_sample, tiny_folder
 from torch import Tensor
 
 from ovlt.model import attention
@@ -22,7 +22,7 @@ from ovlt.model.attention import (
     varlen_attention_reference,
 )
 from ovlt.model.load import empty_model
-from ovlt.pack import collate
+from ovlt.train.pack import collate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LENGTHS = {

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers.tiny import tiny_folder
 from safetensors.torch import load_file
-from tiny import tiny_folder
 from torch import Tensor, nn
 
 from ovlt.config import ModelConfig

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import random_sample, tiny_folder
+from helpers.tiny import random_sample, tiny_folder
 
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
-from ovlt.pack import collate
+from ovlt.train.pack import collate
 from ovlt.types import Sample
 
 SIZES = [[(84, 84)], [], [(56, 140), (196, 112)], [(28, 28)], [], [(252, 140), (84, 84), (56, 56)]]

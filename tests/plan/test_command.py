@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from planned import V1, V2
+from helpers.planned import V1, V2
 
-from ovlt.estimate import Assumptions
-from ovlt.hardware import GPUS
-from ovlt.plan import main
-from ovlt.recipe import REPOSITORY
+from ovlt.config.load import REPOSITORY
+from ovlt.plan.assumed import Assumptions
+from ovlt.plan.command import main
+from ovlt.system.hardware import GPUS
 
 PLAIN = """
 [model]

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from planned import P7, V1, V2, run_of, stage_of
+from helpers.planned import P7, V1, V2, run_of, stage_of
 
-from ovlt.estimate import memory, step_seconds
-from ovlt.estimate_distill import phases_of, questions, sampling_seconds
-from ovlt.estimate_sampling import GIB, seconds
 from ovlt.model.qwen2_5_vl_sizes import forward_flops, head_flops, parameters
-from ovlt.plan import main
-from ovlt.plan_parts import part_seconds, parts
+from ovlt.plan.command import main
+from ovlt.plan.distill import phases_of, questions, sampling_seconds
+from ovlt.plan.engine import GIB, seconds
+from ovlt.plan.memory import memory
+from ovlt.plan.seconds import step_seconds
+from ovlt.plan.stages import part_seconds, parts
 
 QWQ = 32_763_876_352
 

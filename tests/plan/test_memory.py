@@ -7,22 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from planned import P7, V1, V2, run_of
+from helpers.planned import P7, V1, V2, run_of
 
-from ovlt.estimate import (
-    checkpoint_bytes,
-    generation_seconds,
-    layout,
-    logit_rows,
-    memory,
-    step_seconds,
-    sync_seconds,
-)
-from ovlt.estimate_sampling import GIB
-from ovlt.fit import changed
-from ovlt.hardware import node
 from ovlt.model.qwen2_5_vl_sizes import forward_flops, head_flops, kv_bytes_per_token, parameters
-from ovlt.pack import Extent, plan
+from ovlt.plan.engine import GIB
+from ovlt.plan.fit import changed
+from ovlt.plan.memory import checkpoint_bytes, layout, logit_rows, memory
+from ovlt.plan.seconds import generation_seconds, step_seconds, sync_seconds
+from ovlt.system.hardware import node
+from ovlt.train.pack import Extent, plan
 from ovlt_kernels import blocks
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import random_sample, tiny_folder
+from helpers.tiny import random_sample, tiny_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovlt.loss import cross_entropy
+from ovlt.config.load import REPOSITORY
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import Folder, empty_model, fill_buffers
 from ovlt.model.qwen2_5_vl_sizes import (
@@ -29,8 +29,8 @@ from ovlt.model.qwen2_5_vl_sizes import (
     parameters,
     tower_activations,
 )
-from ovlt.pack import collate
-from ovlt.recipe import REPOSITORY
+from ovlt.train.loss import cross_entropy
+from ovlt.train.pack import collate
 
 
 @pytest.fixture(scope="module")

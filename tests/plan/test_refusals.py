@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
-from planned import V1, V2, run_of, stage_of
+from helpers.planned import V1, V2, run_of, stage_of
 
-from ovlt.estimate import memory
-from ovlt.estimate_sampling import GIB
-from ovlt.fit import changed, distinct, problems, share_range
-from ovlt.fit_distill import distill_lack, distill_mends
-from ovlt.plan import SIZES, main
-from ovlt.plan_parts import parts
+from ovlt.plan.command import SIZES, main
+from ovlt.plan.engine import GIB
+from ovlt.plan.fit import changed, distinct, problems, share_range
+from ovlt.plan.fit_distill import distill_lack, distill_mends
+from ovlt.plan.memory import memory
+from ovlt.plan.stages import parts
 
 OPTION = re.compile(r"--[a-z_.]+=[^\s,)]+")
 

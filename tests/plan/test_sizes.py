@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planned import P3, P7
-from tiny import tiny_folder
+from helpers.planned import P3, P7
+from helpers.tiny import tiny_folder
 
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import empty_model
@@ -20,7 +20,7 @@ from ovlt.model.qwen2_5_vl_sizes import (
     parameters,
     read_config,
 )
-from ovlt.plan import SIZES
+from ovlt.plan.command import SIZES
 
 SHIPPED = sorted(SIZES.glob("*.json"))
 SEEING = [file for file in SHIPPED if "vl" in file.stem]

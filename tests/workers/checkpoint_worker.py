@@ -28,9 +28,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ovlt import checkpoint
-from ovlt.rng import rng_state
-from ovlt.runtime import leave
+from ovlt.system.rng import rng_state
+from ovlt.system.runtime import leave
+from ovlt.train import checkpoint
 
 RECIPE = {"run": {"seed": 3}}
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from helpers.tiny import random_sample
 from safetensors.torch import save_file
-from tiny import random_sample
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -23,8 +23,8 @@ from ovlt.model import liger
 from ovlt.model import qwen2_5_vl as family
 from ovlt.model.load import empty_model, fill_buffers, open_folder, read_weights
 from ovlt.model.parallel import load_sharded
-from ovlt.pack import collate
-from ovlt.runtime import running
+from ovlt.system.runtime import running
+from ovlt.train.pack import collate
 
 TOKENS, PATCHES = 5, 4  # few: each is a program of every kernel
 DEVICE = torch.device(sys.argv[3])

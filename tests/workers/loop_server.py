@@ -16,19 +16,19 @@ import runpy
 import sys
 from typing import Any
 
-from ovlt import _env
+from ovlt.system import env
 
-_env.apply("cpu")
+env.apply("cpu")
 
-import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: E402, F401
-import vllm.model_executor.models.qwen2_5_vl  # noqa: E402
-import vllm.v1.engine.core  # noqa: E402
-import vllm.v1.worker.cpu_worker  # noqa: E402, F401
-from vllm import LLM  # noqa: E402, F401
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401
+import vllm.model_executor.models.qwen2_5_vl
+import vllm.v1.engine.core
+import vllm.v1.worker.cpu_worker  # noqa: F401
+from vllm import LLM  # noqa: F401
 
-import ovlt.model.parallel  # noqa: E402
-import ovlt.reward  # noqa: E402
-import ovlt.stage  # noqa: E402, F401  (no module that is itself a command)
+import ovlt.model.parallel
+import ovlt.reward.pool
+import ovlt.train.step  # noqa: F401  (no module that is itself a command)
 
 
 def serve() -> dict[str, Any]:

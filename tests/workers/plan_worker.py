@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny import random_sample
+from helpers.tiny import random_sample
 
 from ovlt.config import ModelConfig, RunConfig, SftOptimConfig
-from ovlt.loss import cross_entropy
 from ovlt.model.load import open_folder
 from ovlt.model.parallel import load_sharded
-from ovlt.optim import build_adamw
-from ovlt.pack import collate
-from ovlt.runtime import leave, start
+from ovlt.system.runtime import leave, start
+from ovlt.train.loss import cross_entropy
+from ovlt.train.optim import build_adamw
+from ovlt.train.pack import collate
 
 
 def alive() -> int:

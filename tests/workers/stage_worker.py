@@ -12,33 +12,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ovlt import _env
+from ovlt.system import env
 
-_env.apply("cpu")
+env.apply("cpu")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import numpy as np
+import torch
+from safetensors.torch import save_file
 
-from ovlt.config import LossConfig, ModelConfig, RunConfig  # noqa: E402
-from ovlt.data.loader import Loader  # noqa: E402
-from ovlt.data.sampler import Sampler  # noqa: E402
-from ovlt.exchange import encode  # noqa: E402
-from ovlt.loss import cross_entropy, loss_weights, policy_loss  # noqa: E402
-from ovlt.metrics import PhaseTimer  # noqa: E402
-from ovlt.model.load import Folder, open_folder  # noqa: E402
-from ovlt.model.parallel import load_sharded  # noqa: E402
-from ovlt.pack import collate, extent, plan  # noqa: E402
-from ovlt.recipe import recipe_from  # noqa: E402
-from ovlt.reward import RewardPool  # noqa: E402
-from ovlt.rollout import open_engine  # noqa: E402
-from ovlt.runtime import Runtime, leave, start  # noqa: E402
-from ovlt.sampling import Rollouts  # noqa: E402
-from ovlt.stage import forward_backward, forward_only  # noqa: E402
-from ovlt.types import PackedBatch, Sample  # noqa: E402
+from ovlt.config import LossConfig, ModelConfig, RunConfig
+from ovlt.config.load import recipe_from
+from ovlt.data.loader import Loader
+from ovlt.data.sampler import Sampler
+from ovlt.model.batch import PackedBatch
+from ovlt.model.load import Folder, open_folder
+from ovlt.model.parallel import load_sharded
+from ovlt.reward.pool import RewardPool
+from ovlt.rollout.exchange import encode
+from ovlt.rollout.groups import Rollouts
+from ovlt.rollout.open import open_engine
+from ovlt.run.metrics import PhaseTimer
+from ovlt.system.runtime import Runtime, leave, start
+from ovlt.train.loss import cross_entropy, loss_weights, policy_loss
+from ovlt.train.pack import collate, extent, plan
+from ovlt.train.step import forward_backward, forward_only
+from ovlt.types import Sample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import random_sample  # noqa: E402
+from helpers.tiny import random_sample
 
 SIZES = [[(84, 56)], [], [(56, 56), (28, 84)], [], [(112, 56)], [], [(56, 84)], [], []]
 RESPONSES = [9, 23, 7, 16, 5, 19, 11, 21, 1]

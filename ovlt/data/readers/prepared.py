@@ -6,13 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ovlt.data.readers.layouts import Asked, Table
-from ovlt.data.readers.rows import (
-    IMAGE_TAG,
-    Record,
-    Row,
-    answer_text,
-    question_row,
-)
+from ovlt.data.readers.rows import IMAGE_TAG, Record, Row, answer_text, question_row
 from ovlt.data.tables import BadRow
 
 MARKS = ("id", "source", "kind", "choices", "pass_rate", "difficulty")  # kept where a row has them

@@ -13,15 +13,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from ovlt.data.worlds.base import (
-    BACKGROUND,
-    COLORS,
-    PALETTE,
-    Family,
-    Question,
-    Scene,
-    near_miss,
-)
+from ovlt.data.worlds.base import BACKGROUND, COLORS, PALETTE, Family, Question, Scene, near_miss
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "diamond")
 KINDS = ("count_all", "count_s", "count_c", "count_cs", "total2", "more")

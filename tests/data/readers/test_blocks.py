@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from source_files import IMAGE, IMAGES, TEXT, cell, json_file, parquet_file, read_all, said
+from helpers.source_files import IMAGE, IMAGES, TEXT, cell, json_file, parquet_file, read_all, said
 
 
 def question(image: str, text: str, answer: Any, **changes: Any) -> dict[str, Any]:

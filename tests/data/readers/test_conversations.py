@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from source_files import (
+from helpers.source_files import (
     IMAGE,
     IMAGES,
     TEXT,

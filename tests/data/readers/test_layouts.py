@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_files import (
+from helpers.source_files import (
     IMAGE,
     IMAGES,
     TEXT,

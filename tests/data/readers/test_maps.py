@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source_files import image_file, json_file, read_all
+from helpers.source_files import image_file, json_file, read_all
 
-from ovlt.grading import grade
+from ovlt.reward.grading import grade
 
 RANGE = "1,231,000-4,782,400"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from source_files import (
+from helpers.source_files import (
     IMAGE,
     TEXT,
     TEXTS,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source_files import image_file, json_file, read_all, said
+from helpers.source_files import image_file, json_file, read_all, said
 
 from ovlt.data.readers.tabmwp import normal_answer
-from ovlt.grading import grade
+from ovlt.reward.grading import grade
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""SFT and GRPO in turns: the stages of a cycle, their controls, what is done."""

@@ -1,0 +1,1 @@
+"""Mixtures of public datasets, drawn and written as files of questions."""

@@ -1,0 +1,1 @@
+"""How good a model is: accuracy with intervals, during a stage and after it."""

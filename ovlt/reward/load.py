@@ -1,0 +1,122 @@
+"""A reward by its name in the recipe: one that comes with ovlt, or a function of a file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    pass
+from ovlt.reward.functions import (
+    RewardFunction,
+    RewardInput,
+    RewardOutput,
+    answer_reward,
+    exact_reward,
+    released_reward,
+)
+
+_SHIPPED: dict[str, RewardFunction] = {
+    "answer": answer_reward,
+    "released": released_reward,
+    "exact": exact_reward,
+}
+
+
+def load_reward(spec: str) -> RewardFunction:
+    """The reward that ``spec`` names: "answer", "released" or "path/to/file.py:function".
+
+    Runs the file; its folder is put last on ``sys.path`` so that it can import its neighbours.
+    ValueError says what is wrong with the name, the file, the function or its signature.
+    """
+    if spec in _SHIPPED:
+        return _SHIPPED[spec]
+    path_text, colon, name = spec.rpartition(":")
+    if not colon or not path_text or not name:
+        raise ValueError(
+            f"reward {spec!r} is neither a shipped reward ({', '.join(_SHIPPED)}) nor "
+            f"'path/to/file.py:function'{_nearest(spec, list(_SHIPPED))}"
+        )
+    path = Path(path_text).expanduser().resolve()
+    if not path.is_file():
+        beside = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ValueError(f"reward file {path} does not exist{_nearest(path.name, beside)}")
+    function = getattr(_run_file(path), name, None)
+    if function is None:
+        module = vars(sys.modules[_module_name(path)])
+        own = [
+            key
+            for key, value in module.items()
+            if inspect.isfunction(value) and value.__module__ == _module_name(path)
+        ]
+        has = f"it has {', '.join(own)}" if own else "it defines no function"
+        raise ValueError(f"reward file {path} has no {name!r}; {has}{_nearest(name, own)}")
+    if not callable(function):
+        raise ValueError(f"{name!r} in reward file {path} is not a function")
+    try:
+        inspect.signature(function).bind(RewardInput("", ""))
+    except TypeError as error:
+        raise ValueError(
+            f"{name!r} in reward file {path} must take one argument, a RewardInput: "
+            f"def {name}(x: RewardInput) -> RewardOutput ({error})"
+        ) from None
+    return cast(RewardFunction, function)
+
+
+def _module_name(path: Path) -> str:
+    return f"ovlt_reward_file_{path.stem}"
+
+
+def _run_file(path: Path) -> Any:
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(_module_name(path), path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"reward file {path} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        at = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (at[-1] if at else "?")
+        raise ValueError(
+            f"reward file {path} fails at line {line} when it is loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_output(output: object) -> RewardOutput:
+    """``output`` with plain floats and strings; ValueError where it is no valid RewardOutput."""
+    if not isinstance(output, RewardOutput):
+        raise ValueError(f"a {type(output).__name__} instead of RewardOutput(score, parts, reason)")
+    if not isinstance(output.parts, dict) or not all(isinstance(k, str) for k in output.parts):
+        raise ValueError("parts must be a dict from names to numbers")
+    if not isinstance(output.reason, str):
+        raise ValueError(f"reason must be a str, not {type(output.reason).__name__}")
+    parts = {key: _finite(f"part {key!r}", value) for key, value in output.parts.items()}
+    return RewardOutput(_finite("score", output.score), parts, output.reason)
+
+
+def _finite(name: str, value: object) -> float:
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, not {repr(value)[:80]}")
+    return number

@@ -1,0 +1,1 @@
+"""Sampling groups of answers, and the weights' way into the engine."""

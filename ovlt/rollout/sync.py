@@ -1,0 +1,103 @@
+"""Weights from the sharded trainer into the engine, with proof that they arrived.
+
+Half of the known failures of such trainers are stale weights or caches that crash nothing and only
+bend the curve. So after every transfer: the set of names sent is the set expected, and a fixed
+image prompt scores the same in the engine and in the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder
+from ovlt.model.weights import expected_names, full_weights
+from ovlt.rollout.engine import Engine, sample_of
+from ovlt.train.pack import collate
+from ovlt.types import Prompt
+
+PROBE_TOKENS = 8
+
+
+class WeightSync:
+    """Streams weights into one engine and proves freshness. One object per trained model."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Any,
+        folder: Folder,
+        *,
+        temperature: float,
+        tolerance: float,
+    ):
+        self.engine, self.model, self.folder = engine, model, folder
+        self.temperature, self.tolerance = temperature, tolerance
+        self.probe = probe_prompt(folder)
+        self._expected = expected_names(model)
+
+    def __call__(self) -> float:
+        """Transfer, check, -> largest |log-prob difference| on the probe. Collective.
+
+        Raises RuntimeError when a name is missing or unknown, or the probe disagrees.
+        """
+        self.engine.wake()
+        sent: set[str] = set()
+        self.engine.load(self._recorded(sent))
+        if sent != self._expected:
+            lost, unknown = sorted(self._expected - sent), sorted(sent - self._expected)
+            raise RuntimeError(
+                f"weight sync sent another set of tensors than the model has: missing {lost[:3]}, "
+                f"unknown {unknown[:3]}; the engine would go on with old weights for these"
+            )
+        difference = self._probe_difference()
+        if not difference <= self.tolerance:  # also catches NaN
+            raise RuntimeError(
+                f"after the weight sync the engine scores the image probe {difference:.3g} away "
+                f"from the trainer (allowed {self.tolerance:.3g}): the engine samples from other "
+                "weights or stale image features. Check the vLLM version, or raise "
+                "grpo.rollout.max_mismatch if the engine's dtype explains it"
+            )
+        return difference
+
+    def _recorded(self, sent: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in full_weights(self.model, tied_head=True):
+            sent.add(name)
+            yield name, tensor
+
+    def _probe_difference(self) -> float:
+        completion = self.engine.generate(
+            [self.probe],
+            n=1,
+            seeds=[20241],
+            temperature=self.temperature,
+            max_tokens=PROBE_TOKENS,
+            ignore_stop=True,
+        )[0][0]
+        sample = sample_of(self.probe, completion)
+        device = next(self.model.parameters()).device
+        batch = collate(
+            [sample], [1.0], config=self.folder.config, patchify=self.folder.patchify
+        ).to(device)
+        with torch.no_grad():
+            head = self.model(batch)
+        engine_logp = torch.from_numpy(completion.logp).to(device)
+        return float((head.logp - engine_logp).abs().max())
+
+
+def probe_prompt(folder: Folder) -> Prompt:
+    """A fixed image question: smooth colours and noise, so that stale features are far off."""
+    merged = family.merged_patch(folder.config)
+    rng = np.random.default_rng(11)
+    side = merged * 3
+    ramp = np.linspace(0, 255, side)[:, None, None] * np.array([1.0, 0.5, 0.2])
+    noise = rng.integers(0, 64, (side, side, 3))
+    image = np.clip(ramp + noise, 0, 255).astype(np.uint8)
+    grid = family.image_grid(folder.config, side, side)
+    question = "<image>Describe the image."
+    ids = folder.chat.prompt_ids(question, [grid])
+    return Prompt("probe", "probe", question, "", ids, (image,))

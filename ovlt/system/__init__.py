@@ -1,0 +1,1 @@
+"""The machine: environment, ranks, processes, files, random generators."""

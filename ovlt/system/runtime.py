@@ -1,0 +1,170 @@
+"""Ranks, device and seeds of one process, and the few things that ranks tell each other."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ovlt.config import RunConfig
+from ovlt.system.launch import die_with_parent
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a command needs to know about where it runs. Works alone and under torchrun."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            print(text, flush=True)
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def gather_bytes(self, payload: bytes) -> list[bytes]:
+        """Every rank's payload, in rank order, on every rank. Two collectives, no pickle."""
+        if self.world_size == 1:
+            return [payload]
+        size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
+        sizes = torch.empty(self.world_size, dtype=torch.int64, device=self.device)
+        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # torch < 2.13
+        gather(sizes, size)
+        longest = int(sizes.max())
+        if longest == 0:
+            return [b""] * self.world_size
+        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+        if payload:
+            padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        everyone = torch.empty(self.world_size * longest, dtype=torch.uint8, device=self.device)
+        gather(everyone, padded)
+        rows = everyone.cpu().numpy().reshape(self.world_size, longest)
+        return [row[:n].tobytes() for row, n in zip(rows, sizes.tolist(), strict=True)]
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """Every rank's JSON-able value, in rank order, on every rank."""
+        return [json.loads(b) for b in self.gather_bytes(json.dumps(value).encode())]
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(config: RunConfig) -> Runtime:
+    """Join the process group that torchrun describes, or make one of a single rank."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGKILL)  # no rank goes on writing after torchrun was killed
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    wanted = config.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("run.device='cuda' but torch sees no CUDA device; use 'auto' or 'cpu'")
+    cuda = wanted != "cpu" and torch.cuda.is_available()
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    world_size = dist.get_world_size()
+    mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("dp",))
+    seed_everything(config.seed + 7919 * dist.get_rank())
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Runtime(dist.get_rank(), world_size, device, mesh)
+
+
+@contextlib.contextmanager
+def running(command: str, config: RunConfig) -> Iterator[Runtime]:
+    """The Runtime of a command. A user's mistake, and a full disk, end it with one sentence."""
+    try:
+        runtime = start(config)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
+    except ValueError as error:
+        raise SystemExit(f"ovlt.{command}: {error}") from None
+    except Exception as error:  # pyarrow, safetensors and Python each raise their own
+        if "No space left on device" not in str(error):
+            raise
+        raise SystemExit(
+            f"ovlt.{command}: {error}: make room and start the same command again (ovlt.sft and "
+            "ovlt.grpo with --resume auto); what is finished stays"
+        ) from None
+
+
+def leave() -> NoReturn:
+    """End a process that has used gloo, with status 0 and without Python's finalisation.
+
+    A thread of gloo may still hold the last reference to a collective and so to its tensors. Python
+    3.11 ends a thread that asks for the interpreter while that is being finalised, and this end
+    cannot pass gloo's frames: the process is aborted ("terminate called without an active
+    exception"; two of eight runs of two ranks on a busy machine), though all its work is done.
+    The group's own destructor would wait for the threads, but models and meshes keep it alive.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def guarded_rng() -> Iterator[None]:
+    """Leave Python's, NumPy's and torch's generators as they were: engines seed them globally."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+
+
+def compute_dtype(name: str, device: torch.device, hidden: int) -> torch.dtype:
+    """'auto' -> bfloat16 where the hardware gains from it.
+
+    On a CPU that needs AVX-512 BF16 or AMX *and* matrices of some size: measured, products with a
+    hidden size of 128 run slower in bfloat16 than in float32 (platform notes, 2 cores, Zen 5).
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if capable and hidden >= 256 else torch.float32

@@ -1,0 +1,1 @@
+"""One optimizer step: packing, advantage, loss, update, checkpoint."""

@@ -1,0 +1,257 @@
+"""The losses, as plain functions of the log-probs of the rows that carry loss.
+
+Each is a weighted sum over rows. ``PackedBatch.loss_weight`` already holds the aggregation and the
+normaliser of the whole optimizer step (``loss_weights``), so micro-batches and ranks are *summed*,
+never averaged, and the sum does not depend on how the samples were split. Rows of weight 0 (filler)
+have no part in anything, even where their numbers are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ovlt.config import LossConfig
+    from ovlt.model.batch import PackedBatch
+    from ovlt_kernels.linear_logp import HeadOutput
+
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: finite, so that no gradient becomes 0 * inf = NaN
+MAX_K3 = 10.0  # where the released recipe caps k3 (EasyR1, low_var_kl)
+
+
+@dataclass
+class LossOutput:
+    """A loss to differentiate, and numbers to log.
+
+    Attributes:
+        loss: scalar; add it over micro-batches and ranks.
+        sums: float64 scalars; add each over micro-batches and ranks, then divide by
+            ``sums["tokens"]``. Always the same keys, so that ranks can be stacked.
+        maxima: float64 scalars; take the largest of micro-batches and ranks.
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor]
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+
+
+def cross_entropy(head: HeadOutput, batch: PackedBatch) -> LossOutput:
+    """SFT: ``-sum_t loss_weight_t logp_t``.
+
+    ``sums``: tokens, nll (nats), entropy (nats).
+    """
+    rows = _Rows(batch)
+    logp = rows.kept(head.logp)
+    sums = {
+        "tokens": _sum(rows.active),
+        "nll": _sum(-logp),
+        "entropy": _sum(rows.kept(head.entropy)),
+    }
+    return LossOutput(-(rows.weight * logp).sum(), sums)
+
+
+def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> LossOutput:
+    """GRPO and its relatives: ``sum_t loss_weight_t L_t`` with, for each response token,
+
+        L = -w * A * bounded(ratio) + kl_coef * KL - entropy_coef * entropy
+
+    ratio
+        ``exp(logp - old_logp)`` per token (PPO, arXiv 1707.06347), or its geometric mean over the
+        response, through which the gradient flows to all its tokens (GSPO, arXiv 2507.18071, whose
+        objective takes aggregation = sequence_mean). Without ``old_logp``
+        the weights are those of the first update, and the ratio is 1 with its gradient.
+    bounded
+        for A > 0: at most ``1 + clip_high``; for A < 0: at least ``1 - clip_low`` and at most
+        ``dual_clip`` (arXiv 1912.09729). That is ``min(ratio A, clip(ratio) A)``, and for A < 0 the
+        larger of it and ``dual_clip A``, with A put outside.
+    w
+        ``exp(old_logp - engine_logp)``, without gradient: the sampling engine's probabilities are
+        not the trainer's. ``truncate``: at most ``importance_cap``; ``mask``: 0 above it. It
+        multiplies the policy term only.
+    KL
+        to the reference, see :func:`kl_penalty`.
+
+    Args:
+        head: log-prob and entropy (nats), ``[R]`` each.
+        batch: needs ``advantage``; ``engine_logp`` None means no correction; ``ref_logp`` is needed
+            where ``kl_coef > 0``. The rows of one sample must be in one batch.
+        config: the variant.
+
+    Returns:
+        ``sums``: tokens, entropy, kl_ref (as estimated); clip_low, clip_high, dual_clip: tokens
+        whose bound holds, so that they give no policy gradient; is_truncated: tokens whose ``w`` is
+        above the cap; mismatch_kl: KL(engine || trainer) by k3; mismatch_abs:
+        |old_logp - engine_logp|. ``maxima``: mismatch_max, the largest of the latter; ratio_dev,
+        the largest |ratio - 1|.
+
+    Raises:
+        ValueError: no advantage, or no reference log-probs where the KL needs them.
+    """
+    if batch.advantage is None:
+        raise ValueError("batch.advantage is None: compute the advantages before packing.")
+    if config.kl_coef > 0 and batch.ref_logp is None:
+        raise ValueError(
+            "batch.ref_logp is None but loss.kl_coef > 0: run the reference pass first, "
+            "or set loss.kl_coef = 0."
+        )
+    rows = _Rows(batch)
+    logp = rows.kept(head.logp)
+    old_logp = logp.detach() if batch.old_logp is None else rows.kept(batch.old_logp)
+    advantage = rows.kept(batch.advantage)
+
+    log_ratio = logp - old_logp
+    if config.ratio == "sequence":
+        log_ratio = _sample_mean(log_ratio, rows.active, batch)
+    ratio = _exp(log_ratio)
+    ceiling = config.dual_clip or None
+    bounded = torch.where(
+        advantage > 0,
+        ratio.clamp(max=1 + config.clip_high),
+        ratio.clamp(min=1 - config.clip_low, max=ceiling),
+    )
+
+    per_token = -bounded * advantage
+    mismatch = torch.zeros_like(old_logp)
+    above_cap = torch.zeros_like(rows.active)
+    if batch.engine_logp is not None:
+        mismatch = old_logp - rows.kept(batch.engine_logp)
+        if config.importance != "off":
+            importance = _exp(mismatch)
+            above_cap = rows.active & (importance > config.importance_cap)
+            capped = config.importance_cap if config.importance == "truncate" else 0.0
+            per_token = per_token * importance.masked_fill(above_cap, capped)
+
+    kl = torch.zeros_like(logp)
+    if batch.ref_logp is not None:
+        kl = kl_penalty(logp, rows.kept(batch.ref_logp), config.kl_estimator)
+    if config.kl_coef > 0:
+        per_token = per_token + config.kl_coef * kl
+    entropy = rows.kept(head.entropy)
+    if config.entropy_coef != 0:
+        per_token = per_token - config.entropy_coef * entropy
+
+    seen = ratio.detach()
+    sums = {
+        "tokens": rows.active,
+        "entropy": entropy,
+        "kl_ref": kl,
+        "clip_low": (advantage < 0) & (seen < 1 - config.clip_low),
+        "clip_high": (advantage > 0) & (seen > 1 + config.clip_high),
+        "dual_clip": (advantage < 0) & (seen > (ceiling or torch.inf)),
+        "is_truncated": above_cap,
+        "mismatch_kl": _k3(mismatch),
+        "mismatch_abs": mismatch.abs(),
+    }
+    maxima = {"mismatch_max": mismatch.abs(), "ratio_dev": rows.kept(seen - 1).abs()}
+    return LossOutput(
+        (rows.weight * per_token).sum(),
+        {name: _sum(value) for name, value in sums.items()},
+        {name: _largest(value) for name, value in maxima.items()},
+    )
+
+
+def kl_penalty(logp: Tensor, ref_logp: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """KL(policy || reference) of each sampled token, ``[R]``, by Schulman's estimators.
+
+    With d = logp - ref_logp, and tokens sampled from the policy:
+
+    k1: value d, unbiased. Differentiated as it stands it would pull nowhere, since the mean of
+        ``grad logp`` is 0. So its gradient here is ``d grad logp``, whose mean is the gradient of
+        the KL: that of k2.
+    k2: value d^2 / 2, biased; gradient ``d grad logp``, whose mean is the gradient of the KL.
+    k3: value ``exp(-d) - 1 + d``, unbiased and never negative (GRPO, arXiv 2402.03300, eq. 4). The
+        mean of its gradient is that of KL(reference || policy), the other direction, which agrees
+        to first order where the two are close. As in the released recipe the value stops at 10, so
+        a token that lost 2.6 nats against the reference (or gained 11) is pulled back no more.
+
+    See http://joschu.net/blog/kl-approx.html and arXiv 2506.09477 (on the gradients).
+    """
+    d = logp - ref_logp
+    if estimator == "k1":
+        k2 = d.square() / 2
+        return d.detach() + (k2 - k2.detach())
+    if estimator == "k2":
+        return d.square() / 2
+    return _k3(-d).clamp(max=MAX_K3)
+
+
+def loss_weights(
+    lengths: Sequence[int],
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"],
+    max_response_tokens: int = 0,
+) -> list[float]:
+    """The weight of one token of each sample, ``PackedBatch.loss_weight``.
+
+    token_mean: 1 / all tokens (DAPO, arXiv 2503.14476, section 3.3). sequence_mean: 1 / (samples x
+    tokens of this sample) (GRPO, arXiv 2402.03300). constant_length: 1 / (samples x
+    max_response_tokens) (Dr. GRPO, arXiv 2503.20783).
+
+    Args:
+        lengths: response tokens of *every* sample of the optimizer step, all ranks together.
+        aggregation: how the tokens are averaged.
+        max_response_tokens: for constant_length only.
+
+    Returns:
+        One float per sample, 0.0 for a sample without tokens, which counts as no sample.
+
+    Raises:
+        ValueError: a negative length; constant_length without its constant; an unknown name.
+    """
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"lengths must be >= 0, not {min(lengths)}.")
+    samples = sum(length > 0 for length in lengths)
+    if aggregation == "token_mean":
+        return [1 / sum(lengths) if length else 0.0 for length in lengths]
+    if aggregation == "sequence_mean":
+        return [1 / (samples * length) if length else 0.0 for length in lengths]
+    if aggregation == "constant_length":
+        if max_response_tokens < 1:
+            raise ValueError("aggregation 'constant_length' needs max_response_tokens >= 1.")
+        return [1 / (samples * max_response_tokens) if length else 0.0 for length in lengths]
+    raise ValueError(
+        f"unknown aggregation {aggregation!r}: use token_mean, sequence_mean or constant_length."
+    )
+
+
+class _Rows:
+    """Which rows count."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self.weight = batch.loss_weight
+        self.active = batch.loss_weight != 0
+
+    def kept(self, value: Tensor) -> Tensor:
+        """``value`` with 0 in the other rows: 0 times a NaN there would be NaN."""
+        return torch.where(self.active, value, 0.0)
+
+
+def _exp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    """Of KL(q || p) from samples of q, where ``log_ratio`` is log p - log q; >= 0."""
+    return _exp(log_ratio) - 1 - log_ratio
+
+
+def _sample_mean(value: Tensor, active: Tensor, batch: PackedBatch) -> Tensor:
+    """Mean over the active rows of each sample, given back to each of its rows, ``[R]``."""
+    zeros = value.new_zeros(batch.num_samples)
+    total = zeros.index_add(0, batch.segment_ids, value)
+    count = zeros.index_add(0, batch.segment_ids, active.to(value.dtype))
+    return (total / count.clamp(min=1)).index_select(0, batch.segment_ids)
+
+
+def _sum(value: Tensor) -> Tensor:
+    return value.detach().sum(dtype=torch.float64)
+
+
+def _largest(value: Tensor) -> Tensor:
+    """Of values that are >= 0; 0 where there are none."""
+    wide = value.detach().double()
+    return wide.max() if wide.numel() else wide.new_zeros(())

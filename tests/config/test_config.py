@@ -1,0 +1,435 @@
+"""Recipes: what is right is read, what is wrong is answered with the sentence that mends it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from ovlt.config import GrpoConfig, LossConfig, Recipe, RolloutConfig
+from ovlt.config.load import REPOSITORY, SMOKE_RECIPE, command_line, load_recipe, recipe_from
+from ovlt.plan.command import assumptions
+
+RECIPES = sorted(SMOKE_RECIPE.parent.glob("*.toml"))
+
+
+def recipe(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return load_recipe(path, list(overrides))
+
+
+def refusal(*overrides: str, text: str | None = None, tmp_path: Path | None = None) -> str:
+    path = None
+    if text is not None and tmp_path is not None:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        load_recipe(path, list(overrides))
+    assert not isinstance(caught.value, ValidationError)  # a sentence, not pydantic's pages
+    return str(caught.value)
+
+
+# --- defaults ---------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_grpo_are_the_papers() -> None:
+    """OpenVLThinker (arXiv 2503.17352): its GRPO stage and objective."""
+    grpo = GrpoConfig()
+    assert (grpo.prompts_per_step, grpo.updates_per_rollout, grpo.rollout.n) == (512, 4, 5)
+    assert (grpo.optim.lr, grpo.optim.weight_decay, grpo.optim.schedule) == (1e-6, 1e-2, "constant")
+    assert grpo.optim.warmup_steps == grpo.optim.warmup_ratio == 0
+    assert grpo.advantage_std
+    assert not grpo.dynamic_sampling
+    loss = LossConfig()
+    assert grpo.loss == loss
+    assert (loss.clip_low, loss.clip_high, loss.dual_clip) == (0.2, 0.3, 3.0)
+    assert (loss.kl_coef, loss.kl_estimator) == (1e-2, "k3")
+    assert (loss.ratio, loss.aggregation, loss.entropy_coef) == ("token", "token_mean", 0.0)
+    assert (loss.importance, loss.importance_cap) == ("truncate", 2.0)
+    rollout = RolloutConfig()
+    assert (rollout.temperature, rollout.top_p) == (1.0, 1.0)
+    assert rollout.max_response_tokens == 2048
+    assert grpo.reward.function == "answer"
+
+
+def test_a_part_of_a_table_leaves_the_rest_at_its_own_defaults(tmp_path: Path) -> None:
+    """[sft.optim] and [base.optim] have rates of their own; naming another key keeps them."""
+    got = recipe(
+        tmp_path,
+        "[sft.optim]\nwarmup_steps = 3\n"
+        "[base.optim]\nbetas = [0.9, 0.95]\n"
+        "[grpo.optim]\neps = 1e-6\n",
+    )
+    assert (got.sft.optim.lr, got.sft.optim.schedule) == (5e-6, "cosine")
+    assert (got.sft.optim.warmup_ratio, got.sft.optim.warmup_steps) == (0.1, 3)
+    assert (got.base.optim.lr, got.base.optim.warmup_steps) == (2e-3, 20)
+    assert (got.grpo.optim.lr, got.grpo.optim.eps) == (1e-6, 1e-6)
+    for part, whole in ((got.sft, Recipe().sft), (got.base, Recipe().base)):
+        changed = {"warmup_steps", "betas"}
+        assert part.optim.model_dump(exclude=changed) == whole.optim.model_dump(exclude=changed)
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
+    assert recipe(tmp_path, "") == Recipe()
+
+
+def test_every_key_has_a_sentence() -> None:
+    def walk(model: type[BaseModel], prefix: str) -> list[str]:
+        bad = []
+        for name, info in model.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                assert isinstance(info.default, kind)
+                bad += walk(kind, f"{prefix}{name}.")
+            elif not (info.description or "").endswith("."):
+                bad.append(prefix + name)
+        return bad
+
+    assert walk(Recipe, "") == []
+
+
+def test_a_recipe_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().grpo.steps = 3  # type: ignore[misc]
+
+
+# --- the recipes of the repository ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads_and_survives_its_own_record(path: Path, tmp_path: Path) -> None:
+    loaded = load_recipe(path)
+    record = tmp_path / "recipe.json"
+    record.write_text(json.dumps(loaded.resolved()))
+    assert load_recipe(record) == loaded
+    assert load_recipe(record, ["--grpo.steps=3"]).grpo.steps == 3
+
+
+def test_the_smoke_recipe_is_the_default_and_hangs_together() -> None:
+    smoke = load_recipe()
+    assert smoke == load_recipe(SMOKE_RECIPE)
+    world = Path(smoke.synthetic.folder)
+    for path in (smoke.sft.data, smoke.grpo.data, smoke.data.validation, smoke.data.held_out):
+        assert Path(smoke.expand(path)).parent == world  # made by the recipe itself
+    assert Path(smoke.model.path) == Path(smoke.base.folder) / "model"
+    assert Path(smoke.expand(smoke.grpo.start)) == smoke.folder / smoke.sft.stage / "model"
+    # The pictures of the world pass without a resize, and the questions fit.
+    assert smoke.synthetic.size % 28 == 0
+    assert smoke.model.min_pixels <= smoke.synthetic.size**2 <= smoke.model.max_pixels
+    assert smoke.evaluate.max_response_tokens == smoke.grpo.rollout.max_response_tokens
+    # Where it leaves the paper, as recipe and README say: one update per rollout, no KL, a decay.
+    assert smoke.grpo.updates_per_rollout == 1
+    assert smoke.grpo.loss == LossConfig(kl_coef=0.0)
+    assert smoke.grpo.optim.schedule != "constant"
+    assert set(smoke.synthetic.styles) == {"tally", "scan", "direct"}
+
+
+def test_the_recipes_in_the_readme_are_valid() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```toml\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        recipe_from(tomllib.loads(block))
+    tables = re.search(r"Its tables are (.*?);", readme, flags=re.DOTALL)
+    assert tables is not None
+    assert re.findall(r"`\[(\w+)\]`", tables[1]) == list(Recipe.model_fields)
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```\n", flags=re.MULTILINE | re.DOTALL)
+    commands = fenced.sub(lambda block: block[2] if block[1] else "", readme)  # no outputs
+    for key in re.findall(r"--((?:\w+\.)+\w+)=", commands):
+        if key.startswith("assume."):
+            assumptions({key.removeprefix("assume."): "1"})
+            continue
+        load_recipe(None, [f"--{key}=0.5" if key.endswith(".lr") else f"--{key}=1"])
+
+
+# --- overrides --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "expected"),
+    [
+        ("--run.seed=7", "run.seed", 7),
+        ("run.seed=7", "run.seed", 7),
+        ("--sft.optim.lr=1e-3", "sft.optim.lr", 1e-3),
+        ("--sft.epochs=2", "sft.epochs", 2.0),
+        ("--sft.optim.betas=[0.8, 0.9]", "sft.optim.betas", (0.8, 0.9)),
+        ("--grpo.dynamic_sampling=true", "grpo.dynamic_sampling", True),
+        ("--grpo.dynamic_sampling=False", "grpo.dynamic_sampling", False),
+        ("--sft.start=runs/a b/model", "sft.start", "runs/a b/model"),
+        ('--sft.start="runs/x"', "sft.start", "runs/x"),
+        ("--grpo.start=", "grpo.start", ""),
+        ("--grpo.reward.function=my.py:score", "grpo.reward.function", "my.py:score"),
+        ("--data.suffix= a = b", "data.suffix", " a = b"),
+        ('--sft.title=it\'s "so"', "sft.title", 'it\'s "so"'),
+        ("--run.folder=7", "run.folder", "7"),
+        ("--run.folder=2026-01-31", "run.folder", "2026-01-31"),
+        ("--run.folder=1e-3", "run.folder", "1e-3"),
+        ("--run.wandb=true", "run.wandb", "true"),
+        ("--synthetic.families={bars = 1.0}", "synthetic.families", {"bars": 1.0}),
+        ("--synthetic.families.charts=0.5", "synthetic.families.charts", 0.5),
+    ],
+)
+def test_overrides_do_what_they_say(text: str, path: str, expected: Any) -> None:
+    value: Any = load_recipe(None, [text])
+    for part in path.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_an_override_changes_nothing_else_and_the_last_one_counts() -> None:
+    got = load_recipe(None, ["--grpo.steps=3", "--grpo.rollout.n=2", "--grpo.steps=4"])
+    plain = load_recipe()
+    assert (got.grpo.steps, got.grpo.rollout.n) == (4, 2)
+    back = got.model_copy(
+        update={
+            "grpo": got.grpo.model_copy(
+                update={
+                    "steps": plain.grpo.steps,
+                    "rollout": got.grpo.rollout.model_copy(update={"n": plain.grpo.rollout.n}),
+                }
+            )
+        }
+    )
+    assert back == plain
+
+
+def test_folder_and_seed_are_filled_in() -> None:
+    got = load_recipe(None, ["--run.folder=runs/s{seed}", "--run.seed=4"])
+    assert got.folder == Path("runs/s4")
+    assert got.expand("{folder}/sft{seed}/model") == "runs/s4/sft4/model"
+    assert got.expand("{other} {}") == "{other} {}"
+
+
+# --- what is wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--grop.steps=3", "unknown key 'grop'; did you mean 'grpo'?"),
+        ("--grpo.stpes=3", "unknown key 'grpo.stpes'; did you mean 'steps'?"),
+        ("--grpo.rollout.temprature=1", "'grpo.rollout.temprature'; did you mean 'temperature'?"),
+        ("--grpo.loss.clip_hi=0.3", "unknown key 'grpo.loss.clip_hi'; did you mean 'clip_high'?"),
+        ("--sft.optim.weigth_decay=0", "'sft.optim.weigth_decay'; did you mean 'weight_decay'?"),
+        ("--run.zzzzzz=3", "unknown key 'run.zzzzzz'; known here: folder, seed, resume"),
+        ("--seed=3", "unknown key 'seed'; did you mean 'run.seed'?"),
+        ("--grpo.lr=1e-6", "unknown key 'grpo.lr'; did you mean 'grpo.optim.lr'?"),
+        ("--grpo.optim.n=4", "unknown key 'grpo.optim.n'; did you mean 'grpo.rollout.n'?"),
+        ("--zzzzzz=3", "unknown key 'zzzzzz'; known here: run, model, data"),
+        ("--grpo.steps.x=3", "grpo.steps"),
+    ],
+)
+def test_unknown_keys_are_answered_with_the_nearest(override: str, expected: str) -> None:
+    said = refusal(override)
+    assert expected in said
+    assert "smoke.toml" in said or "is a value, not a table" in said
+
+
+def test_unknown_keys_in_a_file_are_answered_all_at_once(tmp_path: Path) -> None:
+    text = "[grpo]\nstps = 3\n[sft.optim]\nlearning_rate = 1e-3\n[modle]\npath = 'x'"
+    said = refusal(text=text, tmp_path=tmp_path)
+    assert str(tmp_path / "mine.toml") in said
+    for part in ("did you mean 'steps'?", "'sft.optim.learning_rate'", "did you mean 'model'?"):
+        assert part in said
+    assert "https://" not in said  # pydantic's own links help nobody here
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--grpo.steps=many", "grpo.steps: Input should be a valid integer"),
+        ("--grpo.steps=2.5", "grpo.steps: Input should be a valid integer"),
+        ("--grpo.steps=0", "grpo.steps: Input should be greater than 0"),
+        ("--run.seed=-1", "run.seed: Input should be greater than or equal to 0"),
+        ("--grpo.optim.lr=0", "grpo.optim.lr: Input should be greater than 0"),
+        ("--grpo.optim.lr=nan", "grpo.optim.lr: Input should be"),
+        ("--grpo.optim.lr=inf", "grpo.optim.lr: Input should be a finite number"),
+        ("--grpo.loss.dual_clip=nan", "grpo.loss.dual_clip: Input should be a finite number"),
+        ("--grpo.loss.entropy_coef=-inf", "entropy_coef: Input should be a finite number"),
+        ("--synthetic.families.bars=inf", "families.bars: Input should be a finite number"),
+        ("--data.max_bad_share=2", "data.max_bad_share: Input should be less than or equal to 1"),
+        ("--sft.optim.betas=[0.9, 1.0]", "sft.optim.betas.1: Input should be less than 1"),
+        ("--sft.optim.betas=[0.9]", "sft.optim.betas.1: Field required"),
+        ("--run.device=gpu", "run.device: Input should be 'auto', 'cpu' or 'cuda'"),
+        ("--grpo.loss.kl_estimator=k4", "kl_estimator: Input should be 'k1', 'k2' or 'k3'"),
+        ("--grpo.dynamic_sampling=maybe", "grpo.dynamic_sampling: Input should be a valid boolean"),
+        ("--grpo=3", "grpo: Input should be a valid dictionary"),
+        ("--grpo.loss.clip_low=1", "grpo.loss.clip_low: Input should be less than 1"),
+        ("--grpo.rollout.top_p=0", "grpo.rollout.top_p: Input should be greater than 0"),
+    ],
+)
+def test_mistyped_values_name_their_key(override: str, expected: str) -> None:
+    assert expected in refusal(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--grpo.rollout.top_p=0.99"], "set top_p = 1.0 and top_k = 0, or importance = 'off'"),
+        (["--grpo.rollout.top_k=50"], "set top_p = 1.0 and top_k = 0, or importance = 'off'"),
+        (["--grpo.rollout.n=1"], "rollout.n must be at least 2"),
+        (
+            ["--grpo.prompts_per_step=10", "--grpo.updates_per_rollout=4"],
+            "prompts_per_step=10 does not divide into grpo.updates_per_rollout=4 equal",
+        ),
+        (["--grpo.token_budget=100"], "a sample is never cut, so raise the budget or lower the"),
+        (["--grpo.rollout.tensor_parallel=2"], "tensor_parallel must be 1: each rank runs its own"),
+        (["--grpo.loss.dual_clip=0.5"], "dual_clip must exceed 1 (the paper uses 3.0), or be 0"),
+        (["--grpo.loss.dual_clip=-3"], "dual_clip must exceed 1"),
+        (["--model.min_pixels=4000", "--model.max_pixels=3000"], "raise max_pixels or lower min"),
+    ],
+)
+def test_impossible_combinations_say_how_to_mend_them(overrides: list[str], expected: str) -> None:
+    assert expected in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--grpo.rollout.top_p=0.99", "--grpo.loss.importance=off"],
+        ["--grpo.loss.dual_clip=0"],
+        ["--grpo.prompts_per_step=12", "--grpo.updates_per_rollout=4"],
+        ["--model.min_pixels=3136", "--model.max_pixels=3136"],
+    ],
+)
+def test_the_mends_that_are_offered_work(overrides: list[str]) -> None:
+    load_recipe(None, overrides)
+
+
+def test_a_missing_recipe_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no recipe at .*no\.toml.*smoke\.toml"):
+        load_recipe(tmp_path / "no.toml")
+    with pytest.raises(ValueError, match="no recipe at"):
+        load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.toml", b"[grpo\nsteps = 3", r"not valid TOML.*line 1"),
+        ("a.toml", b"steps = 3\nsteps = 4", "not valid TOML"),
+        ("a.toml", b"\xff\xfe", "not valid TOML"),
+        ("a.json", b"{", "not valid TOML"),
+        ("a.json", b"[1, 2]", "must hold tables"),
+        ("a.json", b"3", "must hold tables"),
+        ("a.json", b'{"grpo": {"steps": NaN}}', "grpo.steps"),
+        ("a.json", b'{"grpo": null}', "grpo: Input should be a valid dictionary"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, name: str, data: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=expected) as caught:
+        load_recipe(tmp_path / name, ["--run.seed=1"])
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "--", "--grpo.steps", "--=3", "grpo.steps 3"])
+def test_an_override_without_a_key_or_value_shows_how_it_looks(text: str) -> None:
+    assert "an override looks like --grpo.steps=20" in refusal(text)
+
+
+# --- command line -----------------------------------------------------------------------------
+
+
+def test_a_command_line_is_a_recipe_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[run]\nseed = 2\n[grpo]\nsteps = 5")
+    for argv in (
+        [str(path), "--grpo.steps=9", "--resume", "auto"],
+        ["--grpo.steps", "9", str(path), "--resume=auto"],
+        ["--run.resume=auto", "--grpo.steps=9", str(path)],
+    ):
+        got = command_line("grpo", "", "grpo", argv)
+        assert (got.run.seed, got.grpo.steps, got.run.resume) == (2, 9, "auto")
+    assert command_line("grpo", "", "grpo", []) == load_recipe()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--grpo.stpes=3"], "ovlt.grpo: "),
+        (["no/such.toml"], "ovlt.grpo: no recipe at no/such.toml"),
+        (["--grpo.steps"], "grpo.steps: Input should be a valid integer"),
+        (["--resume", "sometimes"], "run.resume: Input should be 'auto' or 'never'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_two(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line("grpo", "", "grpo", argv)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_two_recipes_are_one_too_many() -> None:
+    with pytest.raises(SystemExit, match=r"more than one recipe given: a\.toml, b\.toml"):
+        command_line("grpo", "", "grpo", ["a.toml", "b.toml"])
+
+
+@pytest.mark.parametrize("command", ["grpo", "sft", "evaluate"])
+def test_help_lists_every_key_without_loading_torch(command: str) -> None:
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['ovlt.{command}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('ovlt.{command}', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    heavy = {'torch', 'transformers', 'vllm', 'numpy', 'PIL', 'matplotlib', 'pyarrow'}\n"
+        "    print(stop.code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=REPOSITORY,
+    )
+    assert done.stderr == "0 []\n"
+    shown = dict(
+        re.findall(r"^  --([\w.]+)=(.*?)(?:  +|(?<=\S) (?=\S)|$)", done.stdout, re.MULTILINE)
+    )
+
+    def keys(model: type[BaseModel], prefix: str) -> list[str]:
+        found = []
+        for name, info in model.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += keys(kind, f"{prefix}.{name}")
+            else:
+                found.append(f"{prefix}.{name}")
+        return found
+
+    expected = []
+    for table in (command, "run", "model", "data"):
+        annotation = Recipe.model_fields[table].annotation
+        assert annotation is not None
+        expected += keys(annotation, table)
+    assert list(shown) == expected
+    assert "recipes/smoke.toml" in done.stdout
+
+
+def test_values_as_help_shows_them_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line("grpo", "", "grpo", ["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    arguments = ["--grpo.loss.kl_coef=0.01", "--grpo.optim.betas=[0.9, 0.999]"]
+    arguments += ["--grpo.advantage_std=true", "--grpo.loss.kl_estimator=k3", "--grpo.start="]
+    for argument in arguments:
+        assert re.search(rf"^  {re.escape(argument)}  ", shown, re.MULTILINE), argument
+        load_recipe(None, [argument])
+    assert "One of: k1 | k2 | k3." in shown

@@ -1,0 +1,329 @@
+"""``ovlt.distill`` as a user runs it: real engines, real graders, ranks, kills, and mistakes.
+
+The model is ``chain.py``'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers.chain import reader_folder, say_by_chain, write_questions
+from helpers.commands import Command, Server
+from helpers.tiny import tiny_folder
+
+from ovlt.config.load import recipe_from
+from ovlt.distill.command import drive, main
+from ovlt.distill.shards import Shards
+from ovlt.smoke import make as smoke
+from ovlt.system import launch
+
+QUESTIONS = 13
+RECIPE = """
+[run]
+device = "cpu"
+tensorboard = false
+folder = "{home}/runs/default"
+[model]
+path = "{home}/model"
+compute_dtype = "float32"
+[data]
+workers = 1
+suffix = " Think."
+[grpo.rollout]
+kv_cache_gib = 0.2
+[grpo.reward]
+workers = 1
+[distill]
+data = "{home}/questions.jsonl"
+teacher = "{home}/model"
+caption_request = "Describe the image."
+teacher_request = "{caption} {question}"
+k = 3
+temperature = 1.0
+shard = 4
+max_prompt_tokens = 100
+max_caption_tokens = 12
+max_response_tokens = 12
+max_sequences = 16
+"""
+
+
+class Home:
+    def __init__(self, folder: Path, server: Server):
+        self.folder, self.server, self.started = folder, server, 0
+        model = tiny_folder(folder / "model")
+        say_by_chain(model)
+        say_by_chain(reader_folder(folder / "reader", model))
+        rows = write_questions(folder / "questions.jsonl", QUESTIONS)
+        never = [row | {"answer": "7"} for row in rows[:3]]
+        (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
+        (folder / "recipe.toml").write_text(RECIPE.replace("{home}", str(folder)))
+
+    def start(self, run: str, phase: str, *overrides: str, ranks: int = 1) -> Command:
+        """One phase, as the driver's torchrun starts it."""
+        self.started += 1
+        argv = [str(self.folder / "recipe.toml"), f"--run.folder={self.folder / 'runs' / run}"]
+        argv.append(f"--distill.phase={phase}")
+        log = self.folder / f"{self.started}-{run}"
+        return Command(self.server, "ovlt.distill", [*argv, *overrides], ranks, log)
+
+    def run(self, run: str, *overrides: str, ranks: int = 1) -> Path:
+        for phase in ("captions", "answers"):
+            self.start(run, phase, *overrides, ranks=ranks).finish()
+        return self.folder / "runs" / run / "distill"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    server = Server()
+    yield Home(tmp_path_factory.mktemp("distill"), server)
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(home: Home) -> Path:
+    """The stage folder of a run that nothing disturbed."""
+    return home.run("whole")
+
+
+def answers(folder: Path) -> dict[int, dict]:
+    settings = json.loads((folder / "answers" / "settings.json").read_text())
+    return {record["index"]: record for record in Shards(folder / "answers", settings).read()}
+
+
+def test_every_question_is_answered_and_every_drop_has_its_reason(whole: Path) -> None:
+    records = answers(whole)
+    assert sorted(records) == list(range(QUESTIONS))
+    rows = {row["id"]: row for row in pq.read_table(whole / "rows.parquet").to_pylist()}
+    dropped = {r["id"]: r for r in map(json.loads, (whole / "dropped.jsonl").open())}
+    assert len(rows) + len(dropped) == QUESTIONS
+    assert rows
+    samples = list(map(json.loads, (whole / "samples.jsonl").open()))
+    assert len(samples) == 3 * QUESTIONS
+    kept = Counter(s["id"] for s in samples if s["reason"].startswith("kept: the shortest of"))
+    assert kept == dict.fromkeys(rows, 1)
+    not_right = [s for s in samples if s["reason"].startswith("not correct: ")]
+    assert len(not_right) == sum(score < 1 for r in records.values() for score in r["scores"])
+    beaten = [s for s in samples if s["reason"] == "correct, but another is the shortest"]
+    assert len(kept) + len(not_right) + len(beaten) == len(samples)
+    for index, record in records.items():
+        truth = str(1 + index % 4)
+        right = [f"<answer>{truth}</answer>" in text for text in record["texts"]]
+        assert [score == 1.0 for score in record["scores"]] == right
+        assert len(record["reasons"]) == 3
+        assert (f"q{index}" in rows) == any(right)
+        if not any(right):
+            assert dropped[f"q{index}"]["reason"] == "no sample is correct"
+            continue
+        row = rows[f"q{index}"]
+        user, assistant = (message["content"] for message in row["messages"])
+        assert user == f"<image>How many? {index} Think."
+        first = record["texts"][right.index(True)].removeprefix("<think>").partition("</think>")[0]
+        assert assistant == f"<think>\n{first}\n</think>\n\n<answer>{truth}</answer>"
+        assert len(row["images"]) == 1
+        assert row["source"] == ["charts", "maps"][index % 2]
+
+
+def test_the_summary_counts_what_happened(whole: Path) -> None:
+    found = json.loads((whole / "summary.json").read_text())
+    funnel = {step: count for count, step in found["funnel"]}
+    kept = pq.read_table(whole / "rows.parquet").num_rows
+    assert funnel["questions"] == funnel["answered"] == QUESTIONS
+    assert funnel["with a correct answer"] == funnel["kept"] == kept
+    assert sum(count for count, _ in found["dropped"]) == QUESTIONS - kept
+    assert found["pass"]["charts"]["questions"] == 7
+    assert 0 < found["pass"]["all"]["pass@1"] < found["pass"]["all"]["pass@2"] < 1
+    assert sum(count for _, _, count in found["words"]) == kept
+
+
+def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: Home, whole: Path) -> None:
+    home.start("killed", "captions", ranks=2).finish()
+    command = home.start("killed", "answers", ranks=2)
+    shards = home.folder / "runs" / "killed" / "distill" / "answers"
+    command.kill_when(lambda: any(shards.glob("*-*.jsonl")))
+    before = {path.name: path.read_bytes() for path in shards.glob("*-*.jsonl")}
+    assert not (shards.parent / "rows.parquet").exists()
+    again = home.run("killed", ranks=2)
+    for name, content in before.items():
+        assert (again / "answers" / name).read_bytes() == content  # nothing was made twice
+    assert {i: r["texts"] for i, r in answers(again).items()} == {
+        i: r["texts"] for i, r in answers(whole).items()
+    }
+    for name in ("rows.parquet", "summary.json"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_teacher_may_be_any_language_model(home: Home) -> None:
+    reader = f"--distill.teacher={home.folder / 'reader'}"
+    folder = home.run("reader", reader, "--distill.questions=5")
+    assert len(answers(folder)) == 5
+    texts = [text for record in answers(folder).values() for text in record["texts"]]
+    assert all(text.startswith("<think>t") and "<|" not in text for text in texts)
+    said = refusal(home.start("blind", "captions", f"--distill.captioner={home.folder / 'reader'}"))
+    assert "'qwen2' model" in said
+    own = (reader, "--distill.questions=2", "--grpo.rollout.engine=transformers")
+    home.start("slow", "captions", *own).finish()
+    slow = home.start("slow", "answers", *own)
+    assert "rollout.engine='vllm'" in refusal(slow)
+
+
+def test_a_model_that_sees_needs_no_captions(home: Home) -> None:
+    home.start("direct", "answers", "--distill.teacher=", "--distill.questions=5").finish()
+    folder = home.folder / "runs" / "direct" / "distill"
+    assert not (folder / "captions").exists()
+    assert len(answers(folder)) == 5
+    said = Counter(text for record in answers(folder).values() for text in record["texts"])
+    assert all(text.startswith("<think>t") for text in said)
+
+
+def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Home) -> None:
+    own = [
+        "--distill.refine=true",
+        "--distill.questions=4",
+        "--distill.details_request={caption} {question}",
+        "--distill.recaption_request=<{details}>",
+    ]
+    for phase in ("captions", "details", "recaptions", "answers"):
+        home.start("refined", phase, *own).finish()
+    folder = home.folder / "runs" / "refined" / "distill"
+    assert len(answers(folder)) == 4
+    made_with = {}
+    for phase in ("captions", "details", "recaptions"):
+        settings = json.loads((folder / phase / "settings.json").read_text())
+        found = Shards(folder / phase, settings).read()
+        assert [record["dropped"] for record in found] == [""] * 4
+        made_with[phase] = settings
+    assert "recaption_request" not in made_with["details"]
+    assert made_with["recaptions"]["recaption_request"] == "<{details}>"
+    again = home.start("refined", "recaptions", *own[:3], "--distill.recaption_request=!{details}")
+    assert "another recaption_request" in refusal(again)
+
+
+def test_answers_are_drawn_from_the_nucleus(home: Home, whole: Path) -> None:
+    folder = home.run("narrow", "--distill.top_p=0.01", "--distill.questions=5")
+    for index, record in answers(folder).items():
+        assert len(set(record["texts"])) == 1, index
+    assert any(len(set(record["texts"])) > 1 for record in answers(whole).values())
+
+
+def refusal(command: Command) -> str:
+    assert command.wait() == [1], command.stderr()[-4000:]
+    assert "Traceback" not in command.stderr()
+    return command.stderr()
+
+
+def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
+    data = f"--distill.data={home.folder / 'never.jsonl'}"
+    never = home.start("never", "answers", "--distill.teacher=", data)
+    other = home.start("whole", "answers", "--distill.k=2")
+    long = home.start("long", "captions", "--distill.max_caption_tokens=100000")
+    # the teacher takes 512: said before a caption is made
+    reader = f"--distill.teacher={home.folder / 'reader'}"
+    short = home.start("short", "captions", reader, "--distill.max_response_tokens=500")
+    early = home.start("early", "answers")
+    nobody = home.start("whole", "answers", "--distill.answers_of=distil")
+    said = refusal(never)
+    assert "no trace is left to learn from" in said
+    assert "most often since no sample is correct" in said
+    assert "'pass@1': 0.0" in said
+    assert "made with another k" in refusal(other)
+    assert "distill.max_prompt_tokens + distill.max_caption_tokens are 100100" in refusal(long)
+    assert "reader takes 512 tokens, but distill.max_prompt_tokens + " in (said := refusal(short))
+    assert "distill.max_response_tokens are 600: lower one of them" in said
+    assert "13 of 13 questions have no record in" in (said := refusal(early))
+    assert "run --distill.phase=captions first" in said
+    assert "distill.answers_of = 'distil': no answers are in" in refusal(nobody)
+
+
+@pytest.mark.parametrize(
+    "key", ["data.suffix= Hm.", "model.max_pixels=200000", "grpo.reward.function=released"]
+)
+def test_records_are_not_continued_by_what_would_make_others(
+    home: Home, whole: Path, key: str
+) -> None:
+    said = refusal(home.start("whole", "answers", f"--{key}"))
+    name = key.partition("=")[0].replace("reward.function", "reward.verdict")
+    assert f"made with another {name}" in said
+
+
+def test_records_are_not_continued_for_other_questions(home: Home) -> None:
+    """A row that has been mended moves all that come after it, and records go by their place."""
+    path = home.folder / "mended.jsonl"
+    rows = write_questions(path, 5)
+    path.write_text("\n".join(map(json.dumps, [rows[0] | {"answer": ""}, *rows[1:]])))
+    own = (f"--distill.data={path}", "--data.max_bad_share=0.5")
+    home.start("mended", "captions", *own).finish()
+    path.write_text("\n".join(map(json.dumps, rows)))
+    said = refusal(home.start("mended", "answers", *own))
+    assert "made with another list of good questions" in said
+
+
+def test_a_full_disk_is_one_sentence_and_finished_shards_stay(home: Home, whole: Path) -> None:
+    folder = home.folder / "runs" / "full" / "distill"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").symlink_to("/dev/full")
+    own = ("--distill.questions=5", "--distill.teacher=")
+    said = refusal(home.start("full", "answers", *own))
+    assert "No space left on device" in said
+    assert "make room" in said
+    made = {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()}
+    (folder / "summary.json").unlink()
+    home.start("full", "answers", *own).finish()
+    assert {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()} == made
+    assert (folder / "rows.parquet").is_file()
+
+
+def test_answers_of_another_stage_are_filtered_anew_and_not_sampled_again(
+    home: Home, whole: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "answers").iterdir()}
+    own = ("--distill.stage=short", "--distill.answers_of=distill", "--distill.keep=second_longest")
+    home.start("whole", "answers", *own).finish()
+    assert {path: path.stat().st_mtime_ns for path in (whole / "answers").iterdir()} == before
+    other = whole.parent / "short"
+    assert not (other / "answers").exists()
+    assert pq.read_table(other / "rows.parquet").num_rows == (
+        pq.read_table(whole / "rows.parquet").num_rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "refine", "phases"),
+    [
+        ("{folder}/x", False, ["captions", "answers"]),
+        ("{folder}/x", True, ["captions", "details", "recaptions", "answers"]),
+        ("", True, ["answers"]),
+    ],
+)
+def test_the_driver_starts_each_phase_with_its_recipe(
+    teacher: str, refine: bool, phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(launch, "torchrun", lambda *a: started.append(a))
+    monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
+    own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own}))
+    assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
+    started.clear()  # a cycle's number of processes, where the stage has none of its own
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own | {"ranks": 0}}), 5)
+    assert {ranks for _, _, ranks in started} == {5}
+    for phase, (_, path, _) in zip(phases, started, strict=True):
+        assert recipe_from(json.loads(path.read_text())).distill.phase == phase
+        assert recipe_from(json.loads(path.read_text())).distill.k == 2
+
+
+def test_what_the_driver_cannot_do_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("that folder holds another world")
+
+    monkeypatch.setattr(smoke, "make_missing", refuse)
+    monkeypatch.setattr("sys.argv", ["distill", f"--run.folder={tmp_path}"])
+    with pytest.raises(SystemExit, match=r"ovlt\.distill: that folder holds another world"):
+        main()

@@ -1,0 +1,206 @@
+"""The real vLLM engine beside a real FSDP2 trainer, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import random_image, tiny_folder
+
+from ovlt.config import ModelConfig, RolloutConfig, RunConfig
+from ovlt.model import qwen2_5_vl as family
+from ovlt.model.load import Folder
+from ovlt.model.parallel import load_sharded
+from ovlt.rollout.engine import Engine, request_seeds, sample_of
+from ovlt.rollout.open import open_engine
+from ovlt.rollout.sync import WeightSync
+from ovlt.system.runtime import Runtime, start
+from ovlt.train.pack import collate
+from ovlt.types import Prompt
+
+ROLLOUT = RolloutConfig(max_prompt_tokens=400, max_response_tokens=64, max_sequences=32)
+ENGINES: list[Engine] = []  # an engine that is collected takes the process group with it
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    running = start(RunConfig(device="cpu"))
+    yield running
+    for engine in ENGINES:
+        engine.close()
+    running.close()
+
+
+@pytest.fixture(scope="module", params=["vllm-untied", "vllm-tied", "transformers-untied"])
+def parts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, runtime: Runtime
+) -> tuple[Folder, Any, Engine]:
+    engine_name, head = request.param.split("-")
+    folder = tiny_folder(tmp_path_factory.mktemp("m") / "m", tied=head == "tied")
+    config = ROLLOUT.model_copy(update={"engine": engine_name})
+    engine = open_engine(folder, config, device=runtime.device, dtype=torch.float32, max_images=2)
+    model = load_sharded(
+        folder, runtime.mesh, runtime.device, ModelConfig(), dtype=torch.float32, temperature=0.8
+    )
+    ENGINES.append(engine)
+    return folder, model, engine
+
+
+def prompts_of(folder: Folder) -> list[Prompt]:
+    rng = np.random.default_rng(3)
+    prompts = []
+    for i, sizes in enumerate([[(84, 84)], [], [(56, 140), (196, 112)], [(252, 252)] * 2]):
+        grids = [family.image_grid(folder.config, h, w) for h, w in sizes]
+        ids = folder.chat.prompt_ids("<image>" * len(sizes) + "How many red bars?", grids)
+        images = tuple(random_image(rng, h, w) for h, w in sizes)
+        prompts.append(Prompt(str(i), "test", "q", "3", ids, images))
+    return prompts
+
+
+def perturb(model: Any, seed: int) -> None:
+    """Another policy: every weight moves, the tower's too."""
+    model.reshard()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            local = p.to_local()
+            local += 0.05 * torch.randn(local.shape, generator=generator)
+
+
+def largest_difference(folder: Folder, model: Any, engine: Engine, seed: int) -> float:
+    prompts = prompts_of(folder)
+    out = engine.generate(
+        prompts,
+        n=3,
+        seeds=request_seeds(seed, 0, range(len(prompts)), 3),
+        temperature=0.8,
+        max_tokens=17,
+    )
+    samples = [sample_of(p, c) for p, group in zip(prompts, out, strict=True) for c in group]
+    batch = collate(samples, [1.0] * len(samples), config=folder.config, patchify=folder.patchify)
+    with torch.no_grad():
+        head = model(batch)
+    assert batch.engine_logp is not None
+    return float((head.logp - batch.engine_logp).abs().max())
+
+
+def test_engine_and_trainer_agree_before_and_after_syncs(
+    parts: tuple[Folder, Any, Engine],
+) -> None:
+    folder, model, engine = parts
+    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    assert sync() <= 1e-4
+    assert largest_difference(folder, model, engine, 1) <= 1e-4
+    for seed in (2, 3):
+        perturb(model, seed)
+        assert largest_difference(folder, model, engine, seed) > 1e-2  # the old weights differ
+        assert sync() <= 1e-4
+        assert largest_difference(folder, model, engine, seed) <= 1e-4
+
+
+def test_sync_notices_a_stale_engine(parts: tuple[Folder, Any, Engine]) -> None:
+    folder, model, engine = parts
+    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync()
+
+    class Forgetful:
+        """The real engine, but new weights never arrive."""
+
+        def load(self, weights: Any) -> None:
+            for _ in weights:
+                pass
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+    perturb(model, 9)
+    stale = WeightSync(Forgetful(), model, folder, temperature=0.8, tolerance=1e-4)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="image probe"):
+        stale()
+    sync()
+
+
+def test_sync_notices_a_lost_name(parts: tuple[Folder, Any, Engine]) -> None:
+    folder, model, engine = parts
+    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync._expected = sync._expected | {"model.language_model.layers.7.mlp.up_proj.weight"}
+    with pytest.raises(RuntimeError, match=r"layers\.7"):
+        sync()
+
+
+def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[Folder, Any, Engine]) -> None:
+    folder, _, engine = parts
+    prompts = prompts_of(folder)
+    seeds = request_seeds(5, 2, range(len(prompts)), 4)
+
+    def draw(which: list[int]) -> list[list[int]]:
+        out = engine.generate(
+            [prompts[i] for i in which],
+            n=4,
+            seeds=[seeds[i] for i in which],
+            temperature=1.0,
+            max_tokens=9,
+        )
+        return [c.token_ids.tolist() for group in out for c in group]
+
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    everything = draw([0, 1, 2, 3])
+    assert torch.equal(torch.get_rng_state(), state)  # the trainer's generator is untouched
+    assert draw([0, 1, 2, 3]) == everything
+    assert draw([2]) == everything[8:12]  # not on what else is in the batch
+    assert len({tuple(s) for s in everything[:4]}) == 4
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.001}])
+def test_a_nucleus_of_one_token_is_greedy(
+    parts: tuple[Folder, Any, Engine], narrow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, engine = parts
+    prompts = prompts_of(folder)
+
+    def draw(temperature: float, n: int) -> list[list[list[int]]]:
+        seeds = request_seeds(5, 2, range(len(prompts)), n)
+        out = engine.generate(prompts, n=n, seeds=seeds, temperature=temperature, max_tokens=9)
+        return [[c.token_ids.tolist() for c in group] for group in out]
+
+    greedy = draw(0.0, 1)
+    monkeypatch.setattr(engine, "config", ROLLOUT.model_copy(update=narrow))
+    assert draw(0.0, 1) == greedy
+    if type(engine).__name__ == "TransformersEngine":
+        with pytest.raises(ValueError, match="top_p = 1 and top_k = 0 only"):
+            draw(1.0, 2)
+    else:
+        assert draw(1.0, 2) == [group * 2 for group in greedy]
+
+
+def test_banned_ids_are_never_sampled_even_if_the_model_insists(
+    parts: tuple[Folder, Any, Engine],
+) -> None:
+    folder, model, engine = parts
+    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync()
+    prompts = prompts_of(folder)
+    out = engine.generate(
+        prompts, n=8, seeds=[100 * i for i in range(4)], temperature=2.0, max_tokens=60
+    )
+    sampled = {t for group in out for c in group for t in c.token_ids.tolist()}
+    assert len(sampled) > 100
+    assert not sampled & set(folder.banned)
+
+
+def test_stop_token_ends_a_response_and_is_part_of_it(parts: tuple[Folder, Any, Engine]) -> None:
+    folder, _, engine = parts
+    prompts = prompts_of(folder)
+    out = engine.generate(
+        prompts, n=8, seeds=[100 * i for i in range(4)], temperature=2.0, max_tokens=64
+    )
+    completions = [c for group in out for c in group]
+    assert any(c.finished for c in completions)
+    for c in completions:
+        assert c.finished == (c.token_ids[-1] == folder.chat.end_id)
+        assert folder.chat.end_id not in c.token_ids[:-1]
+        assert c.finished or len(c.token_ids) == 64

@@ -1,0 +1,139 @@
+"""What SFT and GRPO share: the step is the same for every split over micro-batches and ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import tiny_folder
+from safetensors.torch import load_file
+
+from ovlt.rollout.exchange import decode
+from ovlt.types import Group
+
+WORKER = Path(__file__).parents[1] / "workers" / "stage_worker.py"
+SPLITS = ["micro1", "micro2", "micro5", "no_image", "filler"]
+REWARD = """
+from ovlt.reward import RewardOutput
+def odd(x):
+    return RewardOutput(float(sum(map(ord, x.response)) % 4 == 1))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("stage")
+    for seed, name in enumerate(["untied", "tied", "untied_reference", "tied_reference"]):
+        tiny_folder(home / name, tied=name.startswith("tied"), seed=seed)
+    (home / "odd.py").write_text(REWARD)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(WORKER.parents[2]), str(WORKER.parents[2] / "kernels")])
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    env = {k: v for k, v in os.environ.items() if k not in ours}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    for ranks, launcher in [(1, []), (2, torchrun)]:
+        (home / str(ranks)).mkdir()
+        done = subprocess.run(
+            [sys.executable, *launcher, str(WORKER), str(home), str(home / str(ranks))],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+    return home
+
+
+@pytest.fixture(scope="module")
+def numbers(home: Path) -> dict[int, dict[str, torch.Tensor]]:
+    return {ranks: load_file(home / str(ranks) / "numbers.safetensors") for ranks in (1, 2)}
+
+
+def part(numbers: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in numbers.items() if k.startswith(prefix)}
+
+
+def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol: float) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        scale = max(1.0, float(value.abs().max()))
+        assert float((got[name] - value).abs().max()) <= tol * scale, name
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("head", ["untied", "tied"])
+@pytest.mark.parametrize("loss", ["sft", "grpo", "token", "sft_by_row", "token_by_row"])
+def test_loss_and_gradient_do_not_depend_on_the_split_or_on_when_they_are_made(
+    numbers: dict[int, dict[str, torch.Tensor]], ranks: int, split: str, head: str, loss: str
+) -> None:
+    want = part(numbers[1], f"{head}/micro1/{loss.removesuffix('_by_row')}/")
+    got = part(numbers[ranks], f"{head}/{split}/{loss}/")
+    assert any(k.startswith("grad/model.visual.") and v.any() for k, v in want.items())
+    assert ("grad/lm_head.weight" in want) == (head == "untied")
+    assert_same(got, want, 1e-5)
+
+
+def test_the_reference_is_another_model_and_is_not_trained(
+    home: Path, numbers: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    for ranks in (1, 2):
+        facts = json.loads((home / str(ranks) / "facts.json").read_text())
+        assert facts["untied/reference_grads"] == facts["tied/reference_grads"] == 0
+        sums = part(numbers[ranks], "untied/micro1/grpo/sums/")
+        assert sums["kl_ref"] / sums["tokens"] > 1e-3
+        ratio = numbers[ranks]["untied/micro1/grpo/maxima/ratio_dev"]
+        assert ratio <= 1e-5  # old log-probs of the same weights
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_activation_checkpointing_changes_no_bit(
+    numbers: dict[int, dict[str, torch.Tensor]], ranks: int
+) -> None:
+    want = part(numbers[ranks], "untied/no_image/sft/")
+    assert_same(part(numbers[ranks], "checkpointing/no_image/sft/"), want, 0.0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_frozen_tower_gets_no_gradient_and_the_rest_the_same(
+    numbers: dict[int, dict[str, torch.Tensor]], ranks: int
+) -> None:
+    want = part(numbers[ranks], "untied/no_image/sft/")
+    got = part(numbers[ranks], "frozen/no_image/sft/")
+    assert_same(got, {k: v for k, v in want.items() if ".visual." not in k}, 1e-6)
+
+
+def test_every_rank_makes_the_same_plan(home: Path) -> None:
+    facts = [json.loads((home / ranks / "facts.json").read_text()) for ranks in "12"]
+    plans = [plan for f in facts for plan in f["plans"]]
+    assert len(plans) == 3
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_drawn_groups_are_the_same_on_all_ranks_and_for_any_number_of_ranks(home: Path) -> None:
+    def drawn(ranks: int, rank: int) -> list[Group]:
+        return decode((home / str(ranks) / f"groups-{rank}").read_bytes())
+
+    assert (home / "2/groups-0").read_bytes() == (home / "2/groups-1").read_bytes()
+    counts = [json.loads((home / p).read_text()) for p in ("1/counts-0.json", "2/counts-1.json")]
+    assert counts[0] == counts[1]
+    assert counts[0]["groups"] > 7  # some groups were redrawn, or this test shows too little
+    one, two = drawn(1, 0), drawn(2, 0)
+    assert len(one) == len(two) == 7
+    for a, b in zip(one, two, strict=True):
+        assert a.prompt.id == b.prompt.id
+        assert len({s.reward for s in a.samples}) > 1
+        assert len({tuple(s.token_ids) for s in a.samples}) == 3
+        for x, y in zip(a.samples, b.samples, strict=True):
+            assert x.token_ids.tolist() == y.token_ids.tolist()
+            assert (x.text, x.reward, x.reason) == (y.text, y.reward, y.reason)
+            assert x.engine_logp is not None
+            assert y.engine_logp is not None
+            np.testing.assert_allclose(x.engine_logp, y.engine_logp, atol=1e-4)
