@@ -67,12 +67,3 @@ class Group:
 
     prompt: Prompt
     samples: list[Sample]
-
-
-@dataclass
-class StepStats:
-    """What one optimizer step reports: scalars to log, and the seconds of each phase."""
-
-    step: int
-    metrics: dict[str, float]
-    seconds: dict[str, float]

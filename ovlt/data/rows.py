@@ -6,12 +6,12 @@ from collections import Counter
 
 from ovlt.config import Recipe
 from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load_questions
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder
 from ovlt.system.runtime import Runtime
 
 
-def limits_of(recipe: Recipe, folder: Folder, max_tokens: int) -> Limits:
+def limits_of(recipe: Recipe, folder: ModelFolder, max_tokens: int) -> Limits:
     """What images and samples may be under this recipe and model. Raises ValueError."""
     low, high = folder.pixel_range
     if recipe.model.min_pixels < low or recipe.model.max_pixels > high:
@@ -21,7 +21,7 @@ def limits_of(recipe: Recipe, folder: Folder, max_tokens: int) -> Limits:
             "engine would resize images again; stay inside that range"
         )
     return Limits(
-        factor=family.merged_patch(folder.config),
+        factor=qwen.merged_patch(folder.config),
         min_pixels=recipe.model.min_pixels,
         max_pixels=recipe.model.max_pixels,
         max_tokens=max_tokens,
@@ -31,7 +31,7 @@ def limits_of(recipe: Recipe, folder: Folder, max_tokens: int) -> Limits:
 def read_rows(
     runtime: Runtime,
     recipe: Recipe,
-    folder: Folder,
+    folder: ModelFolder,
     path: str,
     *,
     what: str,

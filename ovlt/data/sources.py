@@ -19,7 +19,7 @@ import numpy as np
 
 from ovlt.data.images import BadImage, ImageRef, image_refs, load_image, target_size, upright
 from ovlt.data.tables import BadRow, read_table
-from ovlt.model import qwen2_5_vl as family
+from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import BadText, Chat
 from ovlt.types import Prompt, Sample
 
@@ -46,7 +46,7 @@ class Row:
     token_ids: np.ndarray  # int64 [tokens]
     loss_mask: np.ndarray | None  # bool [tokens], conversations only
     images: tuple[ImageRef, ...]
-    grids: tuple[family.Grid, ...]
+    grids: tuple[qwen.Grid, ...]
 
     @property
     def num_labels(self) -> int:
@@ -133,7 +133,7 @@ def _row(
     token_ids: np.ndarray,
     mask: np.ndarray | None,
     images: tuple[ImageRef, ...],
-    grids: tuple[family.Grid, ...],
+    grids: tuple[qwen.Grid, ...],
 ) -> Row:
     return Row(
         id=f"{Path(path).stem}/{index}" if raw.get("id") in (None, "") else str(raw["id"]),
@@ -173,7 +173,7 @@ def _load(
     return result
 
 
-def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[family.Grid, ...]:
+def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[qwen.Grid, ...]:
     grids = []
     for ref in images:
         with ref.open() as header:
@@ -185,7 +185,7 @@ def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[fa
             min_pixels=limits.min_pixels,
             max_pixels=limits.max_pixels,
         )
-        grids.append(family.image_grid(chat.config, height, width))
+        grids.append(qwen.image_grid(chat.config, height, width))
     return tuple(grids)
 
 

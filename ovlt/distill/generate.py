@@ -19,7 +19,7 @@ from ovlt.types import Prompt
 if TYPE_CHECKING:
     from ovlt.config import Recipe
     from ovlt.data.sources import Row
-    from ovlt.model.load import Folder
+    from ovlt.model.load import ModelFolder
     from ovlt.system.runtime import Runtime
 
 Finish = Callable[[list[Record], dict[int, Prompt]], list[Record]]
@@ -29,7 +29,7 @@ def generate(
     runtime: Runtime,
     recipe: Recipe,
     shards: Shards,
-    folder: Folder,
+    folder: ModelFolder,
     rows: Sequence[Row],
     *,
     ask: Callable[[int], Prompt],
@@ -101,7 +101,7 @@ def verify(pool: RewardPool, records: list[Record], prompts: dict[int, Prompt]) 
     return records
 
 
-def check_context(folder: Folder, max_prompt_tokens: int, max_tokens: int, key: str) -> None:
+def check_context(folder: ModelFolder, max_prompt_tokens: int, max_tokens: int, key: str) -> None:
     """Raises ValueError where a model cannot take a prompt and its answer, by the key to lower."""
     longest, context = max_prompt_tokens + max_tokens, folder.text_config.max_position_embeddings
     if longest > context:
@@ -112,7 +112,7 @@ def check_context(folder: Folder, max_prompt_tokens: int, max_tokens: int, key: 
 
 
 def _open(
-    recipe: Recipe, folder: Folder, runtime: Runtime, rows: Sequence[Row], longest: int
+    recipe: Recipe, folder: ModelFolder, runtime: Runtime, rows: Sequence[Row], longest: int
 ) -> Engine:
     cfg = recipe.distill
     rollout = recipe.grpo.rollout.model_copy(
@@ -133,7 +133,7 @@ def _open(
 
 def _keep(
     shards: Shards,
-    folder: Folder,
+    folder: ModelFolder,
     finish: Finish,
     prompts: dict[int, Prompt],
     answers: list[list[Completion]],

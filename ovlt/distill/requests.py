@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ovlt.data.sources import Limits, Row, to_prompt
 from ovlt.distill.forms import fill
 from ovlt.model.chat import IMAGE_TAG, BadText
-from ovlt.model.load import Folder
+from ovlt.model.load import ModelFolder
 from ovlt.types import Prompt
 
 
@@ -20,7 +20,7 @@ class Asker:
         limits: of images and prompts.
     """
 
-    folder: Folder
+    folder: ModelFolder
     limits: Limits
 
     def about_image(self, row: Row, request: str) -> Prompt:

@@ -12,7 +12,7 @@ from ovlt.evaluate.stats import mean_ci95, wilson_ci95
 
 if TYPE_CHECKING:
     from ovlt.data.sources import Limits, Row
-    from ovlt.model.load import Folder
+    from ovlt.model.load import ModelFolder
     from ovlt.reward.pool import RewardPool
     from ovlt.rollout.engine import Completion, Engine
     from ovlt.system.runtime import Runtime
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def evaluate_rows(
     engine: Engine,
-    folder: Folder,
+    folder: ModelFolder,
     rows: Sequence[Row],
     limits: Limits,
     runtime: Runtime,
@@ -126,7 +126,12 @@ def _figures(
 
 
 def held_out(
-    engine: Engine, folder: Folder, recipe: Recipe, runtime: Runtime, pool: RewardPool, model: str
+    engine: Engine,
+    folder: ModelFolder,
+    recipe: Recipe,
+    runtime: Runtime,
+    pool: RewardPool,
+    model: str,
 ) -> dict[str, Any]:
     """Measure on the held-out file (or [evaluate].data): once, when a stage has ended."""
     from ovlt.data.rows import read_rows

@@ -11,7 +11,7 @@ from typing import Any
 from ovlt.config import Recipe
 from ovlt.data.rows import read_rows
 from ovlt.evaluate.accuracy import evaluate_rows, held_out, sentence, write_evaluation
-from ovlt.model.load import Folder
+from ovlt.model.load import ModelFolder
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine
 from ovlt.rollout.open import engine_dtype, open_engine
@@ -34,7 +34,7 @@ class Validator:
         self,
         runtime: Runtime,
         recipe: Recipe,
-        folder: Folder,
+        folder: ModelFolder,
         model: Any,
         stage: Stage,
         *,

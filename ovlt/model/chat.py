@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from ovlt.model import qwen2_5_vl as family
+from ovlt.model import qwen2_5_vl as qwen
 
 IMAGE_TAG = "<image>"
 Message = dict[str, str]
@@ -38,13 +38,13 @@ class Chat:
             str(t) for t in tokenizer.added_tokens_decoder.values() if getattr(t, "special", False)
         )
 
-    def prompt_ids(self, question: str, grids: Sequence[family.Grid]) -> np.ndarray:
+    def prompt_ids(self, question: str, grids: Sequence[qwen.Grid]) -> np.ndarray:
         """One user turn and the opening of the assistant's -> int64 [tokens]. Raises BadText."""
         turns = self._turns([{"role": "user", "content": question}], len(grids))
         return self._encode(self._render(turns, open_turn=True), grids)
 
     def conversation_ids(
-        self, messages: Sequence[Message], grids: Sequence[family.Grid]
+        self, messages: Sequence[Message], grids: Sequence[qwen.Grid]
     ) -> tuple[np.ndarray, np.ndarray]:
         """A labelled conversation -> ids int64 [tokens], loss_mask bool [tokens]. Raises BadText.
 
@@ -82,13 +82,13 @@ class Chat:
             raise BadText("an image stands after the last assistant turn")
         return np.concatenate(ids), np.concatenate(mask)
 
-    def collapse(self, token_ids: np.ndarray, grids: Sequence[family.Grid]) -> list[int]:
+    def collapse(self, token_ids: np.ndarray, grids: Sequence[qwen.Grid]) -> list[int]:
         """Expanded prompt -> one placeholder per image, as the engine's processor expects it."""
         keep = np.ones(len(token_ids), dtype=bool)
         where = np.flatnonzero(token_ids == self.image_id)
         used = 0
         for grid in grids:
-            count = family.tokens_per_image(self.config, grid)
+            count = qwen.tokens_per_image(self.config, grid)
             keep[where[used + 1 : used + count]] = False
             used += count
         return token_ids[keep].tolist()
@@ -137,7 +137,7 @@ class Chat:
         except TemplateError as error:
             raise BadText(f"chat template refuses the conversation ({error})") from None
 
-    def _encode(self, text: str, grids: Sequence[family.Grid]) -> np.ndarray:
+    def _encode(self, text: str, grids: Sequence[qwen.Grid]) -> np.ndarray:
         # Not tokenizer(text): its bookkeeping costs five times the encoding, for every row.
         encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         ids = np.asarray(encoded.ids, dtype=np.int64)
@@ -146,5 +146,5 @@ class Chat:
         if len(slots) != len(grids):
             raise BadText(f"{len(slots)} image placeholders but {len(grids)} images")
         for slot, grid in zip(slots, grids, strict=True):
-            repeats[slot] = family.tokens_per_image(self.config, grid)
+            repeats[slot] = qwen.tokens_per_image(self.config, grid)
         return np.repeat(ids, repeats)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovlt.model import qwen2_5_vl as family
+from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
 from ovlt.model.patchify import Patchify
 
 
 @dataclass(frozen=True)
-class Folder:
+class ModelFolder:
     """The parts of a model folder that are not weights."""
 
     path: Path
@@ -38,43 +38,43 @@ class Folder:
         return self.config.get_text_config()
 
 
-def open_folder(path: str | Path) -> Folder:
+def open_folder(path: str | Path) -> ModelFolder:
     """Read configuration, tokenizer and image processor. Raises ValueError with the mend."""
     from transformers import AutoImageProcessor
 
     path = Path(path)
     config, tokenizer = _opened(path)
-    if config.model_type != family.MODEL_TYPE:
+    if config.model_type != qwen.MODEL_TYPE:
         raise ValueError(
-            f"{path} holds a '{config.model_type}' model; ovlt knows '{family.MODEL_TYPE}' "
+            f"{path} holds a '{config.model_type}' model; ovlt knows '{qwen.MODEL_TYPE}' "
             "(another family is another file beside ovlt/model/qwen2_5_vl.py)"
         )
     try:
         processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} lacks image processor files: {error}") from None
-    return Folder(
+    return ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
         patchify=Patchify.from_processor(processor),
         pixel_range=(processor.size["shortest_edge"], processor.size["longest_edge"]),
         chat=Chat(tokenizer, config),
-        banned=tuple(family.banned_ids(config, tokenizer)),
+        banned=tuple(qwen.banned_ids(config, tokenizer)),
     )
 
 
-def open_reader(path: str | Path) -> Folder:
+def open_reader(path: str | Path) -> ModelFolder:
     """A folder that is only asked in text: any language model that the engine serves, or one of
     ours. Raises ValueError with the mend."""
     path = Path(path)
     config, tokenizer = _opened(path)
-    if config.model_type == family.MODEL_TYPE:
+    if config.model_type == qwen.MODEL_TYPE:
         return open_folder(path)
     if not tokenizer.chat_template:
         raise ValueError(f"{path} has no chat template, so there is no telling how to ask it")
     rows = int(config.get_text_config().vocab_size)
-    return Folder(
+    return ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
@@ -136,7 +136,7 @@ def weight_index(path: Path) -> dict[str, Path]:
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    names[family.live_name(name)] = file
+                    names[qwen.live_name(name)] = file
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file} is missing, truncated or not a safetensors file ({error}); "
@@ -165,7 +165,7 @@ def read_weights(model: nn.Module, path: Path) -> None:
         by_file.setdefault(index[name], []).append(name)
     for file, names in by_file.items():
         with safe_open(file, "pt") as tensors, torch.no_grad():
-            on_disk = {family.live_name(n): n for n in tensors.keys()}  # noqa: SIM118
+            on_disk = {qwen.live_name(n): n for n in tensors.keys()}  # noqa: SIM118
             for name in names:
                 source = tensors.get_slice(on_disk[name])
                 target = parameters[name]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder, empty_model, fill_buffers, read_weights
 
 
 def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True) -> None:
@@ -36,7 +35,7 @@ def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = T
 
 
 def load_sharded(
-    folder: Folder,
+    folder: ModelFolder,
     mesh: DeviceMesh,
     device: torch.device,
     config: ModelConfig,
@@ -63,7 +62,7 @@ def load_sharded(
     model.to_empty(device=device)
     fill_buffers(model, device)
     read_weights(model, folder.path)
-    family.bind(
+    qwen.bind(
         model,
         temperature=temperature,
         banned=folder.banned,
@@ -71,7 +70,3 @@ def load_sharded(
     )
     model.train(trainable)
     return model
-
-
-def num_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

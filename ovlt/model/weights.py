@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ovlt.model import qwen2_5_vl as family
+from ovlt.model import qwen2_5_vl as qwen
 
 SHARD_BYTES = 4 << 30
 # What travels with the weights; everything the tokenizer and processors need, no code.
@@ -103,7 +103,7 @@ def export_folder(model: nn.Module, source: Path, target: Path, *, is_main: bool
         size = tensor.numel() * tensor.element_size()
         if sum(t.numel() * t.element_size() for t in pending.values()) + size > SHARD_BYTES:
             flush()
-        pending[family.disk_name(name)] = tensor.to("cpu", copy=True).contiguous()
+        pending[qwen.disk_name(name)] = tensor.to("cpu", copy=True).contiguous()
         total += size
     if not is_main:
         return

@@ -10,7 +10,7 @@ from typing import Any
 from ovlt.config import Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
-from ovlt.model.load import Folder
+from ovlt.model.load import ModelFolder
 from ovlt.reward.functions import RewardInput, soft_overlong_penalty
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, request_seeds, sample_of
@@ -28,7 +28,7 @@ class Rollouts:
         self,
         runtime: Runtime,
         recipe: Recipe,
-        folder: Folder,
+        folder: ModelFolder,
         engine: Engine,
         pool: RewardPool,
         loader: Loader[Prompt],

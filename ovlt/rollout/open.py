@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ovlt.config import Recipe, RolloutConfig
-from ovlt.model.load import Folder
+from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Engine
 from ovlt.rollout.vllm import VllmEngine
 from ovlt.system.runtime import compute_dtype
 
 
-def engine_dtype(recipe: Recipe, folder: Folder, device: torch.device) -> torch.dtype:
+def engine_dtype(recipe: Recipe, folder: ModelFolder, device: torch.device) -> torch.dtype:
     """rollout.dtype; 'auto' is the trainer's compute dtype."""
     name = recipe.grpo.rollout.dtype
     if name == "auto":
@@ -20,7 +20,7 @@ def engine_dtype(recipe: Recipe, folder: Folder, device: torch.device) -> torch.
 
 
 def open_engine(
-    folder: Folder,
+    folder: ModelFolder,
     config: RolloutConfig,
     *,
     device: torch.device,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder
 from ovlt.model.weights import expected_names, full_weights
 from ovlt.rollout.engine import Engine, sample_of
 from ovlt.train.pack import collate
@@ -30,7 +30,7 @@ class WeightSync:
         self,
         engine: Engine,
         model: Any,
-        folder: Folder,
+        folder: ModelFolder,
         *,
         temperature: float,
         tolerance: float,
@@ -89,15 +89,15 @@ class WeightSync:
         return float((head.logp - engine_logp).abs().max())
 
 
-def probe_prompt(folder: Folder) -> Prompt:
+def probe_prompt(folder: ModelFolder) -> Prompt:
     """A fixed image question: smooth colours and noise, so that stale features are far off."""
-    merged = family.merged_patch(folder.config)
+    merged = qwen.merged_patch(folder.config)
     rng = np.random.default_rng(11)
     side = merged * 3
     ramp = np.linspace(0, 255, side)[:, None, None] * np.array([1.0, 0.5, 0.2])
     noise = rng.integers(0, 64, (side, side, 3))
     image = np.clip(ramp + noise, 0, 255).astype(np.uint8)
-    grid = family.image_grid(folder.config, side, side)
+    grid = qwen.image_grid(folder.config, side, side)
     question = "<image>Describe the image."
     ids = folder.chat.prompt_ids(question, [grid])
     return Prompt("probe", "probe", question, "", ids, (image,))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ovlt.config import RolloutConfig
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion
 from ovlt.types import Prompt
 
@@ -23,7 +23,12 @@ class TransformersEngine:
     """Implements ``ovlt.rollout.Engine`` on transformers' own forward."""
 
     def __init__(
-        self, folder: Folder, config: RolloutConfig, *, device: torch.device, dtype: torch.dtype
+        self,
+        folder: ModelFolder,
+        config: RolloutConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ):
         from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -137,8 +142,8 @@ class TransformersEngine:
     def _prefill(self, prompt: Prompt) -> tuple[torch.Tensor, Any, int]:
         """Logits of the last prompt token [1,V], the cache, and the next M-RoPE position."""
         config = self.folder.config
-        grids = [family.image_grid(config, *x.shape[:2]) for x in prompt.images]
-        positions = family.mrope_positions(prompt.token_ids, grids, config)
+        grids = [qwen.image_grid(config, *x.shape[:2]) for x in prompt.images]
+        positions = qwen.mrope_positions(prompt.token_ids, grids, config)
         kwargs: dict[str, Any] = {}
         if prompt.images:
             patches = np.concatenate([self._patchify(x) for x in prompt.images])

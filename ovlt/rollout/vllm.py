@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from ovlt.config import RolloutConfig
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion
 from ovlt.system.runtime import guarded_rng
 from ovlt.types import Prompt
@@ -71,7 +71,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        folder: Folder,
+        folder: ModelFolder,
         config: RolloutConfig,
         *,
         device: torch.device,
@@ -156,7 +156,7 @@ class VllmEngine:
     def _request(self, prompt: Prompt) -> Any:
         from PIL import Image
 
-        grids = [family.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]
+        grids = [qwen.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]
         request: dict[str, Any] = {
             "prompt_token_ids": self.folder.chat.collapse(prompt.token_ids, grids)
         }

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovlt.model import qwen2_5_vl as family
+from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
 from ovlt.model.patchify import Patchify
 from ovlt.system.runtime import Runtime
@@ -30,7 +30,7 @@ class Extent:
     """What planning needs of a sample: no pixels, no ids. Equal ``group``: the same images."""
 
     tokens: int
-    grids: tuple[family.Grid, ...]
+    grids: tuple[qwen.Grid, ...]
     group: int
     name: str = ""
 
@@ -113,14 +113,14 @@ def _units(samples: Sequence[Extent], config: Any, size: int) -> list[Unit]:
     units = []
     for group in groups:
         lengths = [samples[i].tokens for i in group]
-        text = sum(family.forward_flops(config, n, ()) for n in lengths)
-        vision = family.forward_flops(config, 0, samples[group[0]].grids)
+        text = sum(qwen.forward_flops(config, n, ()) for n in lengths)
+        vision = qwen.forward_flops(config, 0, samples[group[0]].grids)
         units.append(Unit(tuple(group), sum(lengths), text + vision))
     return units
 
 
-def _grids(sample: Sample, config: Any) -> list[family.Grid]:
-    return [family.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
+def _grids(sample: Sample, config: Any) -> list[qwen.Grid]:
+    return [qwen.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
 
 
 def _fit(units: Sequence[Unit], count: int, budget: int) -> list[list[Unit]] | None:
@@ -202,9 +202,9 @@ def collate(
     num_features = offset = 0
     for s, sample in enumerate(samples):
         own = _grids(sample, config)
-        positions.append(family.mrope_positions(sample.token_ids, own, config))
+        positions.append(qwen.mrope_positions(sample.token_ids, own, config))
         for image, grid in zip(sample.prompt.images, own, strict=True):
-            count = family.tokens_per_image(config, grid)
+            count = qwen.tokens_per_image(config, grid)
             if id(image) not in image_start:
                 image_start[id(image)] = num_features
                 unique.append(image)
@@ -236,13 +236,13 @@ def collate(
         patches=_patches(unique, patchify) if unique else None,
         feature_index=joined(features) if features else None,
         grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
-        vision_plan=family.vision_plan(grids, config) if grids else None,
+        vision_plan=qwen.vision_plan(grids, config) if grids else None,
         max_len=max(lengths),
         advantage=joined(advantage, np.float32) if advantage else None,
         engine_logp=joined(engine_logp, np.float32) if engine_logp else None,
         num_samples=len(samples),
-        cost=sum(family.forward_flops(config, n, ()) for n in lengths)
-        + family.forward_flops(config, 0, grids),
+        cost=sum(qwen.forward_flops(config, n, ()) for n in lengths)
+        + qwen.forward_flops(config, 0, grids),
     )
 
 
@@ -275,5 +275,5 @@ def _filler(config: Any) -> PackedBatch:
         engine_logp=zero.clone(),
         num_samples=1,
         is_filler=True,
-        cost=family.forward_flops(config, FILLER_TOKENS, ()),
+        cost=qwen.forward_flops(config, FILLER_TOKENS, ()),
     )

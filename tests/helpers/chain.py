@@ -13,7 +13,7 @@ from helpers.tiny import random_image
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ovlt.model.load import Folder, open_reader
+from ovlt.model.load import ModelFolder, open_reader
 
 CHAIN = {
     "\n": ["<think>"], "<think>": ["t"], "t": ["w", "o"], "w": ["o"], "o": ["</think>"],
@@ -22,7 +22,7 @@ CHAIN = {
 }  # fmt: skip
 
 
-def say_by_chain(folder: Folder) -> None:
+def say_by_chain(folder: ModelFolder) -> None:
     """Overwrite the weights of a folder: the last token is all that counts for the next one."""
     (path,) = Path(folder.path).glob("*.safetensors")
     weights = load_file(path)
@@ -43,7 +43,7 @@ def say_by_chain(folder: Folder) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def reader_folder(path: Path, like: Folder) -> Folder:
+def reader_folder(path: Path, like: ModelFolder) -> ModelFolder:
     """A language model that only reads, of Qwen2's family as QwQ is, with the tokenizer of another.
     Its chat template joins strings, as those of language models do."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM

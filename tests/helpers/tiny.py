@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ovlt.config import BaseConfig
-from ovlt.model.load import Folder, open_folder
+from ovlt.model.load import ModelFolder, open_folder
 from ovlt.smoke.base import make_folder
 from ovlt.types import Prompt, Sample
 
@@ -19,7 +19,7 @@ CORPUS = [
 ] * 30
 
 
-def tiny_folder(path: Path, *, tied: bool = False, seed: int = 0, **changes: Any) -> Folder:
+def tiny_folder(path: Path, *, tied: bool = False, seed: int = 0, **changes: Any) -> ModelFolder:
     """An untrained model folder of about 0.3 M parameters with the real structure."""
     base = BaseConfig(
         hidden=64,
@@ -45,13 +45,13 @@ def random_image(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 
 def random_sample(
-    folder: Folder, rng: np.random.Generator, sizes: list[tuple[int, int]], response: int
+    folder: ModelFolder, rng: np.random.Generator, sizes: list[tuple[int, int]], response: int
 ) -> Sample:
     """A question with images of ``sizes`` (height, width) and a random response."""
-    from ovlt.model import qwen2_5_vl as family
+    from ovlt.model import qwen2_5_vl as qwen
 
     images = tuple(random_image(rng, h, w) for h, w in sizes)
-    grids = [family.image_grid(folder.config, h, w) for h, w in sizes]
+    grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
     words = " ".join(rng.choice(["red", "blue", "circle", "bar", "How", "many"], 3 + response % 5))
     ids = folder.chat.prompt_ids("<image>" * len(sizes) + words, grids)
     prompt = Prompt(f"p{rng.integers(1 << 30)}", "test", words, "3", ids, images)

@@ -346,11 +346,11 @@ def test_a_model_whose_attention_was_changed_refuses_to_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Otherwise packed samples would attend to each other, and nothing would say so."""
-    from ovlt.model import qwen2_5_vl as family
+    from ovlt.model import qwen2_5_vl as qwen
 
     folder = tiny_folder(tmp_path_factory.mktemp("model") / "m")
     model = empty_model(folder.config)
-    family.bind(model)
+    qwen.bind(model)
     model.set_attn_implementation("sdpa")  # type: ignore[operator]
     batch = collate([], [], config=folder.config, patchify=folder.patchify)
     with pytest.raises(RuntimeError, match="attend to each other"):

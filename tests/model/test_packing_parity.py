@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers.tiny import random_sample, tiny_folder
 
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder, empty_model, fill_buffers, read_weights
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder, empty_model, fill_buffers, read_weights
 from ovlt.train.pack import collate
 from ovlt.types import Sample
 
@@ -18,7 +18,7 @@ SIZES = [[(84, 84)], [], [(56, 140), (196, 112)], [(28, 28)], [], [(252, 140), (
 RESPONSES = [5, 7, 1, 13, 3, 8]
 
 
-def plain_model(folder: Folder) -> Any:
+def plain_model(folder: ModelFolder) -> Any:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -26,17 +26,17 @@ def plain_model(folder: Folder) -> Any:
     )
 
 
-def packed_model(folder: Folder, temperature: float = 1.0) -> Any:
+def packed_model(folder: ModelFolder, temperature: float = 1.0) -> Any:
     model = empty_model(folder.config)
     model.to_empty(device="cpu")
     model.tie_weights()
     fill_buffers(model, torch.device("cpu"))
     read_weights(model, folder.path)
-    family.bind(model, temperature=temperature, banned=folder.banned)
+    qwen.bind(model, temperature=temperature, banned=folder.banned)
     return model
 
 
-def one_by_one(model: Any, folder: Folder, sample: Sample, temperature: float) -> torch.Tensor:
+def one_by_one(model: Any, folder: ModelFolder, sample: Sample, temperature: float) -> torch.Tensor:
     """Hugging Face's own processor output and forward for one sample -> logp of the response."""
     ids = torch.from_numpy(sample.token_ids)[None]
     kwargs: dict[str, Any] = {}
@@ -58,12 +58,12 @@ def one_by_one(model: Any, folder: Folder, sample: Sample, temperature: float) -
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny_folder(tmp_path_factory.mktemp("model") / "m", tied=request.param)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_packed_equals_one_by_one(folder: Folder, temperature: float) -> None:
+def test_packed_equals_one_by_one(folder: ModelFolder, temperature: float) -> None:
     rng = np.random.default_rng(5)
     samples = [random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)]
     # two answers to one prompt share its images, and the tower's features for them
@@ -93,7 +93,7 @@ def test_packed_equals_one_by_one(folder: Folder, temperature: float) -> None:
         assert (parameter.grad - theirs[name].grad).abs().max() <= 1e-5 * scale, name
 
 
-def test_image_free_batch_runs_the_tower_and_gives_it_zero_gradient(folder: Folder) -> None:
+def test_image_free_batch_runs_the_tower_and_gives_it_zero_gradient(folder: ModelFolder) -> None:
     rng = np.random.default_rng(6)
     samples = [random_sample(folder, rng, [], 4)]
     model = packed_model(folder)
@@ -103,32 +103,32 @@ def test_image_free_batch_runs_the_tower_and_gives_it_zero_gradient(folder: Fold
     assert all(g is not None and not g.any() for g in grads)
 
 
-def test_filler_runs_and_weighs_nothing(folder: Folder) -> None:
+def test_filler_runs_and_weighs_nothing(folder: ModelFolder) -> None:
     model = packed_model(folder)
     batch = collate([], [], config=folder.config, patchify=folder.patchify)
     (model(batch).logp * batch.loss_weight).sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_positions_equal_transformers(folder: Folder) -> None:
+def test_positions_equal_transformers(folder: ModelFolder) -> None:
     rng = np.random.default_rng(7)
     plain = plain_model(folder)
     for sizes, response in zip(SIZES, RESPONSES, strict=True):
         sample = random_sample(folder, rng, sizes, response)
         ids = torch.from_numpy(sample.token_ids)[None]
-        grids = [family.image_grid(folder.config, h, w) for h, w in sizes]
+        grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
         expected, _ = plain.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == folder.config.image_token_id).int(),
             image_grid_thw=torch.tensor(grids) if grids else None,
         )
-        ours = family.mrope_positions(sample.token_ids, grids, folder.config)
+        ours = qwen.mrope_positions(sample.token_ids, grids, folder.config)
         assert (torch.from_numpy(ours) == expected[:, 0]).all()
 
 
-def test_a_cut_image_is_refused(folder: Folder) -> None:
+def test_a_cut_image_is_refused(folder: ModelFolder) -> None:
     rng = np.random.default_rng(8)
     sample = random_sample(folder, rng, [(84, 84)], 2)
     where = np.flatnonzero(sample.token_ids == folder.config.image_token_id)
     with pytest.raises(ValueError, match="placeholder"):
-        family.mrope_positions(np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config)
+        qwen.mrope_positions(np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config)

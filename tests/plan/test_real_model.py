@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovlt.config.load import REPOSITORY
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder, empty_model, fill_buffers
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder, empty_model, fill_buffers
 from ovlt.model.qwen2_5_vl_sizes import (
     decoder_activations,
     forward_flops,
@@ -34,11 +34,11 @@ from ovlt.train.pack import collate
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny_folder(tmp_path_factory.mktemp("plan"), layers=3, vision_depth=3)
 
 
-def trainable(folder: Folder, checkpointing: bool) -> Any:
+def trainable(folder: ModelFolder, checkpointing: bool) -> Any:
     model: Any = empty_model(folder.config)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -47,16 +47,16 @@ def trainable(folder: Folder, checkpointing: bool) -> Any:
         torch.nn.init.normal_(parameter, std=0.05)
     model.to(torch.bfloat16)
     fill_buffers(model, torch.device("cpu"))
-    family.bind(model, logits_dtype=torch.bfloat16)
+    qwen.bind(model, logits_dtype=torch.bfloat16)
     return model.train()
 
 
-def batch_of(folder: Folder, sizes: list[tuple[int, int]], response: int) -> Any:
+def batch_of(folder: ModelFolder, sizes: list[tuple[int, int]], response: int) -> Any:
     sample = random_sample(folder, np.random.default_rng(5), sizes, response)
     return collate([sample], [1.0], config=folder.config, patchify=folder.patchify)
 
 
-def test_flops_are_those_of_the_real_forward(folder: Folder) -> None:
+def test_flops_are_those_of_the_real_forward(folder: ModelFolder) -> None:
     """Against torch's counter. Attention runs as plain products, the whole causal square."""
     model = trainable(folder, checkpointing=False)
     text = folder.config.text_config
@@ -68,7 +68,7 @@ def test_flops_are_those_of_the_real_forward(folder: Folder) -> None:
         model(batch)
     counted = counter.get_flop_counts()
     (tower,) = (sum(v.values()) for k, v in counted.items() if k.endswith(".visual"))
-    grid = family.image_grid(folder.config, *size)
+    grid = qwen.image_grid(folder.config, *size)
     assert tower == pytest.approx(forward_flops(folder.config, 0, [grid]), rel=0.02)
     ours = forward_flops(folder.config, tokens, ()) - head_flops(folder.config, tokens - rows)
     ours += 2 * text.num_hidden_layers * text.hidden_size * tokens**2  # the other half
@@ -111,7 +111,7 @@ def alive(model: Any, batch: Any) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_those_of_the_real_model(folder: Folder, checkpointing: bool) -> None:
+def test_activations_are_those_of_the_real_model(folder: ModelFolder, checkpointing: bool) -> None:
     """Bytes per token and per patch: differences between a long and a short input."""
     model = trainable(folder, checkpointing)
     short, long = (batch_of(folder, [], response) for response in (601, 1801))

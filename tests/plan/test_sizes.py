@@ -11,7 +11,7 @@ import pytest
 from helpers.planned import P3, P7
 from helpers.tiny import tiny_folder
 
-from ovlt.model import qwen2_5_vl as family
+from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import empty_model
 from ovlt.model.qwen2_5_vl_sizes import (
     forward_flops,
@@ -55,7 +55,7 @@ def test_a_folder_is_read_as_transformers_reads_it(tmp_path: Path, tied: bool) -
     assert parameters(ours) == parameters(folder.config)
     assert parameters(ours).total == sum(p.numel() for p in empty_model(folder.config).parameters())
     assert parameters(ours).head == (0 if tied else parameters(ours).embedding)
-    grid = family.image_grid(ours, 84, 140)
+    grid = qwen.image_grid(ours, 84, 140)
     assert forward_flops(ours, 37, [grid]) == forward_flops(folder.config, 37, [grid])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.cycle_folders import QUESTIONS, STAGES, make_cycle
-from test_report import HOSTILE, UNSEEN, chromium, words
+from report.test_report import HOSTILE, UNSEEN, chromium, words
 
 from ovlt.report.charts import LEFT, RIGHT, WIDTH
 from ovlt.report.command import write_report

@@ -11,8 +11,8 @@ import torch
 from helpers.tiny import random_image, tiny_folder
 
 from ovlt.config import ModelConfig, RolloutConfig, RunConfig
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder
 from ovlt.model.parallel import load_sharded
 from ovlt.rollout.engine import Engine, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
@@ -37,7 +37,7 @@ def runtime() -> Iterator[Runtime]:
 @pytest.fixture(scope="module", params=["vllm-untied", "vllm-tied", "transformers-untied"])
 def parts(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, runtime: Runtime
-) -> tuple[Folder, Any, Engine]:
+) -> tuple[ModelFolder, Any, Engine]:
     engine_name, head = request.param.split("-")
     folder = tiny_folder(tmp_path_factory.mktemp("m") / "m", tied=head == "tied")
     config = ROLLOUT.model_copy(update={"engine": engine_name})
@@ -49,11 +49,11 @@ def parts(
     return folder, model, engine
 
 
-def prompts_of(folder: Folder) -> list[Prompt]:
+def prompts_of(folder: ModelFolder) -> list[Prompt]:
     rng = np.random.default_rng(3)
     prompts = []
     for i, sizes in enumerate([[(84, 84)], [], [(56, 140), (196, 112)], [(252, 252)] * 2]):
-        grids = [family.image_grid(folder.config, h, w) for h, w in sizes]
+        grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
         ids = folder.chat.prompt_ids("<image>" * len(sizes) + "How many red bars?", grids)
         images = tuple(random_image(rng, h, w) for h, w in sizes)
         prompts.append(Prompt(str(i), "test", "q", "3", ids, images))
@@ -70,7 +70,7 @@ def perturb(model: Any, seed: int) -> None:
             local += 0.05 * torch.randn(local.shape, generator=generator)
 
 
-def largest_difference(folder: Folder, model: Any, engine: Engine, seed: int) -> float:
+def largest_difference(folder: ModelFolder, model: Any, engine: Engine, seed: int) -> float:
     prompts = prompts_of(folder)
     out = engine.generate(
         prompts,
@@ -88,7 +88,7 @@ def largest_difference(folder: Folder, model: Any, engine: Engine, seed: int) ->
 
 
 def test_engine_and_trainer_agree_before_and_after_syncs(
-    parts: tuple[Folder, Any, Engine],
+    parts: tuple[ModelFolder, Any, Engine],
 ) -> None:
     folder, model, engine = parts
     sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
@@ -101,7 +101,7 @@ def test_engine_and_trainer_agree_before_and_after_syncs(
         assert largest_difference(folder, model, engine, seed) <= 1e-4
 
 
-def test_sync_notices_a_stale_engine(parts: tuple[Folder, Any, Engine]) -> None:
+def test_sync_notices_a_stale_engine(parts: tuple[ModelFolder, Any, Engine]) -> None:
     folder, model, engine = parts
     sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
     sync()
@@ -123,7 +123,7 @@ def test_sync_notices_a_stale_engine(parts: tuple[Folder, Any, Engine]) -> None:
     sync()
 
 
-def test_sync_notices_a_lost_name(parts: tuple[Folder, Any, Engine]) -> None:
+def test_sync_notices_a_lost_name(parts: tuple[ModelFolder, Any, Engine]) -> None:
     folder, model, engine = parts
     sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
     sync._expected = sync._expected | {"model.language_model.layers.7.mlp.up_proj.weight"}
@@ -131,7 +131,7 @@ def test_sync_notices_a_lost_name(parts: tuple[Folder, Any, Engine]) -> None:
         sync()
 
 
-def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[Folder, Any, Engine]) -> None:
+def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[ModelFolder, Any, Engine]) -> None:
     folder, _, engine = parts
     prompts = prompts_of(folder)
     seeds = request_seeds(5, 2, range(len(prompts)), 4)
@@ -157,7 +157,7 @@ def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[Folder, Any, Eng
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.001}])
 def test_a_nucleus_of_one_token_is_greedy(
-    parts: tuple[Folder, Any, Engine], narrow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    parts: tuple[ModelFolder, Any, Engine], narrow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, engine = parts
     prompts = prompts_of(folder)
@@ -178,7 +178,7 @@ def test_a_nucleus_of_one_token_is_greedy(
 
 
 def test_banned_ids_are_never_sampled_even_if_the_model_insists(
-    parts: tuple[Folder, Any, Engine],
+    parts: tuple[ModelFolder, Any, Engine],
 ) -> None:
     folder, model, engine = parts
     sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
@@ -192,7 +192,9 @@ def test_banned_ids_are_never_sampled_even_if_the_model_insists(
     assert not sampled & set(folder.banned)
 
 
-def test_stop_token_ends_a_response_and_is_part_of_it(parts: tuple[Folder, Any, Engine]) -> None:
+def test_stop_token_ends_a_response_and_is_part_of_it(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
     folder, _, engine = parts
     prompts = prompts_of(folder)
     out = engine.generate(

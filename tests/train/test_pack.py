@@ -9,18 +9,18 @@ import pytest
 import torch
 from helpers.tiny import random_sample, tiny_folder
 
-from ovlt.model import qwen2_5_vl as family
-from ovlt.model.load import Folder
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.load import ModelFolder
 from ovlt.train.pack import Extent, Plan, collate, extent, plan
 from ovlt.types import Sample
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny_folder(tmp_path_factory.mktemp("model") / "m")
 
 
-def realistic(folder: Folder, seed: int, groups: int, n: int) -> list[Extent]:
+def realistic(folder: ModelFolder, seed: int, groups: int, n: int) -> list[Extent]:
     """Groups of ``n`` answers, long-tailed lengths, one image, two, or none."""
     rng = np.random.default_rng(seed)
     samples = []
@@ -28,7 +28,7 @@ def realistic(folder: Folder, seed: int, groups: int, n: int) -> list[Extent]:
         sides = rng.integers(4, 37, (int(rng.choice([0, 1, 1, 1, 2])), 2)) * 2
         grids = tuple((1, int(h), int(w)) for h, w in sides)
         prompt = int(rng.integers(40, 300)) + sum(
-            family.tokens_per_image(folder.config, grid) for grid in grids
+            qwen.tokens_per_image(folder.config, grid) for grid in grids
         )
         answers = np.clip(rng.lognormal(5.5, 0.7, n), 1, 2048).astype(int)
         samples += [Extent(prompt + int(a), grids, g, f"group {g}") for a in answers]
@@ -50,7 +50,7 @@ def check(samples: list[Extent], planned: Plan, ranks: int, budget: int) -> None
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("seed", range(3))
 def test_realistic_batches_fill_their_bins_and_balance_the_ranks(
-    folder: Folder, ranks: int, seed: int
+    folder: ModelFolder, ranks: int, seed: int
 ) -> None:
     budget = 7001
     samples = realistic(folder, seed, groups=32 * ranks, n=5)
@@ -64,9 +64,9 @@ def test_realistic_batches_fill_their_bins_and_balance_the_ranks(
     assert planned.imbalance <= 1.05
     costs = [
         [
-            sum(family.forward_flops(folder.config, samples[i].tokens, ()) for i in b)
+            sum(qwen.forward_flops(folder.config, samples[i].tokens, ()) for i in b)
             + sum(
-                family.forward_flops(folder.config, 0, grids)
+                qwen.forward_flops(folder.config, 0, grids)
                 for grids in {samples[i].group: samples[i].grids for i in b}.values()
             )
             for b in rank
@@ -86,7 +86,7 @@ def test_realistic_batches_fill_their_bins_and_balance_the_ranks(
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_lengths_are_packed_whole(folder: Folder, seed: int) -> None:
+def test_any_lengths_are_packed_whole(folder: ModelFolder, seed: int) -> None:
     """Hostile shapes: one token, the whole budget, more ranks than samples, huge groups."""
     rng = random.Random(seed)
     budget, ranks = rng.choice([7, 64, 501]), rng.randint(1, 5)
@@ -99,7 +99,7 @@ def test_any_lengths_are_packed_whole(folder: Folder, seed: int) -> None:
     check(samples, planned, ranks, budget)
 
 
-def test_fewer_samples_than_ranks_leaves_fillers(folder: Folder) -> None:
+def test_fewer_samples_than_ranks_leaves_fillers(folder: ModelFolder) -> None:
     samples = [Extent(9, (), 0), Extent(5, (), 1)]
     planned = plan(samples, ranks=3, budget=20, config=folder.config)
     check(samples, planned, 3, 20)
@@ -108,14 +108,14 @@ def test_fewer_samples_than_ranks_leaves_fillers(folder: Folder) -> None:
     assert planned.filler == pytest.approx((2 + 3) / (14 + 2 + 3))  # and three dummy images
 
 
-def test_a_sample_above_the_budget_is_named(folder: Folder) -> None:
+def test_a_sample_above_the_budget_is_named(folder: ModelFolder) -> None:
     samples = [Extent(100, (), 0, "rows/17"), Extent(101, (), 1, "rows/18")]
     plan(samples[:1], ranks=1, budget=100, config=folder.config)
     with pytest.raises(ValueError, match=r"101 tokens \(rows/18\).*budget of 100.*token_budget"):
         plan(samples, ranks=1, budget=100, config=folder.config)
 
 
-def test_a_plan_depends_on_nothing_but_the_samples(folder: Folder) -> None:
+def test_a_plan_depends_on_nothing_but_the_samples(folder: ModelFolder) -> None:
     """``group`` is an object's address, another one on each rank: only its equality may count."""
     samples = realistic(folder, 3, groups=40, n=4)
     rng = random.Random(5)
@@ -127,7 +127,7 @@ def test_a_plan_depends_on_nothing_but_the_samples(folder: Folder) -> None:
     assert first == second
 
 
-def test_a_group_stays_together_and_its_image_is_seen_once(folder: Folder) -> None:
+def test_a_group_stays_together_and_its_image_is_seen_once(folder: ModelFolder) -> None:
     rng = np.random.default_rng(2)
     first, alone = (
         random_sample(folder, rng, sizes, 6) for sizes in ([(84, 56), (28, 28)], [(56, 56)])
@@ -157,17 +157,17 @@ def test_a_group_stays_together_and_its_image_is_seen_once(folder: Folder) -> No
     assert len(batch.feature_index) == slots == 3 * (6 + 1) + 4
     assert sorted(set(batch.feature_index.tolist())) == list(range(6 + 1 + 4))
     assert batch.cost < sum(
-        family.forward_flops(folder.config, e.tokens, e.grids) for e in extents
+        qwen.forward_flops(folder.config, e.tokens, e.grids) for e in extents
     )  # images are counted once
 
 
-def sample_of(folder: Folder, ids: list[int], mask: list[int], **more: object) -> Sample:
+def sample_of(folder: ModelFolder, ids: list[int], mask: list[int], **more: object) -> Sample:
     prompt = random_sample(folder, np.random.default_rng(0), [], 1).prompt
     logp = np.asarray(mask, dtype=np.float32) * -np.arange(len(ids), dtype=np.float32)
     return Sample(prompt, np.array(ids), np.array(mask, dtype=bool), engine_logp=logp, **more)  # type: ignore[arg-type]
 
 
-def test_collate_on_a_hand_made_example(folder: Folder) -> None:
+def test_collate_on_a_hand_made_example(folder: ModelFolder) -> None:
     long = sample_of(folder, [11, 12, 13, 14, 15], [0, 0, 1, 0, 1], advantage=0.5)
     short = sample_of(folder, [21, 22, 23], [1, 0, 1], advantage=-2.0)  # token 0 is masked in
     tiny = sample_of(folder, [31], [1])  # nothing can predict its only token
@@ -190,7 +190,7 @@ def test_collate_on_a_hand_made_example(folder: Folder) -> None:
     assert not batch.is_filler
 
 
-def test_every_label_follows_its_row_inside_one_sample(folder: Folder) -> None:
+def test_every_label_follows_its_row_inside_one_sample(folder: ModelFolder) -> None:
     rng = np.random.default_rng(4)
     samples = []
     for sizes, response in [([(56, 84)], 7), ([], 1), ([(28, 28)] * 2, 12), ([], 30)]:
@@ -207,7 +207,7 @@ def test_every_label_follows_its_row_inside_one_sample(folder: Folder) -> None:
     assert torch.equal(torch.bucketize(batch.loss_index, ends, right=True), batch.segment_ids)
 
 
-def test_the_filler_is_small_and_weighs_nothing(folder: Folder) -> None:
+def test_the_filler_is_small_and_weighs_nothing(folder: ModelFolder) -> None:
     batch = collate([], [], config=folder.config, patchify=folder.patchify)
     assert batch.is_filler
     assert batch.num_tokens == 2

@@ -25,7 +25,7 @@ from ovlt.config.load import recipe_from
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
 from ovlt.model.batch import PackedBatch
-from ovlt.model.load import Folder, open_folder
+from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.exchange import encode
@@ -46,7 +46,7 @@ RESPONSES = [9, 23, 7, 16, 5, 19, 11, 21, 1]
 LOSS = LossConfig(kl_coef=0.1, entropy_coef=0.01, ratio="sequence")
 
 
-def make_samples(folder: Folder) -> list[Sample]:
+def make_samples(folder: ModelFolder) -> list[Sample]:
     rng = np.random.default_rng(17)
     samples = [random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)]
     ids = np.concatenate([samples[0].prompt.token_ids, [17, 23, 29]])  # shares its images
@@ -83,7 +83,7 @@ def splits(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[lis
 class Case:
     """One model; its numbers for each split are noted under ``name/split``."""
 
-    def __init__(self, runtime: Runtime, folder: Folder, **model: Any):
+    def __init__(self, runtime: Runtime, folder: ModelFolder, **model: Any):
         self.runtime, self.folder = runtime, folder
         self.model = load_sharded(
             folder, runtime.mesh, runtime.device, ModelConfig(**model), dtype=torch.float32,
