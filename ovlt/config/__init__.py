@@ -12,6 +12,7 @@ from typing import Any
 
 from ovlt.config.cycle import CycleConfig, DistillConfig, IterationConfig
 from ovlt.config.data import DataConfig, MixtureConfig, MixtureSourceConfig
+from ovlt.config.engine import EngineConfig, RewardConfig, SoloEngineConfig
 from ovlt.config.fields import Table
 from ovlt.config.smoke import BaseConfig, DemoConfig, SyntheticConfig, TeacherConfig
 from ovlt.config.training import (
@@ -20,7 +21,6 @@ from ovlt.config.training import (
     LossConfig,
     ModelConfig,
     OptimConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
     SftConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "DataConfig",
     "DemoConfig",
     "DistillConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "GrpoConfig",
     "IterationConfig",
@@ -47,6 +48,7 @@ __all__ = [
     "RunConfig",
     "SftConfig",
     "SftOptimConfig",
+    "SoloEngineConfig",
     "SyntheticConfig",
     "Table",
     "TeacherConfig",
@@ -54,11 +56,15 @@ __all__ = [
 
 
 class Recipe(Table):
+    """Every table of a recipe; a key that is left out has its default."""
+
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     synthetic: SyntheticConfig = SyntheticConfig()
     mixture: MixtureConfig = MixtureConfig()
+    engine: EngineConfig = EngineConfig()
+    reward: RewardConfig = RewardConfig()
     base: BaseConfig = BaseConfig()
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()

@@ -1,34 +1,35 @@
-"""In what two recipes differ, and which differences a continued run may have."""
+"""The keys in which two recipes differ, and those in which a resumed run may differ."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
-# Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: where it
-# is kept, what is shown of it, how fast it is fed, how often it is saved ...
+from ovlt.config.trees import Tree
+
+# Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: folder,
+# reporting, workers, how often it saves ...
 MAY_CHANGE = (
     "run.folder",
     "run.resume",
     "run.tensorboard",
     "run.wandb",
     "data.workers",
-    "*.reward.workers",
+    "reward.workers",
     "*.title",
     "*.save_every",
     "*.log_groups",
 )
-# ... and how long it goes on. This moves schedules that end with the run, so it is said aloud.
+# ... and its length. This moves schedules that end with the run, so the user is warned.
 LENGTH = ("*.steps", "*.epochs")
 
 
-def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(key, "key was A, is B") of all that differs between two recipes, or parts of them."""
-    before, now = _flat(before), _flat(now)
+def changes_between(before: Mapping[str, object], now: Mapping[str, object]) -> list[tuple[str, str]]:
+    """List (key, "key was A, is B") for all keys that differ between two recipes or tables."""
+    before, now = flat(before), flat(now)
 
-    def shown(values: Mapping[str, Any], key: str) -> str:
+    def shown(values: Mapping[str, object], key: str) -> str:
         return json.dumps(values[key]) if key in values else "absent"
 
     return [
@@ -42,10 +43,10 @@ def matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(recipe: Mapping[str, object], prefix: str = "") -> Tree:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
+    keys: Tree = {}
     for key, value in recipe.items():
         nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+        keys |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return keys

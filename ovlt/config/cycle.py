@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ovlt.config.fields import NonNegative, Positive, Share, Table, field
+from ovlt.config.engine import SoloEngineConfig
+from ovlt.config.fields import NonNegative, Positive, Table, field
 
 
 class DistillConfig(Table):
@@ -72,15 +73,13 @@ class DistillConfig(Table):
     )
     shard: Positive = field(256, "Questions per written file and rank; a kill loses at most these.")
     seed: NonNegative = field(0, "Seed of the sampled answers.")
-    tensor_parallel: Positive = field(1, "GPUs per engine; above 1 there is one process.")
-    max_sequences: Positive = field(256, "Sequences the engine runs at once.")
-    gpu_memory: Share = field(0.9, "Share of GPU memory for the engine, which has it to itself.")
+    engine: SoloEngineConfig = SoloEngineConfig()
 
     @model_validator(mode="after")
     def _places(self) -> DistillConfig:
-        if self.tensor_parallel > 1 and self.ranks > 1:
+        if self.engine.tensor_parallel > 1 and self.ranks > 1:
             raise ValueError(
-                "distill.tensor_parallel > 1 is for one process that spreads a large teacher over "
+                "distill.engine.tensor_parallel > 1 is for one process that spreads a large teacher over "
                 "GPUs: set distill.ranks to 1 or 0"
             )
         for text, key, names in (
@@ -99,11 +98,14 @@ class IterationConfig(Table):
     """One iteration: traces, SFT on them from the base model, GRPO from there."""
 
     distill: dict[str, Any] = field({}, "Keys of [distill] that differ in this iteration.")
-    sft: dict[str, Any] = field({}, "Keys of [sft] that differ; its `model` holds keys of [model].")
+    sft: dict[str, Any] = field(
+        {}, "Keys of [sft] that differ; its `model`, `engine`, `reward` hold keys of those tables."
+    )
     grpo: tuple[dict[str, Any], ...] = field(
-        ({},), "Parts of GRPO, one after the other: keys of [grpo] that differ; a part's `name` "
-        "ends its stage's name, its `model` holds keys of [model]."
-    )  # fmt: skip
+        ({},),
+        "Stages of GRPO, one after the other: keys of [grpo] that differ; `name` ends the name of "
+        "the stage; `model`, `engine`, `reward` hold keys of those tables.",
+    )
 
 
 class CycleConfig(Table):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ovlt.config.engine import SoloEngineConfig
 from ovlt.config.fields import Decay, NonNegative, Positive, Rate, Share, Table, field
 
 
@@ -125,45 +126,16 @@ class LossConfig(Table):
 
 
 class RolloutConfig(Table):
-    """Group sampling."""
+    """Group sampling: how many responses per prompt, how, and how long."""
 
-    engine: Literal["vllm", "transformers"] = field("vllm", "Sampler; transformers is slow.")
     n: Positive = field(5, "Responses per prompt: the group.")
     temperature: Annotated[float, Field(gt=0)] = field(1.0, "Sampling temperature.")
     top_p: Annotated[float, Field(gt=0, le=1)] = field(
         1.0, "Nucleus; below 1 the engine renormalises, so loss.importance must be off."
     )
-    top_k: NonNegative = field(0, "Only the most likely so many tokens, as top_p; 0: all.")
+    top_k: NonNegative = field(0, "Sample from this many most likely tokens, as top_p; 0: all.")
     max_prompt_tokens: Positive = field(6144, "Longer prompts (images included) are refused.")
     max_response_tokens: Positive = field(2048, "Most new tokens.")
-    max_sequences: Positive = field(256, "Sequences the engine runs at once.")
-    dtype: Literal["auto", "float32", "bfloat16"] = field(
-        "auto", "Dtype of the engine; auto: the model's compute dtype."
-    )
-    gpu_memory: Share = field(0.6, "Share of GPU memory for the engine.")
-    kv_cache_gib: Annotated[float, Field(gt=0)] = field(1.0, "KV cache on a CPU, GiB.")
-    tensor_parallel: Positive = field(1, "GPUs per engine; only where no trainer runs beside it.")
-    max_mismatch: Annotated[float, Field(ge=0)] = field(
-        0.0,
-        "Stop when the image probe's largest |log-prob difference| engine - trainer exceeds this; "
-        "0: 1e-3 in float32, 0.5 in bfloat16.",
-    )
-
-
-class RewardConfig(Table):
-    """The verifiable reward."""
-
-    function: str = field("answer", "'answer', 'released', 'exact', or file.py:function.")
-    workers: Positive = field(2, "Killable grading processes per rank.")
-    timeout: Rate = field(5.0, "Seconds one answer may take before its worker is killed.")
-    verdict: str = field(
-        "", "As function: its part `accuracy` says whether an answer is right where no reward is "
-        "asked for: traces, validation, held-out questions; empty: that of function does."
-    )  # fmt: skip
-    max_chars: Positive = field(100_000, "Longer responses score 0 unread.")
-    overlong_tokens: NonNegative = field(
-        0, "DAPO's soft overlong penalty: tokens before the limit where it sets in; 0: off."
-    )
 
 
 class GrpoConfig(Table):
@@ -198,7 +170,6 @@ class GrpoConfig(Table):
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
 
     @model_validator(mode="after")
     def _combination(self) -> GrpoConfig:
@@ -228,11 +199,6 @@ class GrpoConfig(Table):
                 f"max_response_tokens = {longest}: a sample is never cut, so raise the budget "
                 "or lower the limits"
             )
-        if self.rollout.tensor_parallel > 1:
-            raise ValueError(
-                "grpo.rollout.tensor_parallel must be 1: each rank runs its own engine; "
-                "raise it in [evaluate] or [distill], where no trainer shares the GPUs"
-            )
         return self
 
 
@@ -244,6 +210,10 @@ class EvaluateConfig(Table):
     data: str = field("", "Questions; empty: data.held_out.")
     n: NonNegative = field(4, "Samples per question; 0: greedy only.")
     temperature: Annotated[float, Field(gt=0)] = field(1.0, "Temperature of the sampled answers.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Nucleus of the sampled answers.")
+    top_k: NonNegative = field(0, "Sample from this many most likely tokens; 0: all.")
+    max_prompt_tokens: Positive = field(6144, "Longer prompts (images included) are refused.")
     max_response_tokens: Positive = field(2048, "Most new tokens.")
     limit: NonNegative = field(0, "Use the first so many questions; 0: all.")
     seed: NonNegative = field(0, "Seed of the sampled answers.")
+    engine: SoloEngineConfig = SoloEngineConfig()

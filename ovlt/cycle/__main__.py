@@ -1,6 +1,8 @@
 """``python -m ovlt.cycle``: the same as ``ovlt cycle``."""
 
-from ovlt.cycle.command import main
+import sys
+
+from ovlt.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["cycle", *sys.argv[1:]])

@@ -1,66 +1,117 @@
-"""The good rows of a data file, the same on all ranks."""
+"""The good rows of a data file, the same on all ranks, and what becomes of them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
 
-from ovlt.config import Recipe
-from ovlt.data.sources import Limits, Rows, bad_images, load_conversations, load_questions
+from ovlt.config import DataConfig, ModelConfig
+from ovlt.data.sources import (
+    Limits,
+    Row,
+    Rows,
+    bad_images,
+    load_conversations,
+    load_questions,
+    to_prompt,
+    to_sample,
+)
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.system.runtime import Runtime
+from ovlt.types import Prompt, Sample
 
 
-def limits_of(recipe: Recipe, folder: ModelFolder, max_tokens: int) -> Limits:
-    """What images and samples may be under this recipe and model. Raises ValueError."""
-    low, high = folder.pixel_range
-    if recipe.model.min_pixels < low or recipe.model.max_pixels > high:
-        raise ValueError(
-            f"model.min_pixels={recipe.model.min_pixels}, max_pixels={recipe.model.max_pixels} "
-            f"leave the range {low}..{high} of the model's own preprocessor_config.json, so the "
-            "engine would resize images again; stay inside that range"
+@dataclass(frozen=True)
+class GoodRows(Sequence[Row]):
+    """Rows whose text and images have been checked; pixels are decoded when they are needed."""
+
+    rows: Sequence[Row]
+    limits: Limits
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @property
+    def max_images(self) -> int:
+        """Most images of one row."""
+        return max((len(row.images) for row in self.rows), default=0)
+
+    def prompt(self, index: int) -> Prompt:
+        """Decode a row of questions: the one place where its pixels appear."""
+        return to_prompt(self.rows[index], self.limits)
+
+    def sample(self, index: int) -> Sample:
+        """Decode a row of conversations."""
+        return to_sample(self.rows[index], self.limits)
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads data files for one model. Every method is collective and raises ValueError."""
+
+    runtime: Runtime
+    model: ModelConfig
+    data: DataConfig
+    folder: ModelFolder
+
+    def questions(
+        self, path: str, *, max_tokens: int, suffix: str = "", limit: int = 0
+    ) -> GoodRows:
+        """Read a file of questions; ``suffix`` follows ``data.suffix``, ``limit`` 0 reads all."""
+        limits = self.limits(max_tokens)
+        suffix = self.data.suffix + suffix
+        chat = self.folder.chat
+        rows = load_questions(_given(path), chat, limits, suffix=suffix, limit=limit)
+        return self._checked(rows, limits)
+
+    def conversations(self, path: str, *, max_tokens: int) -> GoodRows:
+        """Read a file of SFT rows."""
+        limits = self.limits(max_tokens)
+        return self._checked(load_conversations(_given(path), self.folder.chat, limits), limits)
+
+    def limits(self, max_tokens: int) -> Limits:
+        """What images and samples may be under this recipe and model."""
+        low, high = self.folder.pixel_range
+        if self.model.min_pixels < low or self.model.max_pixels > high:
+            raise ValueError(
+                f"model.min_pixels={self.model.min_pixels}, max_pixels={self.model.max_pixels} "
+                f"leave the range {low}..{high} of the model's own preprocessor_config.json, so "
+                "the engine would resize images again; stay inside that range"
+            )
+        return Limits(
+            factor=qwen.merged_patch(self.folder.config),
+            min_pixels=self.model.min_pixels,
+            max_pixels=self.model.max_pixels,
+            max_tokens=max_tokens,
         )
-    return Limits(
-        factor=qwen.merged_patch(folder.config),
-        min_pixels=recipe.model.min_pixels,
-        max_pixels=recipe.model.max_pixels,
-        max_tokens=max_tokens,
-    )
+
+    def _checked(self, rows: Rows, limits: Limits) -> GoodRows:
+        """Drop rows whose images cannot be decoded, each rank checking its share, and say why."""
+        runtime = self.runtime
+        mine = range(runtime.rank, len(rows.rows), runtime.world_size)
+        broken = bad_images([rows.rows[i] for i in mine], limits, self.data.workers)
+        reports = runtime.gather_json([[mine[i], reason] for i, reason in broken.items()])
+        bad = {int(i): str(reason) for report in reports for i, reason in report}
+        rows.rows = [row for i, row in enumerate(rows.rows) if i not in bad]
+        rows.bad += Counter(bad.values())
+        runtime.say(rows.report())
+        return GoodRows(rows.require(self.data.max_bad_share).rows, limits)
 
 
-def read_rows(
-    runtime: Runtime,
-    recipe: Recipe,
-    folder: ModelFolder,
-    path: str,
-    *,
-    what: str,
-    max_tokens: int,
-    suffix: str = "",
-    limit: int = 0,
-) -> tuple[Rows, Limits]:
-    """Good rows of a questions ('questions') or SFT ('conversations') file, the same on all ranks.
-
-    ``suffix`` goes after ``data.suffix``. Text is checked by every rank, pixels by each rank for
-    its share. What is bad is said once.
-    """
-    path = recipe.expand(path)
+def _given(path: str) -> str:
     if not path:
-        raise ValueError(
-            f"no data file given for {what}; set it in the recipe or on the command line"
-        )
-    limits = limits_of(recipe, folder, max_tokens)
-    if what == "questions":
-        rows = load_questions(
-            path, folder.chat, limits, suffix=recipe.data.suffix + suffix, limit=limit
-        )
-    else:
-        rows = load_conversations(path, folder.chat, limits, limit=limit)
-    mine = range(runtime.rank, len(rows.rows), runtime.world_size)
-    broken = bad_images([rows.rows[i] for i in mine], limits, recipe.data.workers)
-    told = runtime.gather_json([[mine[i], reason] for i, reason in broken.items()])
-    bad = {int(i): str(reason) for rank in told for i, reason in rank}
-    rows.rows = [row for i, row in enumerate(rows.rows) if i not in bad]
-    rows.bad += Counter(bad.values())
-    runtime.say(rows.report())
-    return rows.require(recipe.data.max_bad_share), limits
+        raise ValueError("no data file given; set it in the recipe or on the command line")
+    return path

@@ -1,6 +1,8 @@
 """``python -m ovlt.distill``: the same as ``ovlt distill``."""
 
-from ovlt.distill.command import main
+import sys
+
+from ovlt.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["distill", *sys.argv[1:]])

@@ -1,6 +1,6 @@
-"""``python -m ovlt.evaluate``: the same as ``ovlt evaluate``."""
+"""``torchrun -m ovlt.evaluate``: one rank of ``ovlt evaluate``."""
 
-from ovlt.evaluate.command import main
+from ovlt.__main__ import rank
 
 if __name__ == "__main__":
-    main()
+    rank("evaluate")

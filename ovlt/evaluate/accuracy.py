@@ -1,76 +1,86 @@
-"""Accuracy on questions, greedy and sampled, with 95 % intervals."""
+"""Accuracy on questions, greedy and sampled, with 95 % intervals.
+
+Greedy says what the model's most likely answer is worth, sampled what its distribution is worth,
+which is what GRPO changes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from ovlt.config import Recipe
+from ovlt.config import EvaluateConfig
+from ovlt.data.loader import Loader
+from ovlt.data.rows import GoodRows, RowReader
+from ovlt.data.sources import Row
 from ovlt.evaluate.keywords import KEYWORDS, keyword_counts
 from ovlt.evaluate.stats import mean_ci95, wilson_ci95
+from ovlt.reward.functions import RewardInput
+from ovlt.reward.pool import RewardPool
+from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds
+from ovlt.system.files import write_json
+from ovlt.types import Prompt
 
-if TYPE_CHECKING:
-    from ovlt.data.sources import Limits, Row
-    from ovlt.model.load import ModelFolder
-    from ovlt.reward.pool import RewardPool
-    from ovlt.rollout.engine import Completion, Engine
-    from ovlt.system.runtime import Runtime
-    from ovlt.types import Prompt
+Figures = dict[str, Any]  # evaluation.json
+
+
+class Answered(NamedTuple):
+    """One question with its verdicts (1.0 right, 0.0 wrong) and lengths in tokens."""
+
+    index: int
+    greedy: float
+    sampled: list[float]
+    greedy_tokens: int
+    sampled_tokens: list[int]
+    keywords: list[int]  # counts in the greedy answer, in the order of KEYWORDS
 
 
 def evaluate_rows(
     engine: Engine,
-    folder: ModelFolder,
-    rows: Sequence[Row],
-    limits: Limits,
-    runtime: Runtime,
+    reader: RowReader,
+    rows: GoodRows,
     pool: RewardPool,
-    *,
-    n: int,
-    temperature: float,
-    max_tokens: int,
+    sampling: Sampling,
     seed: int,
-    workers: int,
-) -> dict[str, Any]:
-    """Answer every row greedily and ``n`` times sampled -> the figures, the same on every rank.
+) -> Figures:
+    """Answer every row greedily and ``sampling.n`` times sampled; the same figures on every rank.
 
-    Correct means the reward's ``accuracy`` part is 1 (its score, where it has no such part).
-    Collective.
+    Right means that the reward's ``accuracy`` part is 1 (its score, if it has no such part). The
+    engine is awake. Collective.
     """
-    from ovlt.data.loader import Loader
-    from ovlt.data.sources import to_prompt
-    from ovlt.rollout.engine import request_seeds
-
+    runtime, chat = reader.runtime, reader.folder.chat
     mine = list(range(runtime.rank, len(rows), runtime.world_size))
-    loader = Loader(lambda i: to_prompt(rows[i], limits), workers)
+    loader = Loader(rows.prompt, reader.data.workers)
     prompts = loader.get(mine)
     loader.close()
-    greedy = engine.generate(
-        prompts, n=1, seeds=[0] * len(mine), temperature=0.0, max_tokens=max_tokens
-    )
-    sampled: list[list[Completion]] = [[] for _ in mine]
-    if n:
-        seeds = request_seeds(seed, 0, mine, n)
-        sampled = engine.generate(
-            prompts, n=n, seeds=seeds, temperature=temperature, max_tokens=max_tokens
-        )
-    completions = [[*g, *s] for g, s in zip(greedy, sampled, strict=True)]
-    texts = [[folder.chat.decode(c.token_ids.tolist()) for c in group] for group in completions]
+    greedy = Sampling(n=1, temperature=0.0, max_tokens=sampling.max_tokens)
+    answers = engine.generate(prompts, greedy, seeds=[0] * len(mine))
+    if sampling.n:
+        seeds = request_seeds(seed, 0, mine, sampling.n)
+        more = engine.generate(prompts, sampling, seeds)
+        answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
+    texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
     verdicts = _grade(pool, prompts, texts)
-    told = []
-    for i, group, said, correct in zip(mine, completions, texts, verdicts, strict=True):
-        lengths = [len(c.token_ids) for c in group]
-        told.append([i, correct[0], correct[1:], lengths[0], lengths[1:], keyword_counts(said[0])])
-    answers = sorted(a for rank in runtime.gather_json(told) for a in rank)
-    return _figures(rows, answers, n, temperature)
+    answered = [
+        _answered(*parts) for parts in zip(mine, answers, texts, verdicts, strict=True)
+    ]
+    everyone = sorted(Answered(*a) for rank in runtime.gather_json(answered) for a in rank)
+    return _figures(rows, everyone, sampling)
+
+
+def _answered(
+    index: int, completions: list[Completion], texts: list[str], verdicts: list[float]
+) -> Answered:
+    tokens = [len(c.token_ids) for c in completions]
+    return Answered(
+        index, verdicts[0], verdicts[1:], tokens[0], tokens[1:], keyword_counts(texts[0])
+    )
 
 
 def _grade(
     pool: RewardPool, prompts: Sequence[Prompt], texts: list[list[str]]
 ) -> list[list[float]]:
-    from ovlt.reward.functions import RewardInput
-
     inputs = [
         RewardInput.of(text, prompt)
         for prompt, group in zip(prompts, texts, strict=True)
@@ -80,46 +90,46 @@ def _grade(
     return [[float(next(outputs).is_right) for _ in group] for group in texts]
 
 
-def _figures(
-    rows: Sequence[Row], answers: list[list[Any]], n: int, temperature: float
-) -> dict[str, Any]:
-    greedy = [a[1] for a in answers]
-    sampled = [sum(a[2]) / n for a in answers] if n else []
-    figures: dict[str, Any] = {
-        "num_questions": len(answers),
+def _figures(rows: Sequence[Row], answers: Sequence[Answered], sampling: Sampling) -> Figures:
+    count, n = len(answers), sampling.n
+    greedy = [a.greedy for a in answers]
+    figures: Figures = {
+        "num_questions": count,
         "greedy": {
-            "accuracy": sum(greedy) / len(greedy),
-            "ci95": list(wilson_ci95(int(sum(greedy)), len(greedy))),
+            "accuracy": sum(greedy) / count,
+            "ci95": list(wilson_ci95(int(sum(greedy)), count)),
         },
-        "response_tokens": {"greedy": sum(a[3] for a in answers) / len(answers)},
+        "response_tokens": {"greedy": sum(a.greedy_tokens for a in answers) / count},
         # per greedy answer: OpenVLThinker, arXiv v1, Figure 7
         "keywords": {
-            word: sum(a[5][k] for a in answers) / len(answers) for k, word in enumerate(KEYWORDS)
+            word: sum(a.keywords[k] for a in answers) / count for k, word in enumerate(KEYWORDS)
         },
         "questions": {
-            "id": [rows[a[0]].id for a in answers],
-            "source": [rows[a[0]].source for a in answers],
+            "id": [rows[a.index].id for a in answers],
+            "source": [rows[a.index].source for a in answers],
             "greedy": greedy,
         },
     }
+    sampled = [sum(a.sampled) / n for a in answers] if n else []
     if n:
         mean, half = mean_ci95(sampled)
         figures["sampled"] = {
-            "temperature": temperature,
+            "temperature": sampling.temperature,
             "n": n,
             "accuracy": mean,
             "ci95": [max(0.0, mean - half), min(1.0, mean + half)],
         }
-        figures["response_tokens"]["sampled"] = sum(sum(a[4]) for a in answers) / (n * len(answers))
+        tokens = sum(sum(a.sampled_tokens) for a in answers) / (n * count)
+        figures["response_tokens"]["sampled"] = tokens
         figures["questions"]["sampled"] = sampled
     for name, key in (("by_source", "source"), ("by_kind", "kind")):
-        parts: dict[str, list[int]] = {}
-        for position, answer in enumerate(answers):
-            parts.setdefault(getattr(rows[answer[0]], key), []).append(position)
+        places: dict[str, list[int]] = {}
+        for place, answer in enumerate(answers):
+            places.setdefault(getattr(rows[answer.index], key), []).append(place)
         figures[name] = {
             part: {"num": len(at), "greedy": sum(greedy[i] for i in at) / len(at)}
             | ({"sampled": sum(sampled[i] for i in at) / len(at)} if n else {})
-            for part, at in sorted(parts.items())
+            for part, at in sorted(places.items())
             if part
         }
     return figures
@@ -127,48 +137,32 @@ def _figures(
 
 def held_out(
     engine: Engine,
-    folder: ModelFolder,
-    recipe: Recipe,
-    runtime: Runtime,
+    reader: RowReader,
+    config: EvaluateConfig,
+    path: str,
     pool: RewardPool,
     model: str,
-) -> dict[str, Any]:
-    """Measure on the held-out file (or [evaluate].data): once, when a stage has ended."""
-    from ovlt.data.rows import read_rows
-
-    path = recipe.evaluate.data or recipe.data.held_out
-    rows, limits = read_rows(
-        runtime,
-        recipe,
-        folder,
-        path,
-        what="questions",
-        max_tokens=recipe.grpo.rollout.max_prompt_tokens,
-        limit=recipe.evaluate.limit,
+) -> Figures:
+    """Measure on the held-out file ``path``: once, when a stage has ended. Collective."""
+    rows = reader.questions(path, max_tokens=config.max_prompt_tokens, limit=config.limit)
+    sampling = Sampling(
+        config.n,
+        config.temperature,
+        config.max_response_tokens,
+        top_p=config.top_p,
+        top_k=config.top_k,
     )
-    figures = evaluate_rows(
-        engine,
-        folder,
-        rows.rows,
-        limits,
-        runtime,
-        pool,
-        n=recipe.evaluate.n,
-        temperature=recipe.evaluate.temperature,
-        max_tokens=recipe.evaluate.max_response_tokens,
-        seed=recipe.evaluate.seed,
-        workers=recipe.data.workers,
-    )
-    return {"split": Path(recipe.expand(path)).stem, "model": model} | figures
+    figures = evaluate_rows(engine, reader, rows, pool, sampling, config.seed)
+    return {"split": Path(path).stem, "model": model} | figures
 
 
-def write_evaluation(folder: Path, figures: dict[str, Any]) -> None:
-    from ovlt.system.files import write_json
-
+def write_evaluation(folder: Path, figures: Figures) -> None:
+    """Write ``evaluation.json``, which the report reads."""
     write_json(folder / "evaluation.json", figures)
 
 
-def sentence(figures: dict[str, Any]) -> str:
+def sentence(figures: Figures) -> str:
+    """Say the figures in one line."""
     low, high = figures["greedy"]["ci95"]
     text = f"greedy {figures['greedy']['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
     if "sampled" in figures:

@@ -1,6 +1,8 @@
 """``python -m ovlt.plan``: the same as ``ovlt plan``."""
 
-from ovlt.plan.command import main
+import sys
+
+from ovlt.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["plan", *sys.argv[1:]])

@@ -1,6 +1,8 @@
 """``python -m ovlt.report``: the same as ``ovlt report``."""
 
-from ovlt.report.command import main
+import sys
+
+from ovlt.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    main(["report", *sys.argv[1:]])

@@ -1,15 +1,28 @@
-"""What the loops need of a sampler: completions with log-probs, weights, sleep."""
+"""What the loops need of a sampler: completions with log-probs, new weights, sleep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from ovlt.types import Prompt, Sample
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are sampled. ``temperature`` 0 is greedy: then n is 1, top_p and top_k idle."""
+
+    n: int  # completions per prompt
+    temperature: float
+    max_tokens: int
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    ignore_stop: bool = False  # go on to max_tokens
 
 
 @dataclass
@@ -21,45 +34,68 @@ class Completion:
     finished: bool  # ended by the stop token
 
 
-class Engine(Protocol):
-    """What the loops need of a sampler."""
+class Engine(ABC):
+    """A sampler with weights of its own. Whoever opens one closes it: ``with open_engine(...)``.
 
+    A fresh engine is asleep if it shares its GPU with a trainer: it works inside ``with
+    engine.awake()``, and outside of that its memory belongs to the trainer.
+    """
+
+    @abstractmethod
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        n: int,
-        seeds: Sequence[int],
-        temperature: float,
-        max_tokens: int,
-        ignore_stop: bool = False,
-    ) -> list[list[Completion]]: ...
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Return ``sampling.n`` completions for each prompt, in order.
 
-    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None: ...
+        Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.
+        """
 
-    def sleep(self) -> None: ...
+    @abstractmethod
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace every weight from a stream of (transformers name, whole tensor)."""
 
-    def wake(self) -> None: ...
+    @abstractmethod
+    def close(self) -> None:
+        """Shut the engine down."""
 
-    def close(self) -> None: ...
+    def sleep(self) -> None:
+        """Give the device's memory to the trainer."""
+
+    def wake(self) -> None:
+        """Take the memory back."""
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Keep the engine awake inside the ``with`` block."""
+        self.wake()
+        try:
+            yield
+        finally:
+            self.sleep()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def request_seeds(run_seed: int, step: int, indices: Sequence[int], spacing: int) -> list[int]:
     """Seeds of the prompts of one step: a function of (run, step, index in the step), not of ranks.
 
-    Prompt i's n samples use seed..seed+n-1, so seeds are ``spacing`` >= n apart. A multiplier
-    keeps the streams of different runs and steps away from each other.
+    Prompt i's n samples use seed..seed+n-1, so seeds are ``spacing`` >= n apart. A hash keeps the
+    streams of different runs and steps away from each other.
     """
     mixed = np.random.SeedSequence([run_seed, step]).generate_state(1, np.uint64)[0]
-    start = int(mixed) % (1 << 62)
+    start = int(mixed) % (1 << 62)  # vLLM takes signed 64-bit seeds; this leaves room for indices
     return [start + int(i) * spacing for i in indices]
 
 
 def sample_of(prompt: Prompt, completion: Completion, text: str = "", version: int = 0) -> Sample:
-    """A completion as a trainable sample: prompt tokens without loss, response tokens with."""
+    """Make a completion a trainable sample: prompt tokens without loss, response tokens with."""
     length = len(prompt.token_ids)
     total = length + len(completion.token_ids)
-    logp = np.zeros(total, dtype=np.float32)
+    logp = np.zeros(total, dtype=np.float32)  # [tokens], 0 for the prompt
     logp[length:] = completion.logp
     return Sample(
         prompt=prompt,

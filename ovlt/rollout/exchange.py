@@ -8,89 +8,82 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ovlt.system.runtime import Runtime
 from ovlt.types import Group, Prompt, Sample
 
+# The fields that JSON holds as they are; the arrays beside them are written apart.
+PROMPT_FIELDS = ("id", "source", "question", "answer", "image_paths")
+SAMPLE_FIELDS = (
+    "text", "finished", "policy_version", "reward", "reward_parts", "reason",
+)  # fmt: skip
+SAMPLE_ARRAYS = ("token_ids", "loss_mask", "engine_logp")
+
+
+class Slot(NamedTuple):
+    """Dtype and shape of an array; the bytes of all arrays lie end to end, in the order of slots."""
+
+    dtype: str
+    shape: list[int]
+
 
 def exchange_groups(runtime: Runtime, groups: Sequence[Group]) -> list[Group]:
-    """All ranks' groups, rank 0's first. With one rank: the same groups."""
+    """Return the groups of all ranks, rank 0's first. With one rank: the same groups. Collective."""
     if runtime.world_size == 1:
         return list(groups)
     return [g for payload in runtime.gather_bytes(encode(groups)) for g in decode(payload)]
 
 
 def encode(groups: Sequence[Group]) -> bytes:
-    """Groups as [8 bytes: length of the JSON head][JSON head][arrays end to end]."""
+    """Write groups as [8 bytes: length of the JSON head][JSON head][arrays end to end]."""
     arrays: list[np.ndarray] = []
 
-    def put(array: np.ndarray) -> list[Any]:
+    def slot(array: np.ndarray) -> Slot:
         arrays.append(np.ascontiguousarray(array))
-        return [array.dtype.str, list(array.shape)]
+        return Slot(array.dtype.str, list(array.shape))
 
-    head = []
+    head: list[dict[str, Any]] = []
     for group in groups:
-        p = group.prompt
-        prompt = [p.id, p.source, p.question, p.answer, list(p.image_paths)]
-        prompt += [put(p.token_ids), [put(image) for image in p.images]]
-        samples = []
-        for s in group.samples:
-            assert s.engine_logp is not None
-            samples.append(
-                [
-                    put(s.token_ids),
-                    put(s.loss_mask),
-                    put(s.engine_logp),
-                    s.text,
-                    s.finished,
-                    s.policy_version,
-                    s.reward,
-                    s.reward_parts,
-                    s.reason,
-                ]
-            )
-        head.append([prompt, samples])
+        prompt = {name: getattr(group.prompt, name) for name in PROMPT_FIELDS}
+        prompt["token_ids"] = slot(group.prompt.token_ids)
+        prompt["images"] = [slot(image) for image in group.prompt.images]
+        samples = [
+            {name: getattr(sample, name) for name in SAMPLE_FIELDS}
+            | {name: slot(getattr(sample, name)) for name in SAMPLE_ARRAYS}
+            for sample in group.samples
+        ]
+        head.append({"prompt": prompt, "samples": samples})
     text = json.dumps(head).encode("ascii")
     return b"".join([len(text).to_bytes(8, "little"), text, *(a.tobytes() for a in arrays)])
 
 
 def decode(payload: bytes) -> list[Group]:
-    """The inverse of ``encode``; samples of one group share one Prompt and its images."""
+    """Read groups back; the samples of one group share one Prompt and its images."""
     size = int.from_bytes(payload[:8], "little")
     head = json.loads(payload[8 : 8 + size])
     offset = 8 + size
 
-    def take(spec: list[Any]) -> np.ndarray:
+    def array(slot: list[Any]) -> np.ndarray:
         nonlocal offset
-        dtype, shape = np.dtype(spec[0]), tuple(spec[1])
+        dtype, shape = np.dtype(slot[0]), tuple(slot[1])
         count = int(np.prod(shape, dtype=np.int64))
-        array = np.frombuffer(payload, dtype, count, offset).reshape(shape)
+        values = np.frombuffer(payload, dtype, count, offset).reshape(shape)
         offset += count * dtype.itemsize
-        return array
+        return values
 
     groups = []
-    for (id_, source, question, answer, paths, ids, images), rows in head:
-        prompt = Prompt(
-            id_, source, question, answer, take(ids), tuple(take(i) for i in images), tuple(paths)
-        )
+    for entry in head:
+        fields = entry["prompt"]
+        fields["token_ids"] = array(fields["token_ids"])  # in the order in which encode wrote them
+        fields["images"] = tuple(array(slot) for slot in fields["images"])
+        fields["image_paths"] = tuple(fields["image_paths"])
+        prompt = Prompt(**fields)
         samples = []
-        for token_ids, mask, logp, text, finished, version, reward, parts, reason in rows:
-            samples.append(
-                Sample(
-                    prompt=prompt,
-                    token_ids=take(token_ids),
-                    loss_mask=take(mask),
-                    engine_logp=take(logp),
-                    text=text,
-                    finished=finished,
-                    policy_version=version,
-                    reward=reward,
-                    reward_parts=parts,
-                    reason=reason,
-                )
-            )
+        for sample in entry["samples"]:
+            arrays = {name: array(sample[name]) for name in SAMPLE_ARRAYS}
+            samples.append(Sample(**(sample | arrays | {"prompt": prompt})))
         groups.append(Group(prompt, samples))
     return groups

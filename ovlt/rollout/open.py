@@ -2,57 +2,72 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
-from ovlt.config import Recipe, RolloutConfig
+from ovlt.config import EngineConfig, ModelConfig, SoloEngineConfig
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Engine
-from ovlt.rollout.vllm import VllmEngine
-from ovlt.system.runtime import compute_dtype
+from ovlt.system.runtime import Runtime, compute_dtype
+
+# The largest |log-prob difference| between engine and trainer on the image probe that rounding
+# explains: float32 engines agree to about 1e-5; bfloat16 differs by a few tenths on one token.
+TOLERANCE_FLOAT32, TOLERANCE_BFLOAT16 = 1e-3, 0.5
 
 
-def engine_dtype(recipe: Recipe, folder: ModelFolder, device: torch.device) -> torch.dtype:
-    """rollout.dtype; 'auto' is the trainer's compute dtype."""
-    name = recipe.grpo.rollout.dtype
-    if name == "auto":
-        name = recipe.model.compute_dtype
+def engine_dtype(
+    engine: EngineConfig, model: ModelConfig, folder: ModelFolder, device: torch.device
+) -> torch.dtype:
+    """Return the dtype of ``engine.dtype``; 'auto' is the trainer's compute dtype."""
+    name = model.compute_dtype if engine.dtype == "auto" else engine.dtype
     return compute_dtype(name, device, int(folder.text_config.hidden_size))
+
+
+def probe_tolerance(engine: EngineConfig, dtype: torch.dtype) -> float:
+    """Return the largest probe difference that is still a healthy run."""
+    default = TOLERANCE_FLOAT32 if dtype == torch.float32 else TOLERANCE_BFLOAT16
+    return engine.max_mismatch or default
 
 
 def open_engine(
     folder: ModelFolder,
-    config: RolloutConfig,
+    config: EngineConfig,
+    runtime: Runtime,
     *,
-    device: torch.device,
     dtype: torch.dtype,
+    max_tokens: int,
     max_images: int = 8,
-    max_tokens: int | None = None,
-    shares_device: bool = True,
+    solo: SoloEngineConfig | None = None,
 ) -> Engine:
-    """The engine that ``config.engine`` names, on this rank's device.
+    """Open the engine that ``config.backend`` names, on this rank's device.
 
-    ``max_images`` is the most of one prompt, ``max_tokens`` the longest prompt + response.
-    ``shares_device``: a trainer lives on the same device, so only a share of its memory may be
-    taken and ``sleep`` must give it back.
+    ``max_tokens`` is the longest prompt + response, ``max_images`` the most images of a prompt.
+    ``solo`` says how the engine differs if it has the device to itself; without it a trainer lives
+    there too, so the engine takes a share of the memory and is asleep when this returns. Raises
+    ValueError.
     """
-    longest = max_tokens or config.max_prompt_tokens + config.max_response_tokens
-    if config.engine == "transformers":
+    if config.backend == "transformers":
         from ovlt.rollout.transformers import TransformersEngine
 
-        return TransformersEngine(folder, config, device=device, dtype=dtype)
-    try:
-        import vllm  # noqa: F401
+        return TransformersEngine(folder, device=runtime.device, dtype=dtype)
+    runtime.say("opening the engine: importing vLLM takes about ten seconds, then the model loads")
+    started = time.perf_counter()
+    try:  # here, because importing vLLM takes so long, and because it is optional
+        from ovlt.rollout.vllm import VllmEngine, engine_settings
     except ImportError as error:
         raise ValueError(
-            f"rollout.engine='vllm' but vllm cannot be imported ({error}); install it (make "
-            "install) or set rollout.engine='transformers', which is slower"
+            f"engine.backend='vllm' but vllm cannot be imported ({error}): install it (make "
+            "install), or set engine.backend='transformers', which is slower"
         ) from None
-    return VllmEngine(
+    settings = engine_settings(runtime.device, config, solo, max_model_len=max_tokens)
+    engine = VllmEngine(
         folder,
-        config,
-        device=device,
+        settings,
+        device=runtime.device,
         dtype=dtype,
         max_images=max_images,
-        max_model_len=longest,
-        shares_device=shares_device,
+        shares_device=solo is None,
     )
+    runtime.say(f"the engine is open after {time.perf_counter() - started:.1f} s")
+    return engine

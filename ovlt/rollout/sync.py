@@ -16,11 +16,12 @@ import torch
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.weights import expected_names, full_weights
-from ovlt.rollout.engine import Engine, sample_of
+from ovlt.rollout.engine import Engine, Sampling, sample_of
 from ovlt.train.pack import collate
 from ovlt.types import Prompt
 
-PROBE_TOKENS = 8
+PROBE_TOKENS = 8  # enough to see stale weights, few enough to cost nothing
+PROBE_SEED = 20241  # any constant: the probe samples the same tokens from the same weights
 
 
 class WeightSync:
@@ -36,16 +37,17 @@ class WeightSync:
         tolerance: float,
     ):
         self.engine, self.model, self.folder = engine, model, folder
-        self.temperature, self.tolerance = temperature, tolerance
+        self.tolerance = tolerance
+        self._sampling = Sampling(1, temperature, PROBE_TOKENS, ignore_stop=True)
         self.probe = probe_prompt(folder)
         self._expected = expected_names(model)
 
     def __call__(self) -> float:
-        """Transfer, check, -> largest |log-prob difference| on the probe. Collective.
+        """Transfer the weights and return the largest |log-prob difference| on the probe.
 
-        Raises RuntimeError when a name is missing or unknown, or the probe disagrees.
+        The engine is awake. Collective. Raises RuntimeError if a name is missing or unknown, or if
+        the probe disagrees.
         """
-        self.engine.wake()
         sent: set[str] = set()
         self.engine.load(self._recorded(sent))
         if sent != self._expected:
@@ -60,7 +62,7 @@ class WeightSync:
                 f"after the weight sync the engine scores the image probe {difference:.3g} away "
                 f"from the trainer (allowed {self.tolerance:.3g}): the engine samples from other "
                 "weights or stale image features. Check the vLLM version, or raise "
-                "grpo.rollout.max_mismatch if the engine's dtype explains it"
+                "engine.max_mismatch if the engine's dtype explains it"
             )
         return difference
 
@@ -70,14 +72,7 @@ class WeightSync:
             yield name, tensor
 
     def _probe_difference(self) -> float:
-        completion = self.engine.generate(
-            [self.probe],
-            n=1,
-            seeds=[20241],
-            temperature=self.temperature,
-            max_tokens=PROBE_TOKENS,
-            ignore_stop=True,
-        )[0][0]
+        completion = self.engine.generate([self.probe], self._sampling, [PROBE_SEED])[0][0]
         sample = sample_of(self.probe, completion)
         device = next(self.model.parameters()).device
         batch = collate(

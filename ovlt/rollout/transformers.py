@@ -11,30 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ovlt.config import RolloutConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
-from ovlt.rollout.engine import Completion
+from ovlt.rollout.engine import Completion, Engine, Sampling
 from ovlt.types import Prompt
 
 
-class TransformersEngine:
-    """Implements ``ovlt.rollout.Engine`` on transformers' own forward."""
+class TransformersEngine(Engine):
+    """Transformers' own forward as an engine; it shares no memory that ``sleep`` could free."""
 
-    def __init__(
-        self,
-        folder: ModelFolder,
-        config: RolloutConfig,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
-        self.folder, self.config, self.device = folder, config, device
+    def __init__(self, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype):
+        self.folder, self.device = folder, device
         if folder.patchify is None:
-            raise ValueError(f"{folder.path} only reads: rollout.engine='vllm' serves such a model")
+            raise ValueError(
+                f"{folder.path} is a text-only model: engine.backend='vllm' serves such a model"
+            )
         self._patchify = folder.patchify
         self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder.path, dtype=dtype, attn_implementation="sdpa"
@@ -43,53 +36,36 @@ class TransformersEngine:
         self._banned = torch.tensor(folder.banned, dtype=torch.int64, device=device)
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace every weight from a stream of (transformers name, whole tensor)."""
-        ours = dict(self.model.named_parameters())
+        """Implement ``Engine.load``. Raises RuntimeError for a name that the model lacks."""
+        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in weights:
-                if name == "lm_head.weight" and name not in ours:
+                if name == "lm_head.weight" and name not in parameters:
                     continue  # tied: the embedding brings it
-                if name not in ours:
+                if name not in parameters:
                     raise RuntimeError(f"the engine has no parameter named {name}")
-                ours[name].copy_(tensor)
+                parameters[name].copy_(tensor)
 
-    def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
-
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing to shut down."""
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        n: int,
-        seeds: Sequence[int],
-        temperature: float,
-        max_tokens: int,
-        ignore_stop: bool = False,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """``n`` completions per prompt, in order. ``temperature`` 0 is greedy (then n is 1)."""
-        if temperature > 0 and (self.config.top_p < 1 or self.config.top_k):
+        """Implement ``Engine.generate``, one prompt at a time. Raises ValueError for a nucleus."""
+        if sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k):
             raise ValueError(
-                "rollout.engine='transformers' samples with top_p = 1 and top_k = 0 only: set them "
-                "so in [distill], or in [grpo.rollout] for all else"
+                "engine.backend='transformers' samples with top_p = 1 and top_k = 0 only: set them "
+                "so in [grpo.rollout], [evaluate] or [distill], whichever samples"
             )
         return [
-            self._one(prompt, n, seed, temperature, max_tokens, ignore_stop)
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            self._one(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)
         ]
 
-    def _one(
-        self,
-        prompt: Prompt,
-        n: int,
-        seed: int,
-        temperature: float,
-        max_tokens: int,
-        ignore_stop: bool,
-    ) -> list[Completion]:
+    def _one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Completion]:
+        """Sample all n completions of a prompt side by side; finished ones leave the batch."""
+        n, temperature = sampling.n, sampling.temperature
         generators = [torch.Generator(self.device).manual_seed(seed + i) for i in range(n)]
         logits, cache, position = self._prefill(prompt)
         cache.batch_repeat_interleave(n)
@@ -98,7 +74,7 @@ class TransformersEngine:
         ids: list[list[int]] = [[] for _ in range(n)]
         logps: list[list[float]] = [[] for _ in range(n)]
         finished = [False] * n
-        for step in range(max_tokens):
+        for step in range(sampling.max_tokens):
             logits = logits.float().clone()
             logits[:, self._banned] = -torch.inf
             logp = torch.log_softmax(logits / (temperature or 1.0), -1)
@@ -116,11 +92,11 @@ class TransformersEngine:
             for row, (i, t, p) in enumerate(zip(alive, token.tolist(), chosen, strict=True)):
                 ids[i].append(t)
                 logps[i].append(p)
-                if t == self.folder.chat.end_id and not ignore_stop:
+                if t == self.folder.chat.end_id and not sampling.ignore_stop:
                     finished[i] = True
                 else:
                     keep.append(row)
-            if not keep or step + 1 == max_tokens:
+            if not keep or step + 1 == sampling.max_tokens:
                 break
             if len(keep) < len(alive):
                 cache.batch_select_indices(torch.tensor(keep, device=self.device))

@@ -4,46 +4,54 @@ An engine is opened on a model folder, fed weights by ``load``, and asked by ``g
 without a trainer too (evaluation, distillation). What it promises:
 
 - the prompt ids that the engine used equal ours, or it raises;
-- ids that stand for pixels, or that no tokenizer entry stands behind, are never sampled;
-- a request's seed is the caller's, so samples do not depend on ranks or on batching order;
+- ids that stand for pixels, or that have no tokenizer entry, are never sampled;
+- a request's seed is the caller's, so samples depend neither on ranks nor on batching order;
 - caches are empty when a call starts, so a resumed run meets what the first run met;
-- the trainer's random generators are left alone.
+- the trainer's random generators stay as they were.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from vllm import LLM, SamplingParams
 
-from ovlt.config import RolloutConfig
+from ovlt.config import EngineConfig, SoloEngineConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
-from ovlt.rollout.engine import Completion
-from ovlt.system.runtime import guarded_rng
+from ovlt.rollout.engine import Completion, Engine, Sampling
+from ovlt.system import quiet
+from ovlt.system.rng import guarded_rng
 from ovlt.types import Prompt
 
-# What the engine's log-prob must be for the trainer to correct by it: after temperature and bans.
+# Log-probs after temperature and bans: the distribution that was sampled from, which is what the
+# trainer corrects by.
 LOGPROBS_MODE = "processed_logprobs"
-BAN = -100.0  # added to a logit; e^-100 is nothing in float32, and no -inf reaches a log-prob
+BAN = -100.0  # added to a logit; e^-100 vanishes in float32, and no -inf reaches a log-prob
 
 
 def engine_settings(
-    device: torch.device, config: RolloutConfig, *, max_model_len: int, shares_device: bool
+    device: torch.device,
+    config: EngineConfig,
+    solo: SoloEngineConfig | None,
+    *,
+    max_model_len: int,
 ) -> dict[str, Any]:
-    """vLLM's settings by device: the one table."""
+    """Return vLLM's settings by device; ``solo`` if no trainer shares it. The one such table."""
     common: dict[str, Any] = {
         "max_model_len": max_model_len,
-        "max_num_seqs": config.max_sequences,
+        "max_num_seqs": (solo.max_sequences if solo else 0) or config.max_sequences,
         "logprobs_mode": LOGPROBS_MODE,
         "mm_processor_cache_gb": 0,  # an image is used once per step; the cache can desynchronise
         "generation_config": "vllm",  # no sampling default out of the model folder
         "trust_remote_code": False,
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "seed": 0,
     }
     if device.type == "cpu":
@@ -52,96 +60,63 @@ def engine_settings(
             "skip_mm_profiling": True,
             # A per-request seed and a partial prefill do not go together on a CPU.
             "enable_chunked_prefill": False,
+            # Without chunks a prompt must fit into one batch; 4,096 keeps short ones together.
             "max_num_batched_tokens": max(max_model_len, 4096),
             "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         }
+    tensor_parallel = solo.tensor_parallel if solo else 1
     settings = common | {
-        "gpu_memory_utilization": config.gpu_memory,
-        "enable_sleep_mode": shares_device,
-        "tensor_parallel_size": config.tensor_parallel,
+        "gpu_memory_utilization": solo.gpu_memory if solo else config.gpu_memory,
+        "enable_sleep_mode": solo is None,
+        "tensor_parallel_size": tensor_parallel,
     }
-    if "LOCAL_RANK" in os.environ and config.tensor_parallel == 1:
+    if "LOCAL_RANK" in os.environ and tensor_parallel == 1:
         # One engine per torchrun rank, each on the rank's own GPU.
         settings["distributed_executor_backend"] = "external_launcher"
     return settings
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """vLLM, in process."""
 
     def __init__(
         self,
         folder: ModelFolder,
-        config: RolloutConfig,
+        settings: dict[str, Any],
         *,
         device: torch.device,
         dtype: torch.dtype,
         max_images: int,
-        max_model_len: int,
         shares_device: bool,
     ):
-        self.folder, self.config, self.device = folder, config, device
+        self.folder, self.device = folder, device
         self._can_sleep = device.type == "cuda" and shares_device
-        images = {"image": max(1, max_images), "video": 0}
-        with guarded_rng():
-            from vllm import LLM
-
+        # A model without a vision tower knows no such limit.
+        images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
+        with guarded_rng(), quiet.without_noise():
             self.llm = LLM(
                 model=str(folder.path),
-                dtype=str(dtype).removeprefix("torch."),
-                **({"limit_mm_per_prompt": images} if folder.patchify else {}),
-                **engine_settings(
-                    device, config, max_model_len=max_model_len, shares_device=shares_device
-                ),
+                dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+                **(images if folder.patchify else {}),
+                **settings,
             )
-        for name in ("model_executor.model_loader.reload.layerwise", "v1.worker.cpu_worker"):
-            # At every sync these warn of modules that have nothing to load, and of the thread count
-            # being what it is; `sync.py` proves more than such lines could say.
-            logging.getLogger(f"vllm.{name}").setLevel(logging.ERROR)
         self._bans = dict.fromkeys(folder.banned, BAN)
+        self.sleep()
 
     def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        n: int,
-        seeds: Sequence[int],
-        temperature: float,
-        max_tokens: int,
-        ignore_stop: bool = False,
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """``n`` completions for each prompt, in order. ``temperature`` 0 is greedy (then n is 1).
+        """Implement ``Engine.generate``.
 
-        Seeds of different prompts must be at least n apart: sample i of a prompt uses seed + i.
-        Raises RuntimeError when the engine changed a prompt or its caches cannot be emptied.
+        Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
         """
         if not prompts:
             return []
-        from vllm import SamplingParams
-
         self.reset_caches()
-        params = [
-            SamplingParams(
-                n=n,
-                temperature=temperature,
-                top_p=self.config.top_p if temperature > 0 else 1.0,
-                top_k=self.config.top_k if temperature > 0 else 0,
-                seed=seed if temperature > 0 else None,
-                max_tokens=max_tokens,
-                logprobs=0,
-                logit_bias=self._bans,
-                stop_token_ids=[self.folder.chat.end_id],
-                ignore_eos=ignore_stop,
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
-        if ignore_stop:
-            for p in params:
-                p.stop_token_ids = []
+        params = [self._params(sampling, seed) for seed in seeds]
         with guarded_rng():
             outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
-        result = []
+        completions = []
         for prompt, output in zip(prompts, outputs, strict=True):
             if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
                 raise RuntimeError(
@@ -150,12 +125,29 @@ class VllmEngine:
                     "disagrees with ovlt's; check preprocessor_config.json and "
                     "model.min_pixels, model.max_pixels"
                 )
-            result.append([_completion(c) for c in output.outputs])
-        return result
+            completions.append([_completion(c) for c in output.outputs])
+        return completions
+
+    def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
+        greedy = sampling.temperature == 0
+        params = SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=1.0 if greedy else sampling.top_p,
+            top_k=0 if greedy else sampling.top_k,
+            seed=None if greedy else seed,
+            max_tokens=sampling.max_tokens,
+            logprobs=0,  # the log-prob of the sampled token alone
+            logit_bias=self._bans,
+            stop_token_ids=[self.folder.chat.end_id],
+            ignore_eos=sampling.ignore_stop,
+            detokenize=False,
+        )
+        if sampling.ignore_stop:
+            params.stop_token_ids = []
+        return params
 
     def _request(self, prompt: Prompt) -> Any:
-        from PIL import Image
-
         grids = [qwen.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]
         request: dict[str, Any] = {
             "prompt_token_ids": self.folder.chat.collapse(prompt.token_ids, grids)
@@ -186,7 +178,7 @@ class VllmEngine:
             self.llm.sleep(level=1)
 
     def wake(self) -> None:
-        """Take the memory back, before ``load``."""
+        """Take the memory back; torch's cached blocks must go first."""
         if self._can_sleep:
             torch.cuda.empty_cache()
             self.llm.wake_up()

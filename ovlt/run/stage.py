@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from ovlt.config import Recipe
 from ovlt.run.folder import claim_run_folder
@@ -13,36 +12,44 @@ from ovlt.system.files import read_json, write_json
 from ovlt.system.runtime import Runtime
 
 
-class Stage:
-    """The folder of one stage and its ``stage.json``, which the report reads."""
+class StageFolder:
+    """Claims a stage's folder for one recipe and keeps its ``stage.json``.
 
-    def __init__(self, runtime: Runtime, recipe: Recipe, name: str, title: str, table: str):
-        self.runtime, self.recipe = runtime, recipe
-        self.folder = recipe.folder / name
-        own = {k: recipe.resolved()[k] for k in ("run", "model", "data", table)}
-        claim_run_folder(self.folder, own, recipe.run.resume)
-        self.identity = own
+    Attributes:
+        path: the folder.
+        recipe: the recipe tables that decide what the stage makes; a resumed run must agree.
+    """
+
+    def __init__(
+        self, runtime: Runtime, recipe: Recipe, kind: str, *, name: str, title: str
+    ) -> None:
+        self._runtime = runtime
+        self.path: Path = recipe.folder / name
+        graded = ("engine", "reward") if kind == "grpo" else ()  # for others, only how they measure
+        resolved = recipe.resolved()
+        self.recipe = {table: resolved[table] for table in ("run", "model", "data", *graded, kind)}
+        claim_run_folder(self.path, self.recipe, recipe.run.resume)
         self._started = time.time()
-        self._record = {
-            "stage": table,
+        self._record: dict[str, object] = {
+            "stage": kind,
             "title": title,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "status": "running",
             "command": " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
             "ranks": runtime.world_size,
-            "order": int(time.time()),
+            "order": int(time.time()),  # in which the report shows the stages
         }
-        old = self.folder / "stage.json"
-        self._before = 0.0
-        if old.is_file():
-            earlier = read_json(old)
-            self._record |= {k: earlier[k] for k in ("created", "order") if k in earlier}
-            self._before = float(earlier.get("seconds", 0.0))
+        earlier = self.path / "stage.json"
+        self._seconds_before = 0.0
+        if earlier.is_file():
+            record = read_json(earlier)
+            self._record |= {k: record[k] for k in ("created", "order") if k in record}
+            self._seconds_before = float(record.get("seconds", 0.0))
         self.update(steps=0)
 
-    def update(self, **values: Any) -> None:
+    def update(self, **values: object) -> None:
         """Merge values into stage.json (rank 0)."""
         self._record |= values
-        self._record["seconds"] = round(self._before + time.time() - self._started, 1)
-        if self.runtime.is_main:
-            write_json(self.folder / "stage.json", self._record)
+        self._record["seconds"] = round(self._seconds_before + time.time() - self._started, 1)
+        if self._runtime.is_main:
+            write_json(self.path / "stage.json", self._record)

@@ -1,53 +1,54 @@
 """The environment variables that the libraries below read, in one table.
 
-Some are read when a library is imported: :func:`apply` sets these, first thing in a command. Others
-are read when the process starts (by the C library and the OpenMP runtime): these a launcher exports
-before Python, ``eval "$(python -m ovlt.system.env cpu)"``, as the Makefile does. A variable that
-the user has set is left as it is. Importing this module imports nothing but the standard library.
+``apply`` sets them, and the options of the C library's allocator, first thing in every command:
+before torch, transformers or vllm is imported. Child processes inherit them. A variable that the
+user has set is left as it is. Importing this module imports nothing but the standard library.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
-import shlex
 import shutil
-import sys
+import subprocess
 from typing import Literal
+
+from ovlt.system import quiet, torchvision_shim
 
 Device = Literal["cpu", "cuda"]
 
-AT_IMPORT = {
+ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads and our forked workers do not mix
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in our process: weights need no copy
     "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING it fills a screen before each stage
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
-AT_IMPORT_CPU = {
+ON_CPU = {
     # vLLM's sampler calls torch.compile even when eager: 9 s of g++ before the first token.
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, the ranks of one machine would share its cores
 }
-# Large temporaries stay in the process. By default glibc gives each back to the kernel and has it
-# faulted in again at the next use: 16.8 s became 9.3 s in a step of a 12.6M-parameter model.
-AT_START_CPU = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-}
-# What `make` adds for the demo and the tests: they share a machine, and need nothing from outside.
-FOR_MAKE = {
+# What the demo and the tests add: they share a machine, and need nothing from outside.
+ON_A_SHARED_MACHINE = {
     # Threads that wait by spinning starve the other ranks: one generation took 1.5 s or 20 s. On a
-    # machine of one's own, spinning is up to 1.6x faster, so no command sets this by itself.
+    # machine of one's own, spinning is up to 1.6x faster, so no other command sets this.
     "OMP_WAIT_POLICY": "passive",
     "HF_HUB_OFFLINE": "1",
 }
 MOST_THREADS = 16  # more do not help the sizes that run on a CPU
 
+# mallopt's parameters (malloc.h). Large temporaries then stay in the process. By default glibc
+# gives each back to the kernel and has it faulted in again at the next use: a step of a
+# 12.6M-parameter model took 16.8 s, and 9.3 s with these.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEEP_BYTES = 1 << 30
+
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its container where it has one."""
+    """Cores this process may use: its affinity, and the quota of its container if it has one."""
     cores = len(os.sched_getaffinity(0))
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
@@ -57,57 +58,51 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
-def machine() -> Device:
-    """Return "cuda" where nvidia-smi finds a GPU. Asks no torch: it runs before that."""
+def gpus() -> list[str]:
+    """Name the GPUs, a line each, as nvidia-smi lists them. Asks no torch: it runs before that."""
     if shutil.which("nvidia-smi") is None:
-        return "cpu"
-    import subprocess
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return [line.split("(")[0].strip() for line in lines if "GPU " in line]
 
-    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False)
-    return "cuda" if found.returncode == 0 and b"GPU" in found.stdout else "cpu"
+
+def machine() -> Device:
+    """Return "cuda" if there is a GPU."""
+    return "cuda" if gpus() else "cpu"
 
 
-def variables(device: Device, *, make: bool = False) -> dict[str, str]:
-    """The table for ``device``; ``make=True`` adds what must precede the start of Python."""
-    table = dict(AT_IMPORT)
+def variables(device: Device, *, shared: bool = False) -> dict[str, str]:
+    """The table for ``device``; ``shared`` adds what keeps processes from starving each other."""
+    table = ALWAYS | {"OVLT_DEVICE": device}  # child processes need not look again
     if device == "cpu":
-        table |= AT_IMPORT_CPU
-    if make:
-        table |= FOR_MAKE | {"OMP_NUM_THREADS": str(min(usable_cores(), MOST_THREADS))}
-        if device == "cpu":
-            table |= AT_START_CPU
+        table |= ON_CPU
+    if shared:
+        table |= ON_A_SHARED_MACHINE | {"OMP_NUM_THREADS": str(min(usable_cores(), MOST_THREADS))}
     return table
 
 
-def apply(device: Device, *, make: bool = False) -> None:
-    """Set the variables that are unset. Call before torch, transformers or vllm is imported.
+def apply(device: Device, *, shared: bool = False) -> None:
+    """Set the variables that are unset. Call it before torch, transformers or vllm is imported.
 
-    With ``make=True`` also those a launcher should export: of these, child processes see all, and
-    this process only the ones read after this call (OpenMP's, not malloc's).
-    On a CPU torch this also makes torchvision importable, see :mod:`ovlt.system.torchvision_shim`.
+    On a CPU this also keeps large blocks of memory in the process, and makes torchvision importable
+    beside a CPU torch (see ``torchvision_shim``); everywhere it silences what libraries repeat at
+    every start (see ``quiet``).
     """
-    from ovlt.system import torchvision_shim as _torchvision_shim
-
-    for name, value in variables(device, make=make).items():
+    for name, value in variables(device, shared=shared).items():
         os.environ.setdefault(name, value)
-    _torchvision_shim.install()
+    if device == "cpu":
+        _keep_large_blocks()
+    torchvision_shim.install()
+    quiet.install()
 
 
-def exports(device: Device) -> str:
-    """The lines a POSIX shell evaluates to get the whole table."""
-    table = variables(device, make=True)
-    return "\n".join(
-        f"export {name}={shlex.quote(os.environ.get(name, value))}" for name, value in table.items()
-    )
-
-
-def main(arguments: list[str]) -> int:
-    if len(arguments) > 1 or (arguments and arguments[0] not in ("cpu", "cuda")):
-        print("usage: python -m ovlt.system.env [cpu|cuda]", file=sys.stderr)
-        return 2
-    print(exports("cuda" if (arguments or [machine()])[0] == "cuda" else "cpu"))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _keep_large_blocks() -> None:
+    """Set the allocator's thresholds here and for child processes, which read them at their start."""
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(KEEP_BYTES))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(4 * KEEP_BYTES))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, int(os.environ["MALLOC_MMAP_THRESHOLD_"]))
+        # an int; beyond 2 GiB nothing differs
+        mallopt(M_TRIM_THRESHOLD, min(2**31 - 1, int(os.environ["MALLOC_TRIM_THRESHOLD_"])))

@@ -1,4 +1,4 @@
-"""Commands of ours as processes of their own, which do not outlive who started them."""
+"""Start commands of ovlt as processes that do not outlive whoever started them."""
 
 from __future__ import annotations
 
@@ -8,42 +8,65 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ovlt.system import env
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What torchrun sets for its ranks: a command that a rank starts must not take itself for a rank.
+OF_TORCHRUN = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 
 
 def default_ranks() -> int:
-    """One rank per GPU; on a CPU two (one with two threads is as fast, bench/NOTES.md)."""
-    if env.machine() == "cuda":
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-        return max(1, listed.stdout.count("GPU "))
-    return min(2, env.usable_cores())
+    """One rank per GPU; on a CPU two (one rank with two threads is as fast, bench/NOTES.md)."""
+    return len(env.gpus()) or min(2, env.usable_cores())
+
+
+def threads_of(ranks: int) -> int:
+    """Threads for each of ``ranks`` processes that share this machine."""
+    return max(1, min(env.usable_cores() // ranks, env.MOST_THREADS))
+
+
+def exec_ranks(module: str, arguments: Sequence[str], ranks: int) -> NoReturn:
+    """Replace this process by ``ranks`` ranks of ``python -m module``, under torchrun if several."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
+    command = [sys.executable, "-m"]
+    if ranks > 1:
+        command += ["torch.distributed.run", *_torchrun_options(ranks), "-m"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, module, *arguments])
 
 
 def torchrun(module: str, recipe: Path, ranks: int) -> None:
-    """``torchrun --nproc-per-node RANKS -m module recipe``. Raises on failure."""
-    launch = ["--standalone", "--nproc-per-node", str(ranks), "-m", module, str(recipe)]
-    python_module("torch.distributed.run", launch)
+    """Run ``torchrun --nproc-per-node RANKS -m module recipe`` and wait. Raises on failure."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
+    python_module("torch.distributed.run", [*_torchrun_options(ranks), "-m", module, str(recipe)])
 
 
-def python_module(module: str, arguments: list[str]) -> None:
+def _torchrun_options(ranks: int) -> list[str]:
+    return ["--standalone", "--nproc-per-node", str(ranks)]
+
+
+def python_module(module: str, arguments: Sequence[str]) -> None:
     """Run ``python -m module`` outside of any torchrun that we are in. Raises on failure."""
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
-    drop = (*ours, "MASTER_ADDR", "MASTER_PORT", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "ROLE_NAME")
     environment = {
-        k: v for k, v in os.environ.items() if k not in drop and not k.startswith("TORCHELASTIC")
+        name: value
+        for name, value in os.environ.items()
+        if name not in OF_TORCHRUN and not name.startswith("TORCHELASTIC")
     }
     command = [sys.executable, "-m", "ovlt.system.launch", str(os.getpid()), module, *arguments]
-    # close_fds=False: what was made inheritable (the lock of a run folder), the child holds too.
+    # close_fds=False: what was made inheritable (the lock of a run folder), the child keeps open.
     if subprocess.run(command, env=environment, check=False, close_fds=False).returncode:
         raise SystemExit(f"failed: python -m {module} {' '.join(arguments)}")
 
 
 def die_with_parent(with_signal: signal.Signals) -> None:
-    """Have the system send this process a signal when the thread that started it ends. Linux."""
+    """Have Linux send this process a signal when the thread that started it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(with_signal))
 
 
@@ -51,6 +74,6 @@ if __name__ == "__main__":
     # SIGTERM, not SIGKILL: torchrun then ends its workers before itself.
     die_with_parent(signal.SIGTERM)
     parent, module, *sys.argv[1:] = sys.argv[1:]
-    if os.getppid() != int(parent):  # it ended before we had said that
+    if os.getppid() != int(parent):  # the parent ended before the line above
         raise SystemExit(1)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

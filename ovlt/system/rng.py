@@ -1,8 +1,10 @@
-"""The global random generators of a process as JSON values: Python, NumPy, torch CPU and CUDA."""
+"""The global random generators of a process: Python, NumPy, torch CPU and CUDA."""
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 
 def rng_state() -> dict[str, Any]:
-    """All global generators of this process; of CUDA that of the current device: a rank has one."""
+    """Return the state of all global generators as JSON values; of CUDA the current device's."""
     version, words, gauss = random.getstate()
     # NumPy's legacy generator is what libraries draw from; ours have their own.
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
@@ -24,7 +26,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(saved: dict[str, Any]) -> None:
-    """Put all generators back to ``saved`` of ``rng_state``; CUDA's only where both have one."""
+    """Put all generators back to a state of ``rng_state``; CUDA's only if both have one."""
     version, words, gauss = saved["python"]
     kind, keys, *rest = saved["numpy"]
     random.setstate((version, tuple(words), gauss))
@@ -32,6 +34,25 @@ def set_rng_state(saved: dict[str, Any]) -> None:
     torch.set_rng_state(_tensor(saved["torch"]))
     if saved["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(_tensor(saved["cuda"]))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def guarded_rng() -> Iterator[None]:
+    """Leave all global generators as they were: engines seed them."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # otherwise there is no state to keep yet
+    saved = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(saved)
 
 
 def _hex(state: Tensor) -> str:

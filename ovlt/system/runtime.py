@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -14,18 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ovlt.config import RunConfig
 from ovlt.system.launch import die_with_parent
+from ovlt.system.rng import seed_everything
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a command needs to know about where it runs. Works alone and under torchrun."""
+    """Where a command runs: its rank among all ranks, and its device. Works without torchrun too."""
 
     rank: int
     world_size: int
@@ -109,13 +108,13 @@ def running(command: str, config: RunConfig) -> Iterator[Runtime]:
         finally:
             runtime.close()
     except ValueError as error:
-        raise SystemExit(f"ovlt.{command}: {error}") from None
+        raise SystemExit(f"ovlt {command}: {error}") from None
     except Exception as error:  # pyarrow, safetensors and Python each raise their own
         if "No space left on device" not in str(error):
             raise
         raise SystemExit(
-            f"ovlt.{command}: {error}: make room and start the same command again (ovlt.sft and "
-            "ovlt.grpo with --resume auto); what is finished stays"
+            f"ovlt {command}: {error}: make room and start the same command again (`ovlt sft` and "
+            "`ovlt grpo` with --resume auto); what is finished stays"
         ) from None
 
 
@@ -134,33 +133,11 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
-    torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def guarded_rng() -> Iterator[None]:
-    """Leave Python's, NumPy's and torch's generators as they were: engines seed them globally."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
-
-
 def compute_dtype(name: str, device: torch.device, hidden: int) -> torch.dtype:
     """'auto' -> bfloat16 where the hardware gains from it.
 
-    On a CPU that needs AVX-512 BF16 or AMX *and* matrices of some size: measured, products with a
-    hidden size of 128 run slower in bfloat16 than in float32 (platform notes, 2 cores, Zen 5).
+    On a CPU that needs AVX-512 BF16 or AMX *and* matrices of some size: on two cores of a Zen 5,
+    products with a hidden size of 128 ran slower in bfloat16 than in float32 (bench/NOTES.md).
     """
     if name != "auto":
         return getattr(torch, name)

@@ -1,0 +1,182 @@
+"""``ovlt COMMAND [RECIPE ...] [--table.key=value ...]``: the one entry to everything.
+
+It reads the recipe, sets the environment (before torch is imported), starts as many ranks as the
+machine has, and imports the command. ``torchrun -m ovlt.grpo`` and ``python -m ovlt.X`` come here
+too. The demo world, base model and SFT model that a recipe lacks are made here, so the loops know
+nothing of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from ovlt import __version__
+from ovlt.config import Recipe
+from ovlt.config.command_line import command_line
+from ovlt.system import env, launch
+
+
+class Command(NamedTuple):
+    """One command of ovlt.
+
+    ``run`` names its function: ``f(runtime, recipe)`` on every rank if ``ranks``, else ``f(argv)``.
+    ``tables`` are the recipe tables it reads, its own first; ``options`` what it takes besides keys.
+    """
+
+    summary: str
+    run: str
+    tables: tuple[str, ...]
+    ranks: bool = False
+    options: tuple[str, ...] = ()
+
+
+SHARED = ("run", "model", "data", "engine", "reward")
+COMMANDS = {
+    "sft": Command(
+        "Fine-tune on sharegpt messages; loss on the assistant's tokens.",
+        "ovlt.sft:train", ("sft", *SHARED), ranks=True,
+    ),
+    "grpo": Command(
+        "Sample groups of answers, grade them, update the policy, sync the weights.",
+        "ovlt.grpo:train", ("grpo", *SHARED), ranks=True,
+    ),
+    "evaluate": Command(
+        "Measure the accuracy of a model folder on questions, greedy and sampled.",
+        "ovlt.evaluate.command:evaluate", ("evaluate", *SHARED), ranks=True,
+    ),
+    "distill": Command(
+        "Distil reasoning traces into SFT rows.",
+        "ovlt.distill.command:main", ("distill", *SHARED),
+    ),
+    "cycle": Command(
+        "Run SFT and GRPO in turns, each iteration on traces of the one before.",
+        "ovlt.cycle.command:main", ("cycle", "distill", "sft", "grpo", "evaluate", *SHARED),
+        options=("--dry-run", "--until", "--seeds", "--controls"),
+    ),
+    "plan": Command(
+        "Say whether a recipe fits and how long it takes, before anything is loaded.",
+        "ovlt.plan.command:main", ("sft", "grpo", "distill", "evaluate", *SHARED),
+        options=("--hardware", "--sizes"),
+    ),
+    "report": Command(
+        "Write report.html of a run folder.",
+        "ovlt.report.command:main", (), options=("--out", "--baseline"),
+    ),
+    "prepare": Command(
+        "Draw a mixture of public datasets into files of questions.",
+        "ovlt.data.mixture.prepare:main", ("mixture",), options=("--list",),
+    ),
+    "demo": Command(
+        "See it work: a world, a base model, SFT, GRPO, figures, report.",
+        "ovlt.smoke.demo:main", ("demo", "synthetic", "base", "sft", "grpo"),
+        options=("--results",),
+    ),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that ``argv`` names; without a name, list the commands."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_usage())
+    elif name == "--version":
+        print(f"ovlt {__version__}")
+    elif name == "completion":
+        print(_completion(words))
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"ovlt: there is no command '{name}'; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    elif not COMMANDS[name].ranks:
+        raise SystemExit(_function(name)(words))
+    elif "RANK" in os.environ:  # torchrun -m ovlt NAME
+        rank(name, words)
+    else:
+        _start_ranks(name, words)
+
+
+def rank(name: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command as one rank, alone or under torchrun: ``python -m ovlt.NAME``."""
+    recipe = _read(name, sys.argv[1:] if argv is None else argv)
+    env.apply(_device(recipe))
+    # After the environment is set: these import torch.
+    from ovlt.smoke.make import ensure_inputs
+    from ovlt.system.runtime import leave, running
+
+    with running(name, recipe.run) as runtime:
+        ensure_inputs(runtime, recipe, name)
+        _function(name)(runtime, recipe)
+    leave()
+
+
+def _start_ranks(name: str, words: list[str]) -> NoReturn:
+    """Replace this process by ``torchrun -m ovlt.NAME``, one rank per GPU (two on a CPU)."""
+    count, words = _ranks(name, words)
+    recipe = _read(name, words)  # a mistake in it is one sentence here, not one from each rank
+    env.apply(_device(recipe))
+    launch.exec_ranks(f"ovlt.{name}", words, count)
+
+
+def _ranks(name: str, words: Sequence[str]) -> tuple[int, list[str]]:
+    """Take ``--ranks=N`` out of the words of a command."""
+    count, rest, left = 0, [], list(words)
+    while left:
+        word = left.pop(0)
+        if word.partition("=")[0] != "--ranks":
+            rest.append(word)
+            continue
+        value = word.partition("=")[2] if "=" in word else (left.pop(0) if left else "")
+        if not value.isdecimal() or int(value) < 1:
+            print(f"ovlt {name}: --ranks={value} should be like --ranks=2", file=sys.stderr)
+            raise SystemExit(2)
+        count = int(value)
+    return count or launch.default_ranks(), rest
+
+
+def _read(name: str, argv: Sequence[str]) -> Recipe:
+    command = COMMANDS[name]
+    return command_line(name, command.summary, command.tables, argv, resume=True)
+
+
+def _device(recipe: Recipe) -> env.Device:
+    return "cpu" if recipe.run.device == "cpu" else env.machine()
+
+
+def _function(name: str) -> Any:
+    """Import a command's function; nothing heavy is imported before."""
+    module, _, function = COMMANDS[name].run.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _usage() -> str:
+    lines = ["usage: ovlt COMMAND [RECIPE.toml ...] [--table.key=value ...]", ""]
+    lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "  ovlt COMMAND --help       its keys, with defaults and meaning",
+            "  ovlt completion bash|zsh  completion for a shell: source <(ovlt completion bash)",
+        ]
+    )
+
+
+def _completion(words: Sequence[str]) -> str:
+    from ovlt.config.completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        print(f"usage: ovlt completion {'|'.join(SHELLS)}", file=sys.stderr)
+        raise SystemExit(2)
+    described = {n: (c.summary, c.tables, c.options) for n, c in COMMANDS.items()}
+    return script(words[0], described)
+
+
+if __name__ == "__main__":
+    main()
