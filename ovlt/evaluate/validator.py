@@ -12,6 +12,7 @@ from ovlt.config import Recipe
 from ovlt.data.rows import read_rows
 from ovlt.evaluate.accuracy import evaluate_rows, held_out, sentence, write_evaluation
 from ovlt.model.load import ModelFolder
+from ovlt.model.packed_model import PackedModel
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine
 from ovlt.rollout.open import engine_dtype, open_engine
@@ -35,7 +36,7 @@ class Validator:
         runtime: Runtime,
         recipe: Recipe,
         folder: ModelFolder,
-        model: Any,
+        model: PackedModel,
         stage: Stage,
         *,
         temperature: float,
