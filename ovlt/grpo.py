@@ -52,7 +52,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     from ovlt.train import checkpoint
     from ovlt.train.advantage import group_advantages
     from ovlt.train.best import Best
-    from ovlt.train.loss import loss_weights, policy_loss
+    from ovlt.train.loss import loss_weights, policy_objective
     from ovlt.train.optim import build_adamw, clip_gradients, learning_rate, set_lr
     from ovlt.train.pack import pack
     from ovlt.train.step import check_update, forward_backward, forward_only, means, mfu
@@ -117,8 +117,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     metrics.resume(first)
     timer = PhaseTimer()
     rollouts = Rollouts(runtime, recipe, folder, engine, pool, loader, sampler, timer)
-    objective = partial(policy_loss, config=cfg.loss)
-    by_row = cfg.loss.ratio == "token"  # one ratio per response ties its rows together
+    objective = policy_objective(cfg.loss)
     other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
     skip = cfg.skip_zero_advantage and not other_terms
     total_updates = cfg.steps * cfg.updates_per_rollout
@@ -171,7 +170,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
         norms, lr, first_dev = [], 0.0, 0.0
         with timer("update"):
             for u, batches in enumerate(updates):
-                sums, maxima = forward_backward(model, batches, objective, runtime, by_row)
+                sums, maxima = forward_backward(model, batches, objective, runtime)
                 norm = clip_gradients(model, cfg.optim.max_grad_norm)
                 check_update(step, u, norm, sums, maxima)
                 lr = learning_rate(step * cfg.updates_per_rollout + u, total_updates, cfg.optim)

@@ -40,7 +40,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
     from ovlt.run.stage import Stage
     from ovlt.system.runtime import compute_dtype
     from ovlt.train import checkpoint
-    from ovlt.train.loss import cross_entropy, loss_weights
+    from ovlt.train.loss import CROSS_ENTROPY, loss_weights
     from ovlt.train.optim import build_adamw, clip_gradients, learning_rate, set_lr
     from ovlt.train.pack import Extent, Plan, collate, plan
     from ovlt.train.step import check_update, forward_backward, means, mfu
@@ -108,7 +108,7 @@ def train(runtime: Any, recipe: Recipe) -> None:
             layout = lay_out(step + 1)  # its images are decoded while this step computes
             loader.prefetch([layout[0][i] for bin_ in layout[1].bins[runtime.rank] for i in bin_])
         with timer("update"):
-            sums, _ = forward_backward(model, micro, cross_entropy, runtime, by_row=True)
+            sums, _ = forward_backward(model, micro, CROSS_ENTROPY, runtime)
             norm = clip_gradients(model, cfg.optim.max_grad_norm)
             check_update(step, 0, norm, sums, {})
             lr = learning_rate(step, steps, cfg.optim)

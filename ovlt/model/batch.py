@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from ovlt.model.attention import to_device
+from ovlt.model.qwen2_5_vl import VisionPlan
 
 
 @dataclass
@@ -30,7 +31,7 @@ class PackedBatch:
     patches: Tensor | None  # float32 [P, channels * temporal * patch * patch], each image once
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
     grid_thw: Tensor | None  # int64 [I, 3]
-    vision_plan: dict[str, Any] | None  # the tower's window order and boundaries, made on the CPU
+    vision_plan: VisionPlan | None  # the tower's window order and boundaries, made on the CPU
     max_len: int = 0  # longest sample, tokens
     advantage: Tensor | None = None  # float32 [R]
     engine_logp: Tensor | None = None  # float32 [R]
@@ -44,24 +45,30 @@ class PackedBatch:
     def num_tokens(self) -> int:
         return int(self.input_ids.numel())
 
-    def rows(self, block: slice) -> PackedBatch:
-        """The same batch with only some of its loss rows."""
-        names = ("segment_ids", "loss_index", "labels", "loss_weight")
-        optional = ("advantage", "engine_logp", "old_logp", "ref_logp")
-        kept = {n: v[block] for n in (*names, *optional) if (v := getattr(self, n)) is not None}
-        return replace(self, **kept)
+    def loss_rows(self, block: slice) -> PackedBatch:
+        """The same batch with only some of its loss rows, the rows ``R`` of the shapes above."""
+
+        def part(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[block]
+
+        return replace(
+            self,
+            segment_ids=self.segment_ids[block],
+            loss_index=self.loss_index[block],
+            labels=self.labels[block],
+            loss_weight=self.loss_weight[block],
+            advantage=part(self.advantage),
+            engine_logp=part(self.engine_logp),
+            old_logp=part(self.old_logp),
+            ref_logp=part(self.ref_logp),
+        )
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with every tensor on ``device``."""
-        import torch
-
-        from ovlt.model.attention import to_device
-
-        def move(value: Any) -> Any:
+        moved: dict[str, Tensor | VisionPlan] = {}
+        for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
-                return to_device(value, device)
-            if isinstance(value, dict):
-                return {key: move(item) for key, item in value.items()}
-            return value
-
-        return PackedBatch(**{name: move(value) for name, value in self.__dict__.items()})
+                moved[name] = to_device(value, device)
+            elif isinstance(value, VisionPlan):
+                moved[name] = value.to(device)
+        return replace(self, **moved)

@@ -6,7 +6,6 @@ reads only its own rows of every safetensors file.
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,22 +101,6 @@ def _opened(path: Path) -> tuple[Any, Any]:
         raise ValueError(f"{path} lacks configuration or tokenizer files: {error}") from None
 
 
-def empty_model(config: Any) -> nn.Module:
-    """The transformers module on the meta device: names and shapes, no storage.
-
-    On a copy of ``config``: transformers writes the attention implementation into it, and a model
-    that shares the object would from then on attend across its samples, without a word.
-    """
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(
-            copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.float32
-        )
-    model.tie_weights()
-    return model
-
-
 def weight_index(path: Path) -> dict[str, Path]:
     """Live parameter name -> safetensors file that holds it. Raises ValueError."""
     from safetensors import SafetensorError, safe_open
@@ -191,22 +174,3 @@ def _copy_slice(target: Tensor, source: Any) -> None:
     if local.numel():
         where = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
         local.copy_(source[where])
-
-
-def fill_buffers(model: Any, device: torch.device) -> None:
-    """Recompute the rotary frequencies: they are in no checkpoint and ``to_empty`` leaves noise."""
-    text = model.model.language_model.rotary_emb
-    vision = model.model.visual.rotary_pos_emb
-    if hasattr(vision, "compute_axial_rope_parameters"):  # transformers >= 5.19
-        frequencies, _ = vision.compute_axial_rope_parameters(vision.config, device=device)
-    else:
-        head_dim = model.config.vision_config.hidden_size // model.config.vision_config.num_heads
-        steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device)
-        frequencies = 1.0 / (10000.0 ** (steps / (head_dim // 2)))
-    for module, value in (
-        (text, text.compute_default_rope_parameters(text.config, device=device)[0]),
-        (vision, frequencies),
-    ):
-        module.inv_freq = value.to(device)
-        if hasattr(module, "original_inv_freq"):
-            module.original_inv_freq = value.clone().to(device)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
-from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model.load import ModelFolder, empty_model, fill_buffers, read_weights
+from ovlt.model.load import ModelFolder, read_weights
+from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 
 
-def shard(model: Any, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True) -> None:
+def shard(
+    model: PackedModel, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True
+) -> None:
     """Each tower block and decoder layer is a group; the root holds embedding, head, merger, norm.
 
     Embedding and head share the root group because they may be one tensor. On CPUs, where weights
@@ -43,13 +43,13 @@ def load_sharded(
     dtype: torch.dtype,
     temperature: float = 1.0,
     trainable: bool = True,
-) -> Any:
-    """The model of ``folder``, sharded over ``mesh`` and bound to take PackedBatch.
+) -> PackedModel:
+    """Return the model of ``folder``, sharded over ``mesh``, with its weights read.
 
     ``trainable=False`` freezes everything (the KL reference). With ``dtype`` bfloat16 the head's
     logits are rounded to bfloat16, as the engine's are.
     """
-    model: Any = empty_model(folder.config)
+    model = empty_model(folder.config)
     if liger.wanted(config.liger, device):
         liger.apply(model)
     if config.activation_checkpointing and trainable:
@@ -62,8 +62,7 @@ def load_sharded(
     model.to_empty(device=device)
     fill_buffers(model, device)
     read_weights(model, folder.path)
-    qwen.bind(
-        model,
+    model.set_head(
         temperature=temperature,
         banned=folder.banned,
         logits_dtype=torch.bfloat16 if dtype == torch.bfloat16 else None,

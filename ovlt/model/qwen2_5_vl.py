@@ -1,33 +1,25 @@
-"""All that ovlt knows about Qwen2.5-VL: placeholders, M-RoPE positions, tower call, cost, names.
+"""What ovlt knows about Qwen2.5-VL without running it: placeholders, positions, plans, names.
 
-Another family is another file with the same functions. transformers' own modules do the
-arithmetic; this file decides what they are called with. ``packed_forward`` is bound on the
-transformers root module, so FSDP2's hooks on the root fire round it and the head's weight is
-gathered exactly while the loss needs it. What can be counted without torch (tokens, parameters,
-FLOPs, bytes) stands in ``qwen2_5_vl_sizes``, and is known here too.
+Another family is another file with the same functions. The model itself is ``packed_model``. What
+can be counted without torch (tokens, parameters, FLOPs, bytes) is in ``qwen2_5_vl_sizes``; the
+functions of it that the trainer uses can be imported from here too.
 """
 
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ovlt.model import attention
-from ovlt.model.batch import PackedBatch
+from ovlt.model.attention import to_device
 from ovlt.model.qwen2_5_vl_sizes import Grid, tokens_per_image
 from ovlt.model.qwen2_5_vl_sizes import forward_flops as forward_flops
 from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
 from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp
-from ovlt_kernels.linear_loss import linear_loss
 
 MODEL_TYPE = "qwen2_5_vl"  # as config.json spells it
 
@@ -122,8 +114,34 @@ def _grid_plan(
     return np.tile(positions, (t, 1)), frames, tuple(lengths) * t
 
 
-def vision_plan(grids: Sequence[Grid], config: Any) -> dict[str, Any]:
-    """What the tower would otherwise compute with Python loops and device syncs in each forward."""
+class VisionPlan(NamedTuple):
+    """Where the tower's patches lie and which of them attend to each other.
+
+    The fields are the keyword arguments of transformers' vision tower, which would otherwise
+    compute them in each forward, with Python loops that wait for the device.
+    """
+
+    position_ids: Tensor  # int64 [P, 2]  row and column of each patch in its image
+    window_index: Tensor  # int64 [P / merge^2]  merged tokens in the order of their windows
+    cu_window_seqlens: Tensor  # int32 [windows + 1]  boundaries in patches
+    cu_seqlens: Tensor  # int32 [frames + 1]  boundaries of whole images, in patches
+    max_window_seqlen: int  # patches
+    max_seqlen: int  # patches
+
+    def to(self, device: torch.device | str) -> VisionPlan:
+        """The same plan with every tensor on ``device``."""
+        return VisionPlan(
+            to_device(self.position_ids, device),
+            to_device(self.window_index, device),
+            to_device(self.cu_window_seqlens, device),
+            to_device(self.cu_seqlens, device),
+            self.max_window_seqlen,
+            self.max_seqlen,
+        )
+
+
+def vision_plan(grids: Sequence[Grid], config: Any) -> VisionPlan:
+    """Return the plan of one pass of the tower over images with these patch grids."""
     vision = config.vision_config
     merge = int(vision.spatial_merge_size)
     window = int(vision.window_size) // merge // int(vision.patch_size)
@@ -136,14 +154,14 @@ def vision_plan(grids: Sequence[Grid], config: Any) -> dict[str, Any]:
         windows.extend(lengths)
         frames.extend([grid[1] * grid[2]] * grid[0])
         offset += len(o)
-    return {
-        "position_ids": torch.from_numpy(np.concatenate(positions)),
-        "window_index": torch.from_numpy(np.concatenate(order)),
-        "cu_window_seqlens": _cumulative(windows),
-        "cu_seqlens": _cumulative(frames),
-        "max_window_seqlen": max(windows),
-        "max_seqlen": max(frames),
-    }
+    return VisionPlan(
+        position_ids=torch.from_numpy(np.concatenate(positions)),
+        window_index=torch.from_numpy(np.concatenate(order)),
+        cu_window_seqlens=_cumulative(windows),
+        cu_seqlens=_cumulative(frames),
+        max_window_seqlen=max(windows),
+        max_seqlen=max(frames),
+    )
 
 
 def _cumulative(lengths: Sequence[int]) -> Tensor:
@@ -171,105 +189,3 @@ def live_name(disk: str) -> str:
         if disk.startswith(theirs):
             return ours + disk.removeprefix(theirs)
     return disk
-
-
-# --- forward -----------------------------------------------------------------------------------
-Objective = Callable[[HeadOutput, PackedBatch], Any]
-
-
-def packed_forward(
-    self: Any, batch: PackedBatch, objective: Objective | None = None, by_row: bool = False
-) -> Any:
-    """Tower, decoder, head and loss over one packed batch, on its own device.
-
-    Every call runs the tower, with a 2 x 2-patch dummy tied in by zero where the batch holds no
-    image, so no rank ever misses a collective. Only rows that carry loss reach the head.
-    Returns ``objective(head_output, batch)``, or the HeadOutput itself. With ``by_row`` the
-    objective is a sum over rows, each of its own log-prob and entropy: its gradient is then made in
-    this forward, block by block, without the logits being made a second time (``linear_loss``).
-    """
-    if self.config.text_config._attn_implementation != attention.TEXT_ATTENTION:
-        raise RuntimeError(
-            "the model's attention implementation was changed to "
-            f"'{self.config.text_config._attn_implementation}' after bind(): packed samples would "
-            "attend to each other; some code shares this model's config object"
-        )
-    model = self.model
-    hidden = model.language_model.embed_tokens(batch.input_ids)  # [T,H]
-    if batch.patches is not None:
-        assert batch.feature_index is not None
-        assert batch.vision_plan is not None
-        features = model.visual(
-            batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan
-        ).pooler_output
-        slots = (batch.input_ids == self.config.image_token_id).nonzero()[:, 0]
-        features = features.index_select(0, batch.feature_index)  # a group shares its images
-        hidden = hidden.index_copy(0, slots, features.to(hidden.dtype))
-    else:
-        width = model.visual.patch_embed.proj.weight[0].numel()
-        dummy = torch.zeros(4, width, device=hidden.device)
-        grid = torch.tensor([[1, 2, 2]], device=hidden.device)
-        plan = _dummy_plan(self.config, hidden.device)
-        features = model.visual(dummy, grid_thw=grid, **plan).pooler_output
-        hidden = hidden + 0.0 * features.sum().to(hidden.dtype)
-    out = model.language_model(
-        inputs_embeds=hidden[None],
-        position_ids=batch.position_ids[:, None],
-        use_cache=False,
-        ovlt_cu=batch.cu_seqlens,
-        ovlt_max_len=batch.max_len,
-    )
-    rows = out.last_hidden_state[0].index_select(0, batch.loss_index)  # [R,H]
-    options = {
-        "temperature": self.ovlt_temperature,
-        "logits_dtype": self.ovlt_logits_dtype,
-        "banned_ids": self.ovlt_banned_ids,
-    }
-    if objective is None or not by_row:
-        head = linear_logp(rows, self.lm_head.weight, batch.labels, **options)
-        return head if objective is None else objective(head, batch)
-    loss, head = linear_loss(
-        rows,
-        self.lm_head.weight,
-        batch.labels,
-        lambda some, block: objective(some, batch.rows(block)).loss,
-        **options,
-    )
-    return replace(objective(head, batch), loss=loss)  # its sums and maxima are of all rows
-
-
-def _dummy_plan(config: Any, device: torch.device) -> dict[str, Any]:
-    plan = vision_plan([(1, 2, 2)], config)
-    return {
-        k: attention.to_device(v, device) if isinstance(v, Tensor) else v for k, v in plan.items()
-    }
-
-
-def _linear_patch_embed(self: Any, patches: Tensor) -> Tensor:
-    """The Conv3d whose stride equals its kernel is a matrix product over ready patches."""
-    weight = self.proj.weight
-    return F.linear(patches.to(weight.dtype), weight.view(weight.shape[0], -1))
-
-
-def bind(
-    model: nn.Module,
-    *,
-    temperature: float = 1.0,
-    banned: Sequence[int] = (),
-    logits_dtype: torch.dtype | None = None,
-) -> None:
-    """Turn a transformers Qwen2.5-VL into one that takes PackedBatch. Names and shapes stay."""
-    attention.register()
-    any_model: Any = model
-    any_model.set_attn_implementation({"text_config": attention.TEXT_ATTENTION})
-    # Set after construction: a name with "flash" in it is otherwise looked up as a package.
-    any_model.config.vision_config._attn_implementation = attention.VISION_ATTENTION
-    embed = any_model.model.visual.patch_embed
-    embed.forward = types.MethodType(_linear_patch_embed, embed)
-    any_model.ovlt_temperature = temperature
-    any_model.ovlt_logits_dtype = logits_dtype
-    device = next(model.parameters()).device
-    any_model.ovlt_banned_ids = (
-        torch.tensor(banned, dtype=torch.int64, device=device) if banned else None
-    )
-    any_model.forward = types.MethodType(packed_forward, model)

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.packed_model import PackedModel, empty_model
 
 SHARD_BYTES = 4 << 30
 # What travels with the weights; everything the tokenizer and processors need, no code.
@@ -34,12 +35,12 @@ COMPANIONS = (
 )
 
 
-def is_tied(model: nn.Module) -> bool:
-    any_model: Any = model
-    return any_model.lm_head.weight is any_model.model.language_model.embed_tokens.weight
+def is_tied(model: PackedModel) -> bool:
+    """Return whether the head is the embedding."""
+    return model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
-def full_weights(model: nn.Module, *, tied_head: bool) -> Iterator[tuple[str, Tensor]]:
+def full_weights(model: PackedModel, *, tied_head: bool) -> Iterator[tuple[str, Tensor]]:
     """(live name, whole tensor) for every parameter. A collective: all ranks must iterate.
 
     ``tied_head`` also yields ``lm_head.weight`` where it is the embedding: an engine that keeps a
@@ -48,8 +49,8 @@ def full_weights(model: nn.Module, *, tied_head: bool) -> Iterator[tuple[str, Te
     to_masters(model)
     tied = is_tied(model)
     for name, parameter in model.named_parameters():
-        value: Any = parameter.detach()
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        value = parameter.detach()
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
         yield name, whole
         if tied and tied_head and name.endswith("embed_tokens.weight"):
             yield "lm_head.weight", whole
@@ -63,16 +64,13 @@ def to_masters(model: nn.Module) -> None:
             module.reshard()
 
 
-def expected_names(model: nn.Module) -> set[str]:
-    """The names a complete stream must hold: the configuration's, not the stream's own."""
-    from ovlt.model.load import empty_model
-
-    any_model: Any = model
-    names = {name for name, _ in empty_model(any_model.config).named_parameters()}
+def expected_names(model: PackedModel) -> set[str]:
+    """Return the names a complete stream must hold: the configuration's, not the stream's own."""
+    names = {name for name, _ in empty_model(model.config).named_parameters()}
     return names | {"lm_head.weight"}
 
 
-def export_folder(model: nn.Module, source: Path, target: Path, *, is_main: bool) -> None:
+def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bool) -> None:
     """Write ``target`` as a Hugging Face folder: weights under hub names, tokenizer of ``source``.
 
     Collective. Written beside and renamed, so a folder of that name is always complete. Weights

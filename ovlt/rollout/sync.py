@@ -8,13 +8,13 @@ image prompt scores the same in the engine and in the trainer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
+from ovlt.model.packed_model import PackedModel
 from ovlt.model.weights import expected_names, full_weights
 from ovlt.rollout.engine import Engine, Sampling, sample_of
 from ovlt.train.pack import collate
@@ -30,7 +30,7 @@ class WeightSync:
     def __init__(
         self,
         engine: Engine,
-        model: Any,
+        model: PackedModel,
         folder: ModelFolder,
         *,
         temperature: float,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from ovlt.model.load import read_weights
+from ovlt.model.packed_model import PackedModel
 from ovlt.model.weights import export_folder, to_masters
 from ovlt.system.runtime import Runtime
 
@@ -18,7 +18,7 @@ class Best:
     So the checkpoint carries ``state``, and a model goes only when a checkpoint knows a better one.
     """
 
-    def __init__(self, runtime: Runtime, model: Any, source: Path, stage: Path):
+    def __init__(self, runtime: Runtime, model: PackedModel, source: Path, stage: Path):
         self.runtime, self.model, self.source = runtime, model, source
         self.folder, self.result = stage / "best", stage / "model"
         self.state: dict[str, float] = {}  # step and value of the best validation; empty: none

@@ -9,11 +9,13 @@ have no part in anything, even where their numbers are NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+from ovlt.model.objective import LossOutput, Objective
 
 if TYPE_CHECKING:
     from ovlt.config import LossConfig
@@ -22,22 +24,6 @@ if TYPE_CHECKING:
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: finite, so that no gradient becomes 0 * inf = NaN
 MAX_K3 = 10.0  # where the released recipe caps k3 (EasyR1, low_var_kl)
-
-
-@dataclass
-class LossOutput:
-    """A loss to differentiate, and numbers to log.
-
-    Attributes:
-        loss: scalar; add it over micro-batches and ranks.
-        sums: float64 scalars; add each over micro-batches and ranks, then divide by
-            ``sums["tokens"]``. Always the same keys, so that ranks can be stacked.
-        maxima: float64 scalars; take the largest of micro-batches and ranks.
-    """
-
-    loss: Tensor
-    sums: dict[str, Tensor]
-    maxima: dict[str, Tensor] = field(default_factory=dict)
 
 
 def cross_entropy(head: HeadOutput, batch: PackedBatch) -> LossOutput:
@@ -153,6 +139,18 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
         {name: _sum(value) for name, value in sums.items()},
         {name: _largest(value) for name, value in maxima.items()},
     )
+
+
+CROSS_ENTROPY = Objective(cross_entropy, by_row=True)
+
+
+def policy_objective(config: LossConfig) -> Objective:
+    """Return :func:`policy_loss` with its configuration, as the model's forward takes it.
+
+    One ratio per response ties the rows of a sample together, so only a loss with a ratio per token
+    is a sum over rows.
+    """
+    return Objective(partial(policy_loss, config=config), by_row=config.ratio == "token")
 
 
 def kl_penalty(logp: Tensor, ref_logp: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:

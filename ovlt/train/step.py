@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from ovlt.model.batch import PackedBatch
+from ovlt.model.objective import Objective
+from ovlt.model.packed_model import PackedModel
 from ovlt.system.hardware import PEAK_FLOPS
 from ovlt.system.runtime import Runtime
-from ovlt.train.loss import LossOutput
 
 
 def forward_backward(
-    model: Any,
+    model: PackedModel,
     batches: Sequence[PackedBatch],
-    objective: Callable[[Any, PackedBatch], LossOutput],
+    objective: Objective,
     runtime: Runtime,
-    by_row: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Gradients of one optimizer step over this rank's micro-batches. Collective.
 
     The loss weights already hold the normaliser of the step, so losses add up; FSDP averages
-    gradients over ranks, which the factor ``world_size`` undoes. ``by_row``: the objective is a sum
-    over rows, so its gradients can be made in forward. Returns the step's sums (with "loss" among
-    them) and maxima over all ranks.
+    gradients over ranks, which the factor ``world_size`` undoes. Returns the step's sums (with
+    "loss" among them) and maxima over all ranks.
     """
+    assert isinstance(model, FSDPModule), "the model must be sharded (load_sharded)"
     totals: defaultdict[str, float] = defaultdict(float)
     maxima: dict[str, float] = {}
     for i, batch in enumerate(batches):
         model.set_requires_gradient_sync(i == len(batches) - 1)
-        out = model(batch.to(runtime.device), objective, by_row)
+        out = model(batch.to(runtime.device), objective)
         (out.loss * runtime.world_size).backward()
         totals["loss"] += float(out.loss.detach())
         for name, value in out.sums.items():
@@ -46,7 +46,7 @@ def forward_backward(
 
 
 def forward_only(
-    model: Any, batches: Sequence[PackedBatch], runtime: Runtime
+    model: PackedModel, batches: Sequence[PackedBatch], runtime: Runtime
 ) -> list[torch.Tensor]:
     """Log-probs [R] of each micro-batch, for its ``old_logp`` or ``ref_logp``. Collective."""
     with torch.no_grad():

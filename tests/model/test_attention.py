@@ -21,7 +21,7 @@ from ovlt.model.attention import (
     varlen_attention,
     varlen_attention_reference,
 )
-from ovlt.model.load import empty_model
+from ovlt.model.packed_model import empty_model
 from ovlt.train.pack import collate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -211,8 +211,8 @@ def test_boundaries_of_a_batch_are_never_read_from_the_device(
     assert plan_there is not None
     for here, moved in (
         (batch.cu_seqlens, there.cu_seqlens),
-        (plan["cu_seqlens"], plan_there["cu_seqlens"]),
-        (plan["cu_window_seqlens"], plan_there["cu_window_seqlens"]),
+        (plan.cu_seqlens, plan_there.cu_seqlens),
+        (plan.cu_window_seqlens, plan_there.cu_window_seqlens),
     ):
         assert moved.is_meta
         assert torch.equal(segments_of(moved).lengths, here.diff())
@@ -346,11 +346,8 @@ def test_a_model_whose_attention_was_changed_refuses_to_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Otherwise packed samples would attend to each other, and nothing would say so."""
-    from ovlt.model import qwen2_5_vl as qwen
-
     folder = tiny_folder(tmp_path_factory.mktemp("model") / "m")
     model = empty_model(folder.config)
-    qwen.bind(model)
     model.set_attn_implementation("sdpa")  # type: ignore[operator]
     batch = collate([], [], config=folder.config, patchify=folder.patchify)
     with pytest.raises(RuntimeError, match="attend to each other"):

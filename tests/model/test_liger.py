@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
-from ovlt.model.load import empty_model
+from ovlt.model.packed_model import empty_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -10,7 +10,8 @@ import torch
 from helpers.tiny import random_sample, tiny_folder
 
 from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model.load import ModelFolder, empty_model, fill_buffers, read_weights
+from ovlt.model.load import ModelFolder, read_weights
+from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.train.pack import collate
 from ovlt.types import Sample
 
@@ -26,13 +27,13 @@ def plain_model(folder: ModelFolder) -> Any:
     )
 
 
-def packed_model(folder: ModelFolder, temperature: float = 1.0) -> Any:
+def packed_model(folder: ModelFolder, temperature: float = 1.0) -> PackedModel:
     model = empty_model(folder.config)
     model.to_empty(device="cpu")
     model.tie_weights()
     fill_buffers(model, torch.device("cpu"))
     read_weights(model, folder.path)
-    qwen.bind(model, temperature=temperature, banned=folder.banned)
+    model.set_head(temperature=temperature, banned=folder.banned)
     return model
 
 

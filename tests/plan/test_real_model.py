@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovlt.config.load import REPOSITORY
 from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model.load import ModelFolder, empty_model, fill_buffers
+from ovlt.model.load import ModelFolder
+from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.qwen2_5_vl_sizes import (
     decoder_activations,
     forward_flops,
@@ -29,7 +30,7 @@ from ovlt.model.qwen2_5_vl_sizes import (
     parameters,
     tower_activations,
 )
-from ovlt.train.loss import cross_entropy
+from ovlt.train.loss import CROSS_ENTROPY
 from ovlt.train.pack import collate
 
 
@@ -47,7 +48,7 @@ def trainable(folder: ModelFolder, checkpointing: bool) -> Any:
         torch.nn.init.normal_(parameter, std=0.05)
     model.to(torch.bfloat16)
     fill_buffers(model, torch.device("cpu"))
-    qwen.bind(model, logits_dtype=torch.bfloat16)
+    model.set_head(logits_dtype=torch.bfloat16)
     return model.train()
 
 
@@ -104,7 +105,7 @@ def alive(model: Any, batch: Any) -> tuple[int, int]:
     """Bytes after the forward, and the peak of forward and backward."""
     model.zero_grad()
     with Alive() as counter:
-        loss = model(batch, cross_entropy, True).loss
+        loss = model(batch, CROSS_ENTROPY).loss
         kept = counter.now
         loss.backward()
     return kept, counter.peak

@@ -12,7 +12,7 @@ from helpers.planned import P3, P7
 from helpers.tiny import tiny_folder
 
 from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model.load import empty_model
+from ovlt.model.packed_model import empty_model
 from ovlt.model.qwen2_5_vl_sizes import (
     forward_flops,
     head_flops,

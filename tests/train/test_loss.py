@@ -432,14 +432,14 @@ def test_loss_weights_refuse_nonsense() -> None:
 
 @pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.get("ratio") != "sequence"])
 def test_a_token_level_loss_is_the_sum_over_blocks_of_its_rows(name: str) -> None:
-    """What ``by_row`` relies on: the gradient of a block needs no other block."""
+    """What ``Objective.by_row`` relies on: the gradient of a block needs no other block."""
     weights = loss_weights(LENGTHS, "sequence_mean")
     batch, config = make_batch(LENGTHS, weights), LossConfig(**VARIANTS[name])
     head = make_head(batch)
     inputs = (head.logp, head.entropy)
 
     def loss_and_gradients(blocks: list[slice]) -> tuple[Tensor, ...]:
-        parts = [(HeadOutput(*(value[b] for value in head)), batch.rows(b)) for b in blocks]
+        parts = [(HeadOutput(*(value[b] for value in head)), batch.loss_rows(b)) for b in blocks]
         loss = torch.stack([policy_loss(*part, config).loss for part in parts]).sum()
         return loss, *torch.autograd.grad(loss, inputs, materialize_grads=True)
 
@@ -447,4 +447,4 @@ def test_a_token_level_loss_is_the_sum_over_blocks_of_its_rows(name: str) -> Non
     parts = loss_and_gradients([slice(0, 4), slice(4, 5), slice(5, 17), slice(17, None)])
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
-    assert batch.rows(slice(5, 17)).segment_ids.tolist() == [1] + [2] * 9 + [3] * 2
+    assert batch.loss_rows(slice(5, 17)).segment_ids.tolist() == [1] + [2] * 9 + [3] * 2

@@ -20,8 +20,8 @@ from triton.runtime import interpreter
 
 from ovlt.config import ModelConfig, RunConfig
 from ovlt.model import liger
-from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model.load import empty_model, fill_buffers, open_folder, read_weights
+from ovlt.model.load import open_folder, read_weights
+from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.parallel import load_sharded
 from ovlt.system.runtime import running
 from ovlt.train.pack import collate
@@ -61,7 +61,7 @@ def tiny_model(folder: Path, checkpointing: bool) -> Any:
     model.tie_weights()
     fill_buffers(model, DEVICE)
     read_weights(model, opened.path)
-    qwen.bind(model, banned=opened.banned)
+    model.set_head(banned=opened.banned)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with torch.no_grad():

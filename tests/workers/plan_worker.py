@@ -17,7 +17,7 @@ from ovlt.config import ModelConfig, RunConfig, SftOptimConfig
 from ovlt.model.load import open_folder
 from ovlt.model.parallel import load_sharded
 from ovlt.system.runtime import leave, start
-from ovlt.train.loss import cross_entropy
+from ovlt.train.loss import CROSS_ENTROPY
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import collate
 
@@ -59,7 +59,7 @@ def main(home: Path) -> None:
 
     def backward(last: bool) -> None:
         model.set_requires_gradient_sync(last)
-        model(batch, cross_entropy, True).loss.backward()
+        model(batch, CROSS_ENTROPY).loss.backward()
 
     backward(True)
     optimizer.step()

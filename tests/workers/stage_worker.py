@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
+from ovlt.model.objective import Objective
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.exchange import encode
@@ -33,7 +34,7 @@ from ovlt.rollout.groups import Rollouts
 from ovlt.rollout.open import open_engine
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime, leave, start
-from ovlt.train.loss import cross_entropy, loss_weights, policy_loss
+from ovlt.train.loss import CROSS_ENTROPY, loss_weights, policy_objective
 from ovlt.train.pack import collate, extent, plan
 from ovlt.train.step import forward_backward, forward_only
 from ovlt.types import Sample
@@ -102,10 +103,8 @@ class Case:
             for b in bins
         ]
 
-    def update(
-        self, batches: list[PackedBatch], objective: Any, by_row: bool = False
-    ) -> dict[str, torch.Tensor]:
-        sums, maxima = forward_backward(self.model, batches, objective, self.runtime, by_row)
+    def update(self, batches: list[PackedBatch], objective: Objective) -> dict[str, torch.Tensor]:
+        sums, maxima = forward_backward(self.model, batches, objective, self.runtime)
         seen = {f"sums/{k}": torch.tensor(v).double() for k, v in sums.items()}
         seen |= {f"maxima/{k}": torch.tensor(v).double() for k, v in maxima.items()}
         for name, parameter in self.model.named_parameters():
@@ -133,17 +132,18 @@ def main(home: Path, out: Path) -> None:
         )  # fmt: skip
         for name, bins in splits(samples, folder.config, runtime.world_size).items():
             batches = case.batches(samples, bins[runtime.rank])
-            note(f"{head}/{name}/sft", case.update(batches, cross_entropy))
-            note(f"{head}/{name}/sft_by_row", case.update(batches, cross_entropy, by_row=True))
+            whole = replace(CROSS_ENTROPY, by_row=False)
+            note(f"{head}/{name}/sft", case.update(batches, whole))
+            note(f"{head}/{name}/sft_by_row", case.update(batches, CROSS_ENTROPY))
             for batch, ref in zip(batches, forward_only(frozen, batches, runtime), strict=True):
                 batch.ref_logp = ref
             for batch, old in zip(batches, forward_only(case.model, batches, runtime), strict=True):
                 batch.old_logp = old
-            objective = partial(policy_loss, config=LOSS)
-            note(f"{head}/{name}/grpo", case.update(batches, objective))
-            objective = partial(policy_loss, config=LOSS.model_copy(update={"ratio": "token"}))
-            note(f"{head}/{name}/token", case.update(batches, objective))
-            note(f"{head}/{name}/token_by_row", case.update(batches, objective, by_row=True))
+            note(f"{head}/{name}/grpo", case.update(batches, policy_objective(LOSS)))
+            objective = policy_objective(LOSS.model_copy(update={"ratio": "token"}))
+            whole = replace(objective, by_row=False)
+            note(f"{head}/{name}/token", case.update(batches, whole))
+            note(f"{head}/{name}/token_by_row", case.update(batches, objective))
         facts[f"{head}/reference_grads"] = sum(p.requires_grad for p in frozen.parameters())
 
     folder = open_folder(home / "untied")
@@ -156,7 +156,8 @@ def main(home: Path, out: Path) -> None:
     for name, model in variants.items():
         case = Case(runtime, folder, **model)
         batches = case.batches(samples, bins[runtime.rank])
-        note(f"{name}/no_image/sft", case.update(batches, cross_entropy))
+        whole = replace(CROSS_ENTROPY, by_row=False)
+        note(f"{name}/no_image/sft", case.update(batches, whole))
 
     extents = [extent(s, folder.config) for s in samples]  # groups are addresses of this process
     planned = plan(extents, ranks=3, budget=90, config=folder.config).bins

@@ -1,0 +1,185 @@
+"""PackedModel: Qwen2.5-VL on packed batches; tower, decoder, head and loss in one forward."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
+
+from ovlt.model import attention
+from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.batch import PackedBatch
+from ovlt.model.objective import LossOutput, Objective
+from ovlt_kernels.linear_logp import HeadOutput, linear_logp
+from ovlt_kernels.linear_loss import linear_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import Qwen2_5_VLConfig
+
+
+class LinearPatchEmbed(Qwen2_5_VisionPatchEmbed):
+    """The patch embedding as one matrix product: its Conv3d has a stride equal to its kernel.
+
+    The parameter keeps the name and shape of the convolution's weight.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Patches [P, channels * temporal * patch * patch] -> [P, tower width]."""
+        weight = self.proj.weight
+        return F.linear(hidden_states.to(weight.dtype), weight.view(weight.shape[0], -1))
+
+
+class PackedModel(Qwen2_5_VLForConditionalGeneration):
+    """The trained model, and the root that FSDP2 shards.
+
+    A subclass of the transformers class, not a module around it: parameters keep their names, so
+    checkpoints, the weight stream to the engine and Hugging Face folders need no prefix, and
+    transformers' own modules still do the arithmetic. The head and the loss are computed inside
+    ``forward``, because FSDP2's hooks on the root gather the head's weight for exactly that long.
+
+    Made by :func:`ovlt.model.load.empty_model` on the meta device, with attention limited to the
+    samples of a packed row.
+    """
+
+    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+        super().__init__(config)
+        attention.register()
+        # Set after construction: transformers looks up a name with "flash" in it as a package.
+        config.text_config._attn_implementation = attention.TEXT_ATTENTION
+        config.vision_config._attn_implementation = attention.VISION_ATTENTION
+        conv = self.model.visual.patch_embed
+        self.model.visual.patch_embed = LinearPatchEmbed(
+            conv.patch_size, conv.temporal_patch_size, conv.in_channels, conv.embed_dim
+        )
+        self.set_head()
+
+    def set_head(
+        self,
+        *,
+        temperature: float = 1.0,
+        banned: Sequence[int] = (),
+        logits_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Choose how logits become log-probs, as the sampling engine does (``linear_logp``).
+
+        ``banned`` are the token ids that cannot be sampled. They go to the device of the parameters
+        as they lie now, so call this after the model has left the meta device.
+        """
+        device = self.lm_head.weight.device
+        ids = torch.tensor(banned, dtype=torch.int64, device=device) if banned else None
+        self.head_options = {
+            "temperature": temperature,
+            "logits_dtype": logits_dtype,
+            "banned_ids": ids,
+        }
+
+    if TYPE_CHECKING:  # nn.Module types a call as Any
+
+        @overload
+        def __call__(self, batch: PackedBatch) -> HeadOutput: ...
+        @overload
+        def __call__(self, batch: PackedBatch, objective: Objective) -> LossOutput: ...
+        def __call__(
+            self, batch: PackedBatch, objective: Objective | None = None
+        ) -> HeadOutput | LossOutput: ...
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: PackedBatch, objective: Objective | None = None
+    ) -> HeadOutput | LossOutput:
+        """Tower, decoder, head and loss over one packed batch, on its own device.
+
+        Every call runs the tower, so no rank ever misses a collective. Only rows that carry loss
+        reach the head. Returns ``objective(head_output, batch)``, or the HeadOutput itself where
+        there is no objective.
+        """
+        if self.config.text_config._attn_implementation != attention.TEXT_ATTENTION:
+            raise RuntimeError(
+                "the model's attention implementation was changed to "
+                f"'{self.config.text_config._attn_implementation}': packed samples would attend "
+                "to each other; some code shares this model's config object"
+            )
+        decoder = self.model.language_model
+        hidden = self._with_images(decoder.embed_tokens(batch.input_ids), batch)  # [T, H]
+        hidden = decoder(
+            inputs_embeds=hidden[None],  # [1, T, H]: one packed row is a batch of one
+            position_ids=batch.position_ids[:, None],  # [3, 1, T]
+            use_cache=False,
+            ovlt_cu=batch.cu_seqlens,
+            ovlt_max_len=batch.max_len,
+        ).last_hidden_state[0]  # [T, H]
+        rows = hidden.index_select(0, batch.loss_index)  # [R, H]
+        weight = self.lm_head.weight  # [V, H]
+        if objective is None or not objective.by_row:
+            head = linear_logp(rows, weight, batch.labels, **self.head_options)
+            return head if objective is None else objective(head, batch)
+        loss, head = linear_loss(
+            rows,
+            weight,
+            batch.labels,
+            lambda block_head, block: objective(block_head, batch.loss_rows(block)).loss,
+            **self.head_options,
+        )
+        # `loss` carries the gradient; the sums and maxima come from one more call over all rows.
+        return replace(objective(head, batch), loss=loss)
+
+    def _with_images(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        """Token embeddings [T, H] with the tower's features at the image placeholders."""
+        tower = self.model.visual
+        if batch.patches is None:
+            # The smallest image there is, 2 x 2 patches, tied in by zero: on every rank the tower
+            # runs forward and backward, as its collectives require.
+            patches = torch.zeros(4, tower.patch_embed.proj.weight[0].numel(), device=hidden.device)
+            grid = torch.tensor([[1, 2, 2]], device=hidden.device)
+            plan = qwen.vision_plan([(1, 2, 2)], self.config).to(hidden.device)
+            features = tower(patches, grid_thw=grid, **plan._asdict()).pooler_output  # [1, H]
+            return hidden + 0.0 * features.sum().to(hidden.dtype)
+        assert batch.feature_index is not None
+        assert batch.vision_plan is not None
+        features = tower(
+            batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan._asdict()
+        ).pooler_output  # [features of each image once, H]
+        # The samples of a group share their images: one pass of the tower serves all of them.
+        features = features.index_select(0, batch.feature_index)  # [image tokens, H]
+        slots = (batch.input_ids == self.config.image_token_id).nonzero()[:, 0]  # [image tokens]
+        return hidden.index_copy(0, slots, features.to(hidden.dtype))
+
+
+def empty_model(config: Qwen2_5_VLConfig) -> PackedModel:
+    """Return a PackedModel on the meta device: names and shapes, no storage.
+
+    On a copy of ``config``: transformers writes the attention implementation into it, and a model
+    that shares the object would from then on attend across its samples, without any error.
+    """
+    with torch.device("meta"):
+        model = PackedModel._from_config(
+            copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.float32
+        )
+    model.tie_weights()
+    return model
+
+
+def fill_buffers(model: PackedModel, device: torch.device) -> None:
+    """Recompute the rotary frequencies: no checkpoint holds them, and ``to_empty`` leaves noise."""
+    text = model.model.language_model.rotary_emb
+    vision = model.model.visual.rotary_pos_emb
+    if hasattr(vision, "compute_axial_rope_parameters"):  # transformers >= 5.19
+        frequencies, _ = vision.compute_axial_rope_parameters(vision.config, device=device)
+    else:
+        head_dim = model.config.vision_config.hidden_size // model.config.vision_config.num_heads
+        steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device)
+        frequencies = 1.0 / (10000.0 ** (steps / (head_dim // 2)))
+    for module, value in (
+        (text, text.compute_default_rope_parameters(text.config, device=device)[0]),
+        (vision, frequencies),
+    ):
+        module.inv_freq = value.to(device)
+        if hasattr(module, "original_inv_freq"):
+            module.original_inv_freq = value.clone().to(device)
