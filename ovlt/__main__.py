@@ -24,14 +24,16 @@ from ovlt.system import env, launch
 class Command(NamedTuple):
     """One command of ovlt.
 
-    ``run`` names its function: ``f(runtime, recipe)`` on every rank if ``ranks``, else ``f(argv)``.
-    ``tables`` are the recipe tables it reads, its own first; ``options`` what it takes besides keys.
+    ``run`` names its function: ``f(runtime, recipe)``, called on every rank, if ``ranks``, else
+    ``f(argv)``. ``driver`` names a ``f(recipe)`` that starts ranks itself, several times over.
+    ``tables`` are the recipe tables it reads, its own first; ``options`` what else it takes.
     """
 
     summary: str
     run: str
     tables: tuple[str, ...]
     ranks: bool = False
+    driver: str = ""
     options: tuple[str, ...] = ()
 
 
@@ -51,7 +53,8 @@ COMMANDS = {
     ),
     "distill": Command(
         "Distil reasoning traces into SFT rows.",
-        "ovlt.distill.command:main", ("distill", *SHARED),
+        "ovlt.distill.command:work", ("distill", *SHARED), ranks=True,
+        driver="ovlt.distill.command:drive",
     ),
     "cycle": Command(
         "Run SFT and GRPO in turns, each iteration on traces of the one before.",
@@ -95,9 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"ovlt: there is no command '{name}'; {hint}", file=sys.stderr)
         raise SystemExit(2)
     elif not COMMANDS[name].ranks:
-        raise SystemExit(_function(name)(words))
+        raise SystemExit(_function(COMMANDS[name].run)(words))
     elif "RANK" in os.environ:  # torchrun -m ovlt NAME
         rank(name, words)
+    elif COMMANDS[name].driver:
+        _drive(name, words)
     else:
         _start_ranks(name, words)
 
@@ -112,8 +117,21 @@ def rank(name: str, argv: Sequence[str] | None = None) -> NoReturn:
 
     with running(name, recipe.run) as runtime:
         ensure_inputs(runtime, recipe, name)
-        _function(name)(runtime, recipe)
+        _function(COMMANDS[name].run)(runtime, recipe)
     leave()
+
+
+def _drive(name: str, words: list[str]) -> None:
+    """Make what the recipe lacks and is ours to make, then let the command start its ranks."""
+    recipe = _read(name, words)
+    env.apply(_device(recipe))
+    from ovlt.smoke.make import make_missing
+
+    try:
+        make_missing(recipe, name, launch.default_ranks())
+        _function(COMMANDS[name].driver)(recipe)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"ovlt {name}: {error}") from None
 
 
 def _start_ranks(name: str, words: list[str]) -> NoReturn:
@@ -149,9 +167,9 @@ def _device(recipe: Recipe) -> env.Device:
     return "cpu" if recipe.run.device == "cpu" else env.machine()
 
 
-def _function(name: str) -> Any:
-    """Import a command's function; nothing heavy is imported before."""
-    module, _, function = COMMANDS[name].run.partition(":")
+def _function(place: str) -> Any:
+    """Import ``module:function`` of a command; nothing heavy is imported before."""
+    module, _, function = place.partition(":")
     return getattr(importlib.import_module(module), function)
 
 

@@ -1,9 +1,10 @@
-"""``torchrun -m ovlt.grpo [RECIPE]``: group-relative policy optimisation with images.
+"""``ovlt grpo [RECIPE]``: group-relative policy optimisation with images. Start reading here.
 
-Follow one image: ``to_prompt`` decodes it, ``engine.generate`` answers its question n times,
-``score`` grades the answers, ``group_advantages`` compares them, ``plan`` and ``collate`` pack,
-``model(batch, objective)`` runs tower, decoder and head, ``policy_loss`` is what is differentiated,
-``optimizer.step`` moves the weights and ``sync`` streams them back into the engine.
+Follow one image: ``rows.prompt`` decodes it, ``engine.generate`` answers its question n times,
+``Rollouts`` grades the answers, ``group_advantages`` compares them, ``pack`` joins them without
+padding, ``model(batch, objective)`` runs tower, decoder and head, ``policy_loss`` is what is
+differentiated, ``optimizer_step`` moves the weights, and ``WeightSync`` streams them back into the
+engine.
 
 Equations: DeepSeekMath (arXiv 2402.03300) section 4.1; the switches DAPO (2503.14476), Dr.GRPO
 (2503.20783), GSPO (2507.18071).
@@ -11,256 +12,278 @@ Equations: DeepSeekMath (arXiv 2402.03300) section 4.1; the switches DAPO (2503.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from ovlt.config import Recipe
-from ovlt.config.load import command_line
+import torch
+
+from ovlt.config import GrpoConfig, Recipe
+from ovlt.data.loader import Loader
+from ovlt.data.rows import RowReader
+from ovlt.data.sampler import Sampler
+from ovlt.evaluate.validator import Validator
+from ovlt.model.batch import PackedBatch
+from ovlt.model.load import ModelFolder, open_folder
+from ovlt.model.packed_model import PackedModel
+from ovlt.model.parallel import load_sharded
+from ovlt.reward.pool import RewardPool
+from ovlt.rollout.engine import Engine
+from ovlt.rollout.groups import RolloutBatch, Rollouts, sampling_of
+from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.sync import WeightSync
+from ovlt.run.stage import StageFolder
+from ovlt.system.runtime import Runtime, compute_dtype
+from ovlt.train.advantage import score_groups
+from ovlt.train.loss import loss_weights, policy_objective
+from ovlt.train.optim import build_adamw
+from ovlt.train.pack import BatchPlan, pack
+from ovlt.train.stage import TrainingStage
+from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
+from ovlt.types import Group
 
 
-def main() -> None:
-    recipe = command_line("grpo", "GRPO: sample groups, grade, update, sync.", "grpo")
-    from ovlt.system import env
-
-    env.apply("cpu" if recipe.run.device == "cpu" else env.machine())
-    from ovlt.smoke.make import ensure_inputs
-    from ovlt.system.runtime import running
-
-    with running("grpo", recipe.run) as runtime:
-        ensure_inputs(runtime, recipe, "grpo")
-        train(runtime, recipe)
-
-
-def train(runtime: Any, recipe: Recipe) -> None:
+def train(runtime: Runtime, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""
-    from functools import partial
+    cfg = recipe.grpo
+    objective = policy_objective(cfg.loss)
+    total_updates = cfg.steps * cfg.updates_per_rollout
+    with contextlib.ExitStack() as opened:
+        parts = setup(runtime, recipe, opened)
+        model, engine, stage, timer = parts.model, parts.engine, parts.stage, parts.stage.timer
+        timer.reset()
+        for step in range(stage.first, cfg.steps):
+            # Sync, then sample: the engine gets the newest weights, and an image probe proves that
+            # they arrived; n answers to each prompt are graded. On every rank the same groups.
+            with engine.awake():
+                with timer("sync"):
+                    mismatch = parts.sync()
+                rollout = parts.rollouts.draw(step)
+            # Score and pack: advantages relative to the group; the samples of each optimizer step
+            # joined without padding, by the same plan on every rank.
+            with timer("pack"):
+                score_groups(rollout.groups, use_std=cfg.advantage_std)
+                updates = pack_updates(rollout.groups, cfg, parts.folder, runtime)
+            # Log-probs before the update: the policy ratio's denominator, the reference's for KL.
+            add_logprobs(updates, parts, runtime)
+            # Update: one optimizer step for each part of the rollout.
+            with timer("update"):
+                results = [
+                    optimizer_step(
+                        model, parts.optimizer, update.batches, objective, cfg.optim, runtime,
+                        number=step * cfg.updates_per_rollout + u, total=total_updates,
+                        first=u == 0,
+                    )
+                    for u, update in enumerate(updates)
+                ]  # fmt: skip
+            # Look, log, save: validation and the best model, the step's line, a checkpoint.
+            validation = stage.look(step + 1, parts.validator.measure)
+            seconds = timer.seconds()
+            values = step_metrics(rollout, updates, results, seconds, runtime)
+            values |= {"mismatch/probe": mismatch, **validation}
+            stage.log(step + 1, values, seconds, rollout.groups[: cfg.log_groups])
+            if rollout.no_signal_frac == 1:
+                runtime.say(f"step {step + 1}: no group has a signal; their rewards are all equal")
+            stage.save(step + 1, parts.rollouts.sampler.position)
+        stage.export()
+        parts.validator.finish(stage.folder)
+        stage.close()
 
-    from ovlt.data.loader import Loader
-    from ovlt.data.rows import read_rows
-    from ovlt.data.sampler import Sampler
-    from ovlt.data.sources import to_prompt
-    from ovlt.evaluate.validator import Validator, tolerance_of
-    from ovlt.model.load import open_folder
-    from ovlt.model.parallel import load_sharded
-    from ovlt.model.weights import export_folder
-    from ovlt.reward.pool import RewardPool
-    from ovlt.rollout.groups import Rollouts, rollout_metrics
-    from ovlt.rollout.open import engine_dtype, open_engine
-    from ovlt.rollout.sync import WeightSync
-    from ovlt.run.metrics import MetricsWriter, PhaseTimer
-    from ovlt.run.stage import Stage
-    from ovlt.system.runtime import compute_dtype
-    from ovlt.train import checkpoint
-    from ovlt.train.advantage import group_advantages
-    from ovlt.train.best import Best
-    from ovlt.train.loss import loss_weights, policy_objective
-    from ovlt.train.optim import build_adamw, clip_gradients, learning_rate, set_lr
-    from ovlt.train.pack import pack
-    from ovlt.train.step import check_update, forward_backward, forward_only, means, mfu
 
+@dataclass
+class Parts:
+    """What the loop works with."""
+
+    folder: ModelFolder  # of the model that training starts from
+    model: PackedModel
+    reference: PackedModel | None  # frozen, for the KL; None if kl_coef is 0
+    optimizer: torch.optim.Optimizer
+    engine: Engine
+    sync: WeightSync
+    rollouts: Rollouts
+    validator: Validator
+    stage: TrainingStage
+
+
+def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Parts:
+    """Open everything; ``opened`` closes it. Collective."""
     cfg, rollout = recipe.grpo, recipe.grpo.rollout
-    stage = Stage(runtime, recipe, cfg.stage, cfg.title, "grpo")
+    stage_folder = StageFolder(runtime, recipe, "grpo", name=cfg.stage, title=cfg.title)
     folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
-    hidden = int(folder.config.text_config.hidden_size)
-    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
-    rows, limits = read_rows(
-        runtime, recipe, folder, cfg.data, what="questions",
-        max_tokens=rollout.max_prompt_tokens, suffix=cfg.suffix,
-    )  # fmt: skip
-    sampler = Sampler(len(rows), recipe.run.seed)
-    loader = Loader(lambda i: to_prompt(rows.rows[i], limits), recipe.data.workers)
-    pool = RewardPool.of(cfg.reward)
+    reader = RowReader(runtime, recipe.model, recipe.data, folder)
+    rows = reader.questions(
+        recipe.expand(cfg.data), max_tokens=rollout.max_prompt_tokens, suffix=cfg.suffix
+    )
+    held_out = recipe.expand(recipe.evaluate.data or recipe.data.held_out)
+    pool = opened.enter_context(RewardPool.of(recipe.reward))
+    judge = pool  # grades validation and held-out answers
+    if recipe.reward.verdict:
+        judge = opened.enter_context(RewardPool.of(recipe.reward, verdict=True))
 
     # The engine first: it measures free memory, and the trainer is not there yet.
-    sampling_dtype = engine_dtype(recipe, folder, runtime.device)
-    engine = open_engine(
-        folder,
-        rollout,
-        device=runtime.device,
-        dtype=sampling_dtype,
-        max_images=max(len(row.images) for row in rows.rows),
-    )
-    engine.sleep()
-    load = partial(load_sharded, mesh=runtime.mesh, device=runtime.device, config=recipe.model)
-    model = load(folder, dtype=dtype, temperature=rollout.temperature)
+    sampling_dtype = engine_dtype(recipe.engine, recipe.model, folder, runtime.device)
+    engine = opened.enter_context(
+        open_engine(
+            folder, recipe.engine, runtime, dtype=sampling_dtype,
+            max_tokens=max(
+                rollout.max_prompt_tokens + rollout.max_response_tokens,
+                recipe.evaluate.max_tokens if held_out else 0,
+            ),
+            max_images=rows.max_images,
+        )
+    )  # fmt: skip
+
+    hidden = int(folder.text_config.hidden_size)
+    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
+
+    def load(source: ModelFolder, *, trainable: bool) -> PackedModel:
+        return load_sharded(
+            source, runtime.mesh, runtime.device, recipe.model,
+            dtype=dtype, temperature=rollout.temperature, trainable=trainable,
+        )  # fmt: skip
+
+    model = load(folder, trainable=True)
     reference = None
     if cfg.loss.kl_coef > 0:
         frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else folder
-        reference = load(frozen, dtype=dtype, temperature=rollout.temperature, trainable=False)
+        reference = load(frozen, trainable=False)
     optimizer = build_adamw(model, cfg.optim)
-    sync = WeightSync(
-        engine,
-        model,
-        folder,
-        temperature=rollout.temperature,
-        tolerance=tolerance_of(recipe, sampling_dtype),
-    )
-    validator = Validator(
-        runtime, recipe, folder, model, stage, temperature=rollout.temperature,
-        engine=engine, sync=sync, pool=None if cfg.reward.verdict else pool, suffix=cfg.suffix,
+    stage = TrainingStage(
+        runtime, recipe.run, cfg, stage_folder, model, optimizer,
+        steps=cfg.steps, source=folder.path,
     )  # fmt: skip
-
-    best = Best(runtime, model, folder.path, stage.folder)
-    first = 0
-    if (saved := checkpoint.latest(stage.folder / "checkpoints")) is not None:
-        state = checkpoint.load(saved, model=model, optimizer=optimizer)
-        first, sampler.position, best.state = state["step"], state["position"], state["best"]
-        runtime.say(f"continuing from {saved}")
-    metrics = MetricsWriter(
-        stage.folder,
-        tensorboard=recipe.run.tensorboard,
-        wandb=recipe.run.wandb or None,
-        is_main=runtime.is_main,
-        total_steps=cfg.steps,
-        start_step=first,
-        description=cfg.stage,
+    sync = WeightSync(
+        engine, model, folder,
+        temperature=rollout.temperature, tolerance=probe_tolerance(recipe.engine, sampling_dtype),
+    )  # fmt: skip
+    loader = Loader(rows.prompt, recipe.data.workers)
+    opened.callback(loader.close)
+    return Parts(
+        folder=folder,
+        model=model,
+        reference=reference,
+        optimizer=optimizer,
+        engine=engine,
+        sync=sync,
+        rollouts=Rollouts(
+            config=cfg,
+            reward=recipe.reward,
+            seed=recipe.run.seed,
+            runtime=runtime,
+            chat=folder.chat,
+            engine=engine,
+            pool=pool,
+            loader=loader,
+            sampler=Sampler(len(rows), recipe.run.seed, stage.position),
+            timer=stage.timer,
+        ),
+        validator=Validator(
+            reader=reader,
+            evaluate=recipe.evaluate,
+            validation=recipe.expand(recipe.data.validation),
+            held_out=held_out,
+            open_engine=lambda: (engine, sync),
+            pool=judge,
+            sampling=replace(sampling_of(rollout), n=1),
+            max_prompt_tokens=rollout.max_prompt_tokens,
+            seed=recipe.run.seed,
+            suffix=cfg.suffix,
+        ),
+        stage=stage,
     )
-    metrics.resume(first)
-    timer = PhaseTimer()
-    rollouts = Rollouts(runtime, recipe, folder, engine, pool, loader, sampler, timer)
-    objective = policy_objective(cfg.loss)
+
+
+@dataclass
+class PackedUpdate:
+    """The micro-batches of one optimizer step."""
+
+    batches: list[PackedBatch]  # of this rank
+    plan: BatchPlan  # of all ranks
+    num_samples: int  # that take part, of all ranks
+
+
+def pack_updates(
+    groups: Sequence[Group], cfg: GrpoConfig, folder: ModelFolder, runtime: Runtime
+) -> list[PackedUpdate]:
+    """Pack equal parts of the groups, one for each optimizer step of this rollout."""
+    # Samples of advantage 0 have no gradient, unless another term of the loss gives them one.
     other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
     skip = cfg.skip_zero_advantage and not other_terms
-    total_updates = cfg.steps * cfg.updates_per_rollout
-    probe = sync()
+    size = len(groups) // cfg.updates_per_rollout  # groups per optimizer step
+    updates = []
+    for u in range(cfg.updates_per_rollout):
+        samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
+        # Made of all samples: those that are skipped keep their part of the normaliser.
+        weights = loss_weights(
+            [s.num_response_tokens for s in samples],
+            cfg.loss.aggregation,
+            cfg.rollout.max_response_tokens,
+        )
+        if skip:
+            useful = [i for i, s in enumerate(samples) if s.advantage != 0]
+            samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
+        batches, plan = pack(
+            samples, weights, runtime, cfg.token_budget, folder.config, folder.patchify
+        )
+        updates.append(PackedUpdate(batches, plan, len(samples)))
+    return updates
 
-    timer.reset()
-    for step in range(first, cfg.steps):
-        # --- sample and grade: n answers to each prompt, on every rank its share ----------------
-        groups, drawn = rollouts.draw(step, version=step * cfg.updates_per_rollout)
-        engine.sleep()
-        with timer("pack"):
-            for group in groups:
-                scores = [sample.reward for sample in group.samples]
-                for sample, advantage in zip(
-                    group.samples, group_advantages(scores, cfg.advantage_std), strict=True
-                ):
-                    sample.advantage = float(advantage)
-            # --- pack: every optimizer step of this rollout, the same plan on every rank -------
-            size = len(groups) // cfg.updates_per_rollout
-            updates, plans, trained = [], [], 0
-            for u in range(cfg.updates_per_rollout):
-                samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
-                weights = loss_weights(
-                    [s.num_response_tokens for s in samples],
-                    cfg.loss.aggregation,
-                    rollout.max_response_tokens,
-                )
-                if skip:  # their gradient is 0, their part of the weights stays
-                    useful = [i for i, s in enumerate(samples) if s.advantage != 0]
-                    samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
-                batches, planned = pack(
-                    samples, weights, runtime, cfg.token_budget, folder.config, folder.patchify
-                )
-                trained += len(samples)
-                updates.append(batches)
-                plans.append(planned)
-        # --- log-probs before the update; one update per rollout needs none: its ratio is 1 -----
-        every = [batch for batches in updates for batch in batches]
-        if cfg.updates_per_rollout > 1:
-            with timer("old_logp"):
-                for batch, logp in zip(every, forward_only(model, every, runtime), strict=True):
-                    batch.old_logp = logp
-        if reference is not None:
-            with timer("ref_logp"):
-                for batch, logp in zip(every, forward_only(reference, every, runtime), strict=True):
-                    batch.ref_logp = logp
-        # --- update ------------------------------------------------------------------------------
-        totals: dict[str, float] = {}
-        worst: dict[str, float] = {}
-        norms, lr, first_dev = [], 0.0, 0.0
-        with timer("update"):
-            for u, batches in enumerate(updates):
-                sums, maxima = forward_backward(model, batches, objective, runtime)
-                norm = clip_gradients(model, cfg.optim.max_grad_norm)
-                check_update(step, u, norm, sums, maxima)
-                lr = learning_rate(step * cfg.updates_per_rollout + u, total_updates, cfg.optim)
-                set_lr(optimizer, lr)
-                optimizer.step()
-                optimizer.zero_grad()
-                norms.append(norm)
-                totals = {k: totals.get(k, 0.0) + v for k, v in sums.items()}
-                worst = {k: max(worst.get(k, 0.0), v) for k, v in maxima.items()}
-                if u == 0:
-                    first_dev = maxima["ratio_dev"]
-        with timer("sync"):
-            probe = sync()
-        # --- look, log, save ---------------------------------------------------------------------
-        done = step + 1
-        extra: dict[str, float] = {}
-        if cfg.eval_every and (done % cfg.eval_every == 0 or done == cfg.steps):
-            with timer("validation"):
-                extra = validator.measure()
-                if cfg.keep == "best":
-                    best.offer(done, extra["val/greedy"])
-        seconds = timer.seconds()
-        tokens = sum(len(s.token_ids) for g in groups for s in g.samples)
-        working = (
-            sum(seconds.values()) - seconds.get("validation", 0) - seconds.get("checkpoint", 0)
-        )
-        metrics.log(
-            done,
-            {
-                **rollout_metrics(groups, drawn),
-                "loss": totals["loss"] / cfg.updates_per_rollout,
-                "lr": lr,
-                "grad_norm": sum(norms) / len(norms),
-                **means(totals, ["entropy", "kl_ref"]),
-                "clip/frac": means(totals, ["clip_low"])["clip_low"]
-                + means(totals, ["clip_high"])["clip_high"],
-                "clip/dual_frac": means(totals, ["dual_clip"])["dual_clip"],
-                "is/truncated_frac": means(totals, ["is_truncated"])["is_truncated"],
-                "mismatch/kl": means(totals, ["mismatch_kl"])["mismatch_kl"],
-                "mismatch/max_abs": worst["mismatch_max"],
-                "mismatch/probe": probe,
-                "ratio/first_dev": first_dev,
-                "ratio/max_dev": worst["ratio_dev"],
-                "update/samples_frac": trained / sum(len(g.samples) for g in groups),
-                "tokens": tokens,
-                "tokens_per_second": tokens / max(1e-9, working),
-                "pack/fill": sum(p.fill for p in plans) / len(plans),
-                "pack/filler_frac": max(p.filler for p in plans),
-                "pack/imbalance": max(p.imbalance for p in plans),
-                "pack/micro_batches": len(every),
-                **mfu(3 * sum(p.cost for p in plans), seconds["update"], runtime),
-                **extra,
-            },
-            seconds,
-        )
-        metrics.log_rollouts(done, groups[: cfg.log_groups])
-        if drawn["no_signal_frac"] == 1:
-            runtime.say(f"step {done}: no group has a signal; rewards are all equal within groups")
-        timer.reset()
-        # After the log: killed in between, the run logs this step again; before, never. Its seconds
-        # are those of the next step.
-        if (cfg.save_every and done % cfg.save_every == 0) or done == cfg.steps:
-            with timer("checkpoint"):
-                checkpoint.save(
-                    stage.folder / "checkpoints",
-                    step=done,
-                    model=model,
-                    optimizer=optimizer,
-                    state={"step": done, "position": sampler.position, "best": best.state},
-                    recipe=stage.identity,
-                )
-                best.forget_others()
-    metrics.close()
-    loader.close()
-    if best.state and best.state["step"] < cfg.steps:
-        runtime.say("the best model by validation is that of step {step:.0f}".format(**best.state))
-        best.restore()
-        sync()
-    export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)
-    runtime.barrier()
-    stage.update(steps=cfg.steps, **({"best": best.state} if best.state else {}))
-    validator.finish(str(stage.folder / "model"))
-    pool.close()
-    stage.update(status="done")
-    best.close()
-    runtime.say(f"{cfg.stage}: {cfg.steps} steps, model in {stage.folder / 'model'}")
+
+def add_logprobs(updates: Sequence[PackedUpdate], parts: Parts, runtime: Runtime) -> None:
+    """Put ``old_logp`` and ``ref_logp`` into the micro-batches, as far as the loss needs them."""
+    batches = [batch for update in updates for batch in update.batches]
+    timer = parts.stage.timer
+    if len(updates) > 1:  # with one update per rollout the ratio is 1, and the update knows it
+        with timer("old_logp"):
+            for batch, logp in zip(
+                batches, forward_only(parts.model, batches, runtime), strict=True
+            ):
+                batch.old_logp = logp
+    if parts.reference is not None:
+        with timer("ref_logp"):
+            logps = forward_only(parts.reference, batches, runtime)
+            for batch, logp in zip(batches, logps, strict=True):
+                batch.ref_logp = logp
+
+
+def step_metrics(
+    rollout: RolloutBatch,
+    updates: Sequence[PackedUpdate],
+    results: Sequence[Update],
+    seconds: dict[str, float],
+    runtime: Runtime,
+) -> dict[str, float]:
+    """What is logged of a step; docs/metrics.md explains each name."""
+    plans = [update.plan for update in updates]
+    num_samples = sum(len(g.samples) for g in rollout.groups)
+    idle = ("validation", "checkpoint")
+    working = sum(value for phase, value in seconds.items() if phase not in idle)
+    return {
+        **rollout.metrics(),
+        "loss": sum(r.sums["loss"] for r in results) / len(results),
+        "lr": results[-1].lr,
+        "grad_norm": sum(r.grad_norm for r in results) / len(results),
+        "entropy": token_mean(results, "entropy"),
+        "kl_ref": token_mean(results, "kl_ref"),
+        "clip/frac": token_mean(results, "clip_low", "clip_high"),
+        "clip/dual_frac": token_mean(results, "dual_clip"),
+        "is/truncated_frac": token_mean(results, "is_truncated"),
+        "mismatch/kl": token_mean(results, "mismatch_kl"),
+        "mismatch/max_abs": max(r.maxima["mismatch_max"] for r in results),
+        "ratio/first_dev": results[0].maxima["ratio_dev"],
+        "ratio/max_dev": max(r.maxima["ratio_dev"] for r in results),
+        "update/samples_frac": sum(update.num_samples for update in updates) / num_samples,
+        "tokens": rollout.num_tokens,
+        "tokens_per_second": rollout.num_tokens / max(1e-9, working),
+        "pack/fill": sum(plan.fill for plan in plans) / len(plans),
+        "pack/filler_frac": max(plan.filler for plan in plans),
+        "pack/imbalance": max(plan.imbalance for plan in plans),
+        "pack/micro_batches": sum(len(update.batches) for update in updates),
+        **mfu(sum(plan.cost for plan in plans), seconds["update"], runtime),
+    }
 
 
 if __name__ == "__main__":
-    main()
-    from ovlt.system.runtime import leave
+    from ovlt.__main__ import rank
 
-    leave()
+    rank("grpo")

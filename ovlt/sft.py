@@ -1,170 +1,189 @@
-"""``torchrun -m ovlt.sft [RECIPE]``: supervised fine-tuning on sharegpt messages, packed.
+"""``ovlt sft [RECIPE]``: supervised fine-tuning on sharegpt messages, packed.
 
-Cross-entropy on the assistant's tokens, mean over all such tokens of the optimizer step, whatever
-ranks and micro-batches they fall on. The loop below is the whole of it.
+Cross-entropy on the assistant's tokens, mean over all such tokens of the optimizer step, no matter
+on which ranks and in which micro-batches they are. ``train`` is the whole loop.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ovlt.config import Recipe
-from ovlt.config.load import command_line
+from ovlt.data.loader import Loader
+from ovlt.data.rows import GoodRows, RowReader
+from ovlt.data.sampler import Sampler
+from ovlt.evaluate.validator import Validator
+from ovlt.model.batch import PackedBatch
+from ovlt.model.load import ModelFolder, open_folder
+from ovlt.model.packed_model import PackedModel
+from ovlt.model.parallel import load_sharded
+from ovlt.reward.pool import RewardPool
+from ovlt.rollout.engine import Engine, Sampling
+from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.sync import WeightSync
+from ovlt.run.stage import StageFolder
+from ovlt.system.runtime import Runtime, compute_dtype
+from ovlt.train.loss import CROSS_ENTROPY, loss_weights
+from ovlt.train.optim import build_adamw
+from ovlt.train.pack import BatchPlan, Extent, collate, plan
+from ovlt.train.stage import TrainingStage
+from ovlt.train.step import Update, mfu, optimizer_step, token_mean
+from ovlt.types import Sample
 
 
-def main() -> None:
-    recipe = command_line("sft", "Supervised fine-tuning; loss on assistant tokens.", "sft")
-    from ovlt.system import env
-
-    env.apply("cpu" if recipe.run.device == "cpu" else env.machine())
-    from ovlt.smoke.make import ensure_inputs
-    from ovlt.system.runtime import running
-
-    with running("sft", recipe.run) as runtime:
-        ensure_inputs(runtime, recipe, "sft")
-        train(runtime, recipe)
-
-
-def train(runtime: Any, recipe: Recipe) -> None:
-    """Run the stage: rows -> packed micro-batches -> updates -> model folder -> figures."""
-    from ovlt.data.loader import Loader
-    from ovlt.data.rows import read_rows
-    from ovlt.data.sampler import Sampler
-    from ovlt.data.sources import to_sample
-    from ovlt.evaluate.validator import Validator
-    from ovlt.model.load import open_folder
-    from ovlt.model.parallel import load_sharded
-    from ovlt.model.weights import export_folder
-    from ovlt.run.metrics import MetricsWriter, PhaseTimer
-    from ovlt.run.stage import Stage
-    from ovlt.system.runtime import compute_dtype
-    from ovlt.train import checkpoint
-    from ovlt.train.loss import CROSS_ENTROPY, loss_weights
-    from ovlt.train.optim import build_adamw, clip_gradients, learning_rate, set_lr
-    from ovlt.train.pack import Extent, Plan, collate, plan
-    from ovlt.train.step import check_update, forward_backward, means, mfu
-
+def train(runtime: Runtime, recipe: Recipe) -> None:
+    """Run the stage; every rank executes the same lines."""
     cfg = recipe.sft
-    stage = Stage(runtime, recipe, cfg.stage, cfg.title, "sft")
-    folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
-    dtype = compute_dtype(
-        recipe.model.compute_dtype, runtime.device, int(folder.config.text_config.hidden_size)
-    )
-    model = load_sharded(folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
+    folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
+    source = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    hidden = int(source.text_config.hidden_size)
+    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
+    model = load_sharded(source, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
     optimizer = build_adamw(model, cfg.optim)
-    rows, limits = read_rows(
-        runtime, recipe, folder, cfg.data, what="conversations", max_tokens=cfg.token_budget
-    )
-    order = Sampler(len(rows), recipe.run.seed)
+    reader = RowReader(runtime, recipe.model, recipe.data, source)
+    rows = reader.conversations(recipe.expand(cfg.data), max_tokens=cfg.token_budget)
     steps = cfg.steps or math.ceil(cfg.epochs * len(rows) / cfg.batch_samples)
-    loader = Loader(lambda i: to_sample(rows.rows[i], limits), recipe.data.workers)
-    validator = Validator(runtime, recipe, folder, model, stage, temperature=1.0)
-
-    first = 0
-    if (saved := checkpoint.latest(stage.folder / "checkpoints")) is not None:
-        state = checkpoint.load(saved, model=model, optimizer=optimizer)
-        first = state["step"]
-        runtime.say(f"continuing from {saved}")
-    metrics = MetricsWriter(
-        stage.folder,
-        tensorboard=recipe.run.tensorboard,
-        wandb=recipe.run.wandb or None,
-        is_main=runtime.is_main,
-        total_steps=steps,
-        start_step=first,
-        description=cfg.stage,
-    )
-    metrics.resume(first)
-    timer = PhaseTimer()
-
-    def lay_out(step: int) -> tuple[list[int], Plan, list[float]]:
-        """Rows of a step, their micro-batches, weights. Needs no pixels: the same on every rank."""
-        batch = order.at(step * cfg.batch_samples, cfg.batch_samples)
-        chosen = [rows.rows[i] for i in batch]
-        planned = plan(
-            [Extent(len(row.token_ids), row.grids, i, row.id) for i, row in enumerate(chosen)],
-            ranks=runtime.world_size,
-            budget=cfg.token_budget,
-            config=folder.config,
+    with contextlib.ExitStack() as opened:
+        validator = open_validator(recipe, reader, model, opened)
+        loader = Loader(rows.sample, recipe.data.workers)
+        opened.callback(loader.close)
+        stage = TrainingStage(
+            runtime, recipe.run, cfg, folder, model, optimizer, steps=steps, source=source.path
         )
-        labelled = [row.num_labels for row in chosen]
-        return batch, planned, loss_weights(labelled, "token_mean")
-
-    layout = lay_out(first)
-    timer.reset()
-    for step in range(first, steps):
-        with timer("data"):
-            batch, planned, weights = layout
-            micro = [
-                collate(
-                    loader.get([batch[i] for i in bin_]),
-                    [weights[i] for i in bin_],
-                    config=folder.config,
-                    patchify=folder.patchify,
-                )
-                for bin_ in planned.bins[runtime.rank]
-            ]
-            layout = lay_out(step + 1)  # its images are decoded while this step computes
-            loader.prefetch([layout[0][i] for bin_ in layout[1].bins[runtime.rank] for i in bin_])
-        with timer("update"):
-            sums, _ = forward_backward(model, micro, CROSS_ENTROPY, runtime)
-            norm = clip_gradients(model, cfg.optim.max_grad_norm)
-            check_update(step, 0, norm, sums, {})
-            lr = learning_rate(step, steps, cfg.optim)
-            set_lr(optimizer, lr)
-            optimizer.step()
-            optimizer.zero_grad()
-        done = step + 1
-        extra: dict[str, float] = {}
-        if cfg.eval_every and (done % cfg.eval_every == 0 or done == steps):
-            with timer("validation"):
-                extra = validator.measure()
-        seconds = timer.seconds()
-        tokens = sum(len(rows.rows[i].token_ids) for i in batch)
-        metrics.log(
-            done,
-            {
-                "loss": sums["loss"],
-                "lr": lr,
-                "grad_norm": norm,
-                **means(sums, ["nll", "entropy"]),
-                "tokens": tokens,
-                "tokens_per_second": tokens / max(1e-9, seconds["data"] + seconds["update"]),
-                "pack/fill": planned.fill,
-                "pack/filler_frac": planned.filler,
-                "pack/imbalance": planned.imbalance,
-                "pack/micro_batches": len(micro),
-                **mfu(3 * planned.cost, seconds["update"], runtime),
-                **extra,
-            },
-            seconds,
-        )
+        batches = Batches(rows, source, runtime, loader, cfg.batch_samples, cfg.token_budget)
+        order, timer = Sampler(len(rows), recipe.run.seed), stage.timer
         timer.reset()
-        # After the log: killed in between, the run logs this step again; before, never. Its seconds
-        # are those of the next step.
-        if (cfg.save_every and done % cfg.save_every == 0) or done == steps:
-            with timer("checkpoint"):
-                checkpoint.save(
-                    stage.folder / "checkpoints",
-                    step=done,
-                    model=model,
-                    optimizer=optimizer,
-                    state={"step": done, "position": done * cfg.batch_samples},
-                    recipe=stage.identity,
+        for step in range(stage.first, steps):
+            # Pack: this step's micro-batches; the images of the next step are decoded meanwhile.
+            with timer("data"):
+                chosen, upcoming = (
+                    order.at(n * cfg.batch_samples, cfg.batch_samples) for n in (step, step + 1)
                 )
-    metrics.close()
-    loader.close()
-    export_folder(model, folder.path, stage.folder / "model", is_main=runtime.is_main)
-    runtime.barrier()
-    stage.update(steps=steps)
-    validator.finish(str(stage.folder / "model"))
-    stage.update(status="done")
-    runtime.say(f"{cfg.stage}: {steps} steps, model in {stage.folder / 'model'}")
+                micro_batches, packing = batches.make(chosen)
+                batches.prefetch(upcoming)
+            # Update.
+            with timer("update"):
+                update = optimizer_step(
+                    model, optimizer, micro_batches, CROSS_ENTROPY, cfg.optim, runtime,
+                    number=step, total=steps,
+                )  # fmt: skip
+            # Look, log, save.
+            validation = stage.look(step + 1, validator.measure)
+            seconds = timer.seconds()
+            tokens = sum(len(rows[i].token_ids) for i in chosen)
+            values = step_metrics(update, packing, tokens, seconds, runtime)
+            values["pack/micro_batches"] = len(micro_batches)
+            stage.log(step + 1, values | validation, seconds)
+            stage.save(step + 1, (step + 1) * cfg.batch_samples)
+        stage.export()
+        validator.finish(folder)
+        stage.close()
+
+
+@dataclass
+class Batches:
+    """Makes the micro-batches of a step. Planning needs no pixels, so all ranks plan alike."""
+
+    rows: GoodRows
+    folder: ModelFolder
+    runtime: Runtime
+    loader: Loader[Sample]
+    batch_samples: int
+    token_budget: int
+
+    def plan(self, chosen: Sequence[int]) -> BatchPlan:
+        """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
+        rows = [self.rows[i] for i in chosen]
+        extents = [Extent(len(r.token_ids), r.grids, i, r.id) for i, r in enumerate(rows)]
+        return plan(
+            extents,
+            ranks=self.runtime.world_size,
+            budget=self.token_budget,
+            config=self.folder.config,
+        )
+
+    def make(self, chosen: Sequence[int]) -> tuple[list[PackedBatch], BatchPlan]:
+        """Return this rank's micro-batches, and the plan of all ranks."""
+        packing = self.plan(chosen)
+        weights = loss_weights([self.rows[i].num_labels for i in chosen], "token_mean")
+        micro_batches = [
+            collate(
+                self.loader.get([chosen[i] for i in places]),
+                [weights[i] for i in places],
+                config=self.folder.config,
+                patchify=self.folder.patchify,
+            )
+            for places in packing.bins[self.runtime.rank]
+        ]
+        return micro_batches, packing
+
+    def prefetch(self, chosen: Sequence[int]) -> None:
+        """Start to decode this rank's images of a later step."""
+        mine = self.plan(chosen).bins[self.runtime.rank]
+        self.loader.prefetch([chosen[i] for places in mine for i in places])
+
+
+def open_validator(
+    recipe: Recipe, reader: RowReader, model: PackedModel, opened: contextlib.ExitStack
+) -> Validator:
+    """Return the validator; its engine is opened at the first use, and closed by ``opened``."""
+    cfg, runtime, source = recipe.evaluate, reader.runtime, reader.folder
+    held_out = recipe.expand(cfg.data or recipe.data.held_out)
+
+    @functools.cache
+    def engine() -> tuple[Engine, WeightSync]:
+        dtype = engine_dtype(recipe.engine, recipe.model, source, runtime.device)
+        sampler = opened.enter_context(
+            open_engine(source, recipe.engine, runtime, dtype=dtype, max_tokens=cfg.max_tokens)
+        )
+        tolerance = probe_tolerance(recipe.engine, dtype)
+        return sampler, WeightSync(
+            sampler, model, source, temperature=cfg.temperature, tolerance=tolerance
+        )
+
+    pool = None
+    if held_out or recipe.sft.eval_every:
+        # Now: a reward that cannot be loaded is known before the training, not after it.
+        pool = opened.enter_context(RewardPool.of(recipe.reward, verdict=True))
+    return Validator(
+        reader=reader,
+        evaluate=cfg,
+        validation=recipe.expand(recipe.data.validation),
+        held_out=held_out,
+        open_engine=engine,
+        pool=pool,
+        sampling=Sampling(
+            1, cfg.temperature, cfg.max_response_tokens, top_p=cfg.top_p, top_k=cfg.top_k
+        ),
+        max_prompt_tokens=cfg.max_prompt_tokens,
+        seed=recipe.run.seed,
+    )
+
+
+def step_metrics(
+    update: Update, packing: BatchPlan, tokens: int, seconds: dict[str, float], runtime: Runtime
+) -> dict[str, float]:
+    """What is logged of a step; docs/metrics.md explains each name."""
+    return {
+        "loss": update.sums["loss"],
+        "lr": update.lr,
+        "grad_norm": update.grad_norm,
+        "nll": token_mean([update], "nll"),
+        "entropy": token_mean([update], "entropy"),
+        "tokens": tokens,
+        "tokens_per_second": tokens / max(1e-9, seconds["data"] + seconds["update"]),
+        "pack/fill": packing.fill,
+        "pack/filler_frac": packing.filler,
+        "pack/imbalance": packing.imbalance,
+        **mfu(packing.cost, seconds["update"], runtime),
+    }
 
 
 if __name__ == "__main__":
-    main()
-    from ovlt.system.runtime import leave
+    from ovlt.__main__ import rank
 
-    leave()
+    rank("sft")

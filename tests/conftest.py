@@ -10,7 +10,7 @@ import pytest
 from ovlt.system import env
 
 # `make test` exports the same table before Python starts; this serves a plain `pytest`.
-env.apply(env.machine(), make=True)
+env.apply(env.machine(), shared=True)
 
 SEED = 20_240_607
 

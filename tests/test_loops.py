@@ -77,9 +77,10 @@ n = 3
 temperature = 0.9
 max_prompt_tokens = 160
 max_response_tokens = 7
+[engine]
 max_sequences = 16
 kv_cache_gib = 0.2
-[grpo.reward]
+[reward]
 function = "{home}/odd.py:odd"
 workers = 1
 [evaluate]
@@ -264,7 +265,7 @@ def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     some = bench.start("grpo", 1, "skip", skip)
     none = bench.start(
         "grpo", 2, "skip-all", skip, "--grpo.steps=1",
-        f"--grpo.reward.function={bench.home / 'odd.py'}:flat",
+        f"--reward.function={bench.home / 'odd.py'}:flat",
     )  # fmt: skip
     some.finish()
     none.finish()
@@ -304,7 +305,7 @@ def test_a_suffix_of_grpo_is_asked_in_its_rollouts(
 
 def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> None:
     own = [
-        f"--grpo.reward.function={bench.home / 'odd.py'}:mixed",
+        f"--reward.function={bench.home / 'odd.py'}:mixed",
         "--grpo.keep=best", "--grpo.eval_every=1", "--grpo.optim.schedule=constant",
         "--grpo.optim.lr=2e-3", "--data.validation_questions=12",
         "--grpo.rollout.max_response_tokens=8",
@@ -339,7 +340,7 @@ def test_rejection_sampling_keeps_one_right_answer_per_question_for_any_number_o
             "reject", ranks, f"reject-{ranks}",
             f"--grpo.start={bench.home / 'model'}",
             "--demo.rejection_n=8",
-            f"--grpo.reward.verdict={bench.home / 'odd.py'}:bare",
+            f"--reward.verdict={bench.home / 'odd.py'}:bare",
             "--grpo.rollout.max_response_tokens=60",  # so that random answers end now and then
         ).finish()  # fmt: skip
         rows = pq.read_table(bench.folder("rejection", f"reject-{ranks}") / "rows.parquet")
@@ -361,13 +362,13 @@ def test_four_updates_per_rollout_with_reference_and_the_slow_engine(bench: Benc
     """Old and reference log-probs, validation, the held-out measurement, and what is logged."""
     bench.start(
         "grpo", 1, "reference",
-        "--grpo.rollout.engine=transformers",
+        "--engine.backend=transformers",
         "--grpo.loss.kl_coef=0.05",
         "--grpo.updates_per_rollout=4",
         "--grpo.steps=2",
         "--grpo.eval_every=2",
         "--grpo.log_groups=3",
-        "--grpo.reward.verdict=answer",
+        "--reward.verdict=answer",
         f"--data.held_out={bench.home / 'questions.parquet'}",
     ).finish()  # fmt: skip
     folder = bench.folder("grpo", "reference")
@@ -439,7 +440,7 @@ def test_a_missing_model_is_one_sentence(bench: Bench) -> None:
         check=False,
     )
     assert_one_sentence(
-        done.returncode, done.stderr, "ovlt.grpo: ", str(bench.home / "absent"), "--model.path"
+        done.returncode, done.stderr, "ovlt grpo: ", str(bench.home / "absent"), "--model.path"
     )
 
 
@@ -454,8 +455,8 @@ def test_other_mistakes_are_one_sentence_too(
     held = f"--data.held_out={bench.home / 'questions.parquet'}"
     mistakes = [
         ("sft", "broken", [f"--model.path={broken}"], "truncated"),
-        ("grpo", "no-reward", ["--grpo.reward.function=rewards.py:f"], "rewards.py does not exist"),
-        ("sft", "no-verdict", ["--grpo.reward.verdict=anser", held], "did you mean 'answer'"),
+        ("grpo", "no-reward", ["--reward.function=rewards.py:f"], "rewards.py does not exist"),
+        ("sft", "no-verdict", ["--reward.verdict=anser", held], "did you mean 'answer'"),
         ("sft", "sft-1-whole", ["--sft.batch_samples=7"], "sft.batch_samples was 6, is 7"),
         ("sft", "sft-1-whole", [], "--resume auto"),
         ("sft", "no-data", [f"--sft.data={bench.home / 'none.parquet'}"], "none.parquet"),
@@ -465,4 +466,4 @@ def test_other_mistakes_are_one_sentence_too(
         mistakes.append(("sft", "no-gpu", ["--run.device=cuda"], "CUDA"))
     for stage, run, overrides, words in mistakes:
         command = bench.start(stage, 1, run, *overrides)
-        assert_one_sentence(command.wait()[0], command.stderr(), f"ovlt.{stage}: ", words)
+        assert_one_sentence(command.wait()[0], command.stderr(), f"ovlt {stage}: ", words)

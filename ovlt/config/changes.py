@@ -25,7 +25,9 @@ MAY_CHANGE = (
 LENGTH = ("*.steps", "*.epochs")
 
 
-def changes_between(before: Mapping[str, object], now: Mapping[str, object]) -> list[tuple[str, str]]:
+def changes_between(
+    before: Mapping[str, object], now: Mapping[str, object]
+) -> list[tuple[str, str]]:
     """List (key, "key was A, is B") for all keys that differ between two recipes or tables."""
     before, now = flat(before), flat(now)
 

@@ -79,8 +79,8 @@ class DistillConfig(Table):
     def _places(self) -> DistillConfig:
         if self.engine.tensor_parallel > 1 and self.ranks > 1:
             raise ValueError(
-                "distill.engine.tensor_parallel > 1 is for one process that spreads a large teacher over "
-                "GPUs: set distill.ranks to 1 or 0"
+                "distill.engine.tensor_parallel > 1 is for one process that spreads a large "
+                "teacher over GPUs: set distill.ranks to 1 or 0"
             )
         for text, key, names in (
             (self.teacher_request, "teacher_request", ("caption", "question")),

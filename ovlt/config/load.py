@@ -1,8 +1,8 @@
 """Read a recipe: one TOML file, or several laid over each other, is one reproducible run.
 
-``load_recipe`` reads the files, shrinks them if ``--smoke`` asks for that, lays ``--table.key=value``
-over them, and answers an unknown key with the nearest name, or with the new name of one that has
-moved. TOML because a recipe is read more often than it is written.
+``load_recipe`` reads the files, shrinks them if ``--smoke`` asks for that, lays
+``--table.key=value`` over them, and answers an unknown key with the nearest name, or with the new
+name of one that has moved. TOML because a recipe is read more often than it is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -96,6 +96,13 @@ def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise ValueError(_explain(error, origin)) from None
+
+
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    """Write every value of a recipe as JSON, for the process that is to run it; its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(recipe.resolved(), indent=2), encoding="utf-8")
+    return path
 
 
 def _set(tree: dict[str, Any], text: str) -> None:

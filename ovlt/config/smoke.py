@@ -84,11 +84,6 @@ class TeacherConfig(Table):
 
 
 class DemoConfig(Table):
-    """What `make demo` and `make results` add around the stages."""
+    """How `make demo` and `make results` run the stages."""
 
     ranks: NonNegative = field(0, "Processes per stage; 0: one per GPU, or two on a CPU.")
-    control_steps: NonNegative = field(
-        0, "Optimizer steps of the SFT-only control; 0: as many as match GRPO's measured compute."
-    )
-    rejection_prompts: Positive = field(6000, "Questions the rejection-sampling control answers.")
-    rejection_n: Positive = field(4, "Samples per question of the rejection-sampling control.")

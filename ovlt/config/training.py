@@ -217,3 +217,8 @@ class EvaluateConfig(Table):
     limit: NonNegative = field(0, "Use the first so many questions; 0: all.")
     seed: NonNegative = field(0, "Seed of the sampled answers.")
     engine: SoloEngineConfig = SoloEngineConfig()
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt and response together."""
+        return self.max_prompt_tokens + self.max_response_tokens

@@ -10,14 +10,14 @@ folder says what is done: killed at any moment, the same command goes on.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ovlt.config import Recipe
-from ovlt.config.load import command_line, recipe_from
+from ovlt.config.command_line import command_line
+from ovlt.config.load import recipe_from
 from ovlt.cycle.controls import ALL, chosen, controls
 from ovlt.cycle.stages import Step, steps
 from ovlt.cycle.state import State, only_here
@@ -35,9 +35,15 @@ SFT and GRPO in turns, each iteration on traces of the one before.
 """
 
 
-def main() -> None:
-    options, rest = Options.read(sys.argv[1:])
-    recipe = command_line("cycle", SUMMARY, "cycle", rest, launcher="python")
+def main(argv: Sequence[str]) -> None:
+    """Run the cycle, or print its plan (--dry-run)."""
+    options, rest = Options.read(argv)
+    recipe = command_line(
+        "cycle",
+        SUMMARY,
+        ("cycle", "distill", "sft", "grpo", "evaluate", "run", "model", "data", "engine", "reward"),
+        rest,
+    )
     try:
         runs = [with_seed(recipe, seed) for seed in options.seeds or [recipe.run.seed]]
         if len({run.folder for run in runs}) < len(runs):
@@ -51,7 +57,7 @@ def main() -> None:
             else:
                 cycle(run, todo, options.controls)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"ovlt.cycle: {error}") from None
+        raise SystemExit(f"ovlt cycle: {error}") from None
     if not options.dry_run:
         from ovlt.report.cycle_table import table
 
@@ -68,8 +74,9 @@ def cycle(recipe: Recipe, todo: Sequence[Step], compare: Sequence[str]) -> None:
     from ovlt.system.files import write_whole
 
     ranks = recipe.cycle.ranks or launch.default_ranks()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, env.usable_cores() // ranks))
-    env.apply(env.machine(), make=True)  # for the stages: some of it must precede their start
+    os.environ["OMP_NUM_THREADS"] = str(launch.threads_of(ranks))
+    # For the stages: some of it must be set before they start.
+    env.apply("cpu" if recipe.run.device == "cpu" else env.machine(), shared=True)
 
     def run(step: Step) -> None:
         if state.is_done(step):
@@ -194,16 +201,12 @@ class Options:
             else:
                 rest.append(word)
         if unknown := [word for word in values.get("controls", ()) if word not in ALL]:
-            raise SystemExit(f"ovlt.cycle: --controls={unknown[0]}: choose among {', '.join(ALL)}")
+            raise SystemExit(f"ovlt cycle: --controls={unknown[0]}: choose among {', '.join(ALL)}")
         if "seeds" in values:
             try:
                 values["seeds"] = tuple(int(seed) for seed in str(values["seeds"]).split(","))
             except ValueError:
                 raise SystemExit(
-                    f"ovlt.cycle: --seeds={values['seeds']} should be like --seeds=0,1,2"
+                    f"ovlt cycle: --seeds={values['seeds']} should be like --seeds=0,1,2"
                 ) from None
         return Options(**values), rest
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ fine-tunes the base model on them, and improves the result by GRPO, in one part 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from ovlt.config import Recipe
 from ovlt.config.load import recipe_from
+from ovlt.config.trees import merged
 
 Kind = Literal["evaluate", "distill", "sft", "grpo"]
 FIRST = "base_answers"
@@ -90,31 +90,26 @@ def step(
     comparison: str = "",
 ) -> Step:
     """A stage that runs with ``laid`` over the recipe, by table and key. Raises ValueError."""
-    tree = copy.deepcopy(recipe.resolved())
+    tree = recipe.resolved()
     tree["cycle"] = {}  # a stage is not a cycle: its record holds no plan of the others
     tree["run"]["resume"] = "auto"
     for key in ("validation", "held_out", "validation_questions"):
         tree["data"][key] = getattr(recipe.cycle, key) or tree["data"][key]
-    merge(tree, laid)
+    tree = merged(tree, laid)
     tree[table]["stage"] = name
     if "title" in tree[table]:
         tree[table]["title"] = title
     return Step(name, table, iteration, title, recipe_from(tree, f"stage {name}"), comparison)
 
 
+# Tables besides its own of which a stage of an iteration may hold keys.
+SHARED = ("model", "engine", "reward")
+
+
 def overlay(table: str, given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of an iteration as a tree of tables: ``model`` apart, ``name`` used already."""
-    keys = dict(given) | {k: v for k, v in own.items() if k not in ("model", "name")}
-    return {table: keys, "model": own.get("model", {})}
-
-
-def merge(tree: dict[str, Any], laid: Mapping[str, Any]) -> None:
-    """Lay tables over tables, in place; a value replaces what was there."""
-    for key, value in laid.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
-            merge(tree[key], value)
-        else:
-            tree[key] = copy.deepcopy(value)
+    """Sort the keys of an iteration's stage into tables; ``name`` has been used already."""
+    keys = dict(given) | {k: v for k, v in own.items() if k not in (*SHARED, "name")}
+    return {table: keys} | {name: own[name] for name in SHARED if name in own}
 
 
 def model_of(stage: str) -> str:

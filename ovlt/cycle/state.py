@@ -13,8 +13,6 @@ from ovlt.cycle.stages import Step
 from ovlt.system.files import held, read_json, write_json
 
 NAME = "cycle.json"
-# Of [grpo.rollout], what decides the answers of a validation or measurement outside GRPO.
-MEASURED_WITH = ("dtype", "top_p", "top_k", "max_prompt_tokens", "max_response_tokens")
 
 
 @contextlib.contextmanager
@@ -28,7 +26,7 @@ def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
         lock.enter_context(held(folder / "cycle.lock", patience))
     except TimeoutError:
         raise ValueError(
-            f"another ovlt.cycle is at work in {folder}: wait for it, or give another --run.folder"
+            f"another `ovlt cycle` is at work in {folder}: wait for it, or give another --run.folder"
         ) from None
     with lock:
         yield
@@ -98,10 +96,8 @@ class State:
 
 
 def settings(step: Step) -> dict[str, Any]:
-    """What decides what a stage makes and how it is measured: its own table, those that all stages
-    read, and the grader."""
+    """What decides what a stage makes and how it is measured: its own table, and those that all
+    stages read."""
     tree = step.recipe.resolved()
-    found = {name: tree[name] for name in ("run", "model", "data", "evaluate", step.table)}
-    rollout = {name: tree["grpo"]["rollout"][name] for name in MEASURED_WITH}
-    grader = {"grpo": {"reward": tree["grpo"]["reward"], "rollout": rollout}}
-    return grader | found  # a stage of GRPO has the whole of its table
+    names = ("run", "model", "data", "engine", "reward", "evaluate", step.table)
+    return {name: tree[name] for name in names}

@@ -16,62 +16,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ovlt.config import Recipe
-from ovlt.config.load import command_line, recipe_from
+from ovlt.config.load import recipe_from, write_recipe
+from ovlt.data.rows import RowReader
+from ovlt.distill.assemble import assemble
+from ovlt.distill.forms import fill
+from ovlt.distill.generate import check_context, generate, verify
 from ovlt.distill.phases import DECIDED_BY, digest_of, made_with, phases
-from ovlt.smoke import make as smoke
+from ovlt.distill.requests import Asker
+from ovlt.distill.shards import Record, Shards
+from ovlt.model.load import open_folder, open_reader
+from ovlt.reward.pool import RewardPool
+from ovlt.rollout.engine import Sampling
 from ovlt.system import launch
-
-if TYPE_CHECKING:
-    from ovlt.distill.shards import Record
-    from ovlt.system.runtime import Runtime
-    from ovlt.types import Prompt
+from ovlt.system.runtime import Runtime
+from ovlt.types import Prompt
 
 
-def main() -> None:
-    recipe = command_line("distill", "Distil reasoning traces into SFT rows.", "distill")
-    if recipe.distill.phase == "all":
-        try:
-            drive(recipe)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"ovlt.distill: {error}") from None
-        return
-    from ovlt.system import env
-
-    env.apply("cpu" if recipe.run.device == "cpu" else env.machine())
-    from ovlt.system.runtime import leave, running
-
-    with running("distill", recipe.run) as runtime:
-        work(runtime, recipe)
-    leave()
-
-
-def drive(recipe: Recipe, ranks: int = 0) -> None:
-    """Make what the smoke recipe lacks, then start the phases one after the other, by default with
-    ``ranks`` processes; 0: one per GPU, or two on a CPU."""
+def drive(recipe: Recipe) -> None:
+    """Start the phases one after the other, each as ranks of its own."""
     cfg = recipe.distill
-    ranks = cfg.ranks or (1 if cfg.tensor_parallel > 1 else ranks or launch.default_ranks())
-    smoke.make_missing(recipe, "distill", ranks)
-    for phase in ["answers"] if cfg.answers_of else phases(recipe):
+    ranks = cfg.ranks or (1 if cfg.engine.tensor_parallel > 1 else launch.default_ranks())
+    if cfg.phase != "all":
+        started = [cfg.phase]
+    else:
+        started = ["answers"] if cfg.answers_of else phases(recipe)
+    for phase in started:
         tree = recipe.resolved()
         tree["distill"]["phase"] = phase
         path = recipe.folder / "recipes" / f"{cfg.stage}.{phase}.json"
-        launch.torchrun("ovlt.distill", smoke.write_recipe(recipe_from(tree), path), ranks)
+        launch.torchrun("ovlt.distill", write_recipe(recipe_from(tree), path), ranks)
 
 
 def work(runtime: Runtime, recipe: Recipe) -> None:
     """One phase, on every rank."""
-    from ovlt.data.rows import read_rows
-    from ovlt.distill.assemble import assemble
-    from ovlt.distill.forms import fill
-    from ovlt.distill.generate import check_context, generate, verify
-    from ovlt.distill.requests import Asker
-    from ovlt.distill.shards import Shards
-    from ovlt.model.load import open_folder, open_reader
-    from ovlt.reward.pool import RewardPool
-
     cfg, home = recipe.distill, recipe.folder / recipe.distill.stage
     source = recipe.folder / cfg.answers_of if cfg.answers_of else home
     home.mkdir(parents=True, exist_ok=True)
@@ -85,12 +64,11 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     check_context(
         reader, cfg.max_prompt_tokens, cfg.max_response_tokens, "distill.max_response_tokens"
     )
-    found, limits = read_rows(
-        runtime, recipe, seer, cfg.data, what="questions",
-        max_tokens=cfg.max_prompt_tokens, limit=cfg.questions,
-    )  # fmt: skip
-    rows, questions = found.rows, digest_of(found.rows)
-    seeing, reading = Asker(seer, limits), Asker(reader, limits)
+    rows = RowReader(runtime, recipe.model, recipe.data, seer).questions(
+        recipe.expand(cfg.data), max_tokens=cfg.max_prompt_tokens, limit=cfg.questions
+    )
+    questions = digest_of(rows)
+    seeing, reading = Asker(seer, rows.limits), Asker(reader, rows.limits)
 
     def shards(phase: str) -> Shards:
         upto = phases(recipe)[: phases(recipe).index(phase) + 1]
@@ -136,20 +114,19 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     if cfg.phase != "answers":
         generate(
             runtime, recipe, out, reader if cfg.phase == "details" else seer, rows,
-            ask=ask[cfg.phase], n=1, temperature=cfg.caption_temperature,
-            max_tokens=cfg.max_caption_tokens, finish=lambda records, _: records,
+            ask=ask[cfg.phase],
+            sampling=Sampling(1, cfg.caption_temperature, cfg.max_caption_tokens),
+            finish=lambda records, _: records,
         )  # fmt: skip
         return
-    with RewardPool.of(recipe.grpo.reward, verdict=True) as pool:
+    with RewardPool.of(recipe.reward, verdict=True) as pool:
         generate(
             runtime, recipe, out, reader, rows,
-            ask=ask["answers"], n=cfg.k, temperature=cfg.temperature,
-            max_tokens=cfg.max_response_tokens,
+            ask=ask["answers"],
+            sampling=Sampling(
+                cfg.k, cfg.temperature, cfg.max_response_tokens, top_p=cfg.top_p, top_k=cfg.top_k
+            ),
             finish=lambda records, prompts: verify(pool, records, prompts),
         )  # fmt: skip
     if runtime.is_main:
         assemble(recipe, home, rows, out.read())
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from ovlt.distill import traces
 from ovlt.distill.shards import Record, Shards
 from ovlt.reward.functions import RewardInput
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.engine import Completion, Engine, request_seeds
+from ovlt.rollout.engine import Completion, Sampling, request_seeds
 from ovlt.rollout.open import engine_dtype, open_engine
 from ovlt.types import Prompt
 
@@ -33,9 +33,7 @@ def generate(
     rows: Sequence[Row],
     *,
     ask: Callable[[int], Prompt],
-    n: int,
-    temperature: float,
-    max_tokens: int,
+    sampling: Sampling,
     finish: Finish,
 ) -> None:
     """Answers to the questions that ``shards`` lacks, written batch by batch. Collective: when it
@@ -43,18 +41,26 @@ def generate(
 
     ``finish`` completes the records of a batch while the engine works on the next one.
     """
-    cfg, started, sampling = recipe.distill, time.perf_counter(), 0.0
+    cfg, started, engine_seconds = recipe.distill, time.perf_counter(), 0.0
     known = shards.done()
     runtime.barrier()  # every rank has read what there was before any writes more
     left = [i for i in range(len(rows)) if i not in known][runtime.rank :: runtime.world_size]
     if not left:
         runtime.barrier()
         return
-    seeds = request_seeds(cfg.seed, len(rows), range(len(rows)), n)
+    seeds = request_seeds(cfg.seed, len(rows), range(len(rows)), sampling.n)
     loader: Loader[Prompt | str] = Loader(lambda i: _or_reason(ask, i), recipe.data.workers)
     batches = [left[at : at + cfg.shard] for at in range(0, len(left), cfg.shard)]
     loader.prefetch(batches[0])
-    engine = _open(recipe, folder, runtime, rows, cfg.max_prompt_tokens + max_tokens)
+    engine = open_engine(
+        folder,
+        recipe.engine,
+        runtime,
+        dtype=engine_dtype(recipe.engine, recipe.model, folder, runtime.device),
+        max_tokens=cfg.max_prompt_tokens + sampling.max_tokens,
+        max_images=max(len(row.images) for row in rows),
+        solo=cfg.engine,
+    )
     opened = time.perf_counter()
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as background:
@@ -64,11 +70,8 @@ def generate(
                 loader.prefetch(batches[number + 1])
             prompts = {i: p for i, p in zip(batch, made, strict=True) if not isinstance(p, str)}
             began = time.perf_counter()
-            answers = engine.generate(
-                list(prompts.values()), n=n, seeds=[seeds[i] for i in prompts],
-                temperature=temperature, max_tokens=max_tokens,
-            )  # fmt: skip
-            sampling += time.perf_counter() - began
+            answers = engine.generate(list(prompts.values()), sampling, [seeds[i] for i in prompts])
+            engine_seconds += time.perf_counter() - began
             if writing is not None:
                 writing.result()
             dropped = {i: r for i, r in zip(batch, made, strict=True) if isinstance(r, str)}
@@ -81,7 +84,7 @@ def generate(
     engine.close()
     runtime.say(
         f"{shards.folder.name}: {len(left)} questions on this rank in {seconds:.1f} s, "
-        f"{sampling / seconds:.0%} of it generation; the engine was open after "
+        f"{engine_seconds / seconds:.0%} of it generation; the engine was open after "
         f"{opened - started:.1f} s"
     )
 
@@ -109,26 +112,6 @@ def check_context(folder: ModelFolder, max_prompt_tokens: int, max_tokens: int, 
             f"{folder.path} takes {context} tokens, but distill.max_prompt_tokens + {key} are "
             f"{longest}: lower one of them"
         )
-
-
-def _open(
-    recipe: Recipe, folder: ModelFolder, runtime: Runtime, rows: Sequence[Row], longest: int
-) -> Engine:
-    cfg = recipe.distill
-    rollout = recipe.grpo.rollout.model_copy(
-        update={
-            "tensor_parallel": cfg.tensor_parallel,
-            "max_sequences": cfg.max_sequences,
-            "gpu_memory": cfg.gpu_memory,
-            "top_p": cfg.top_p if cfg.phase == "answers" else 1.0,
-            "top_k": cfg.top_k if cfg.phase == "answers" else 0,
-        }
-    )
-    return open_engine(
-        folder, rollout, device=runtime.device,
-        dtype=engine_dtype(recipe, folder, runtime.device),
-        max_images=max(len(row.images) for row in rows), max_tokens=longest, shares_device=False,
-    )  # fmt: skip
 
 
 def _keep(

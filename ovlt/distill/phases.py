@@ -52,21 +52,21 @@ def digest_of(rows: Sequence[Row]) -> str:
 def made_with(recipe: Recipe, questions: str, phase: str) -> dict[str, Any]:
     """What decides a phase's records outside [distill], by name: the models, the ``questions``
     (their digest: records know them by their place), how they are shown, and the grader."""
-    reward, rollout = recipe.grpo.reward, recipe.grpo.rollout
-    dtype = recipe.model.compute_dtype if rollout.dtype == "auto" else rollout.dtype
+    reward, engine = recipe.reward, recipe.engine
+    dtype = recipe.model.compute_dtype if engine.dtype == "auto" else engine.dtype
     found: dict[str, Any] = {
         "list of good questions": questions,
         "captioner": recipe.distill.captioner or recipe.model.path,
         "model.min_pixels": recipe.model.min_pixels,
         "model.max_pixels": recipe.model.max_pixels,
-        "grpo.rollout.dtype": dtype,
-        "grpo.rollout.engine": rollout.engine,
+        "engine.dtype": dtype,
+        "engine.backend": engine.backend,
     }
     if phase == "answers":
         found |= {
             "data.suffix": recipe.data.suffix,
-            "grpo.reward.verdict": reward.verdict or reward.function,
-            "grpo.reward.timeout": reward.timeout,
-            "grpo.reward.max_chars": reward.max_chars,
+            "reward.verdict": reward.verdict or reward.function,
+            "reward.timeout": reward.timeout,
+            "reward.max_chars": reward.max_chars,
         }
     return found

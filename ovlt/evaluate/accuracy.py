@@ -28,7 +28,7 @@ Figures = dict[str, Any]  # evaluation.json
 class Answered(NamedTuple):
     """One question with its verdicts (1.0 right, 0.0 wrong) and lengths in tokens."""
 
-    index: int
+    row: int
     greedy: float
     sampled: list[float]
     greedy_tokens: int
@@ -62,9 +62,7 @@ def evaluate_rows(
         answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
     texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
     verdicts = _grade(pool, prompts, texts)
-    answered = [
-        _answered(*parts) for parts in zip(mine, answers, texts, verdicts, strict=True)
-    ]
+    answered = [_answered(*parts) for parts in zip(mine, answers, texts, verdicts, strict=True)]
     everyone = sorted(Answered(*a) for rank in runtime.gather_json(answered) for a in rank)
     return _figures(rows, everyone, sampling)
 
@@ -105,8 +103,8 @@ def _figures(rows: Sequence[Row], answers: Sequence[Answered], sampling: Samplin
             word: sum(a.keywords[k] for a in answers) / count for k, word in enumerate(KEYWORDS)
         },
         "questions": {
-            "id": [rows[a.index].id for a in answers],
-            "source": [rows[a.index].source for a in answers],
+            "id": [rows[a.row].id for a in answers],
+            "source": [rows[a.row].source for a in answers],
             "greedy": greedy,
         },
     }
@@ -125,7 +123,7 @@ def _figures(rows: Sequence[Row], answers: Sequence[Answered], sampling: Samplin
     for name, key in (("by_source", "source"), ("by_kind", "kind")):
         places: dict[str, list[int]] = {}
         for place, answer in enumerate(answers):
-            places.setdefault(getattr(rows[answer.index], key), []).append(place)
+            places.setdefault(getattr(rows[answer.row], key), []).append(place)
         figures[name] = {
             part: {"num": len(at), "greedy": sum(greedy[i] for i in at) / len(at)}
             | ({"sampled": sum(sampled[i] for i in at) / len(at)} if n else {})

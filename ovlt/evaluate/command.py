@@ -28,7 +28,7 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
         recipe.engine,
         runtime,
         dtype=engine_dtype(recipe.engine, recipe.model, folder, runtime.device),
-        max_tokens=cfg.max_prompt_tokens + cfg.max_response_tokens,
+        max_tokens=cfg.max_tokens,
         solo=cfg.engine,
     )
     reader = RowReader(runtime, recipe.model, recipe.data, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,7 +32,7 @@ class Validator:
     validation: str  # path of the validation questions
     held_out: str  # path of the held-out questions; empty: none
     open_engine: Callable[[], tuple[Engine, WeightSync]]
-    pool: RewardPool
+    pool: RewardPool | None  # None: nothing is ever measured
     sampling: Sampling
     max_prompt_tokens: int
     seed: int
@@ -51,6 +50,7 @@ class Validator:
                 suffix=self.suffix,
                 limit=self.reader.data.validation_questions,
             )
+        assert self.pool is not None
         engine, sync = self.open_engine()
         with engine.awake():
             sync()
@@ -67,13 +67,12 @@ class Validator:
         """Measure the stage's model on held-out data, if the recipe has any. Collective."""
         if not self.held_out:
             return
+        assert self.pool is not None
         engine, sync = self.open_engine()
         model = str(stage.path / "model")
         with engine.awake():
             sync()
-            figures = held_out(
-                engine, self.reader, self.evaluate, self.held_out, self.pool, model
-            )
+            figures = held_out(engine, self.reader, self.evaluate, self.held_out, self.pool, model)
         if self.reader.runtime.is_main:
             write_evaluation(stage.path, figures)
         self.reader.runtime.say(f"held-out: {sentence(figures)}")

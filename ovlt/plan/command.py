@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = read(argv)
         print(text(plan.run, parts(plan.run), plan.origin, plan.name))
     except ValueError as error:
-        print(f"ovlt.plan: {error}", file=sys.stderr)
+        print(f"ovlt plan: {error}", file=sys.stderr)
         return 2
     found = problems(plan.run)
     for sentence in found:
-        print(f"ovlt.plan: {sentence}", file=sys.stderr)
+        print(f"ovlt plan: {sentence}", file=sys.stderr)
     return 1 if found else 0
 
 
@@ -83,9 +83,9 @@ def read(argv: Sequence[str]) -> Plan:
         else:
             overrides.append(f"--{key}={value}")
     recipe = load_recipe(path, overrides)
-    if recipe.grpo.rollout.engine != "vllm":
+    if recipe.engine.backend != "vllm":
         raise ValueError(
-            "only the vLLM engine can be planned; add --grpo.rollout.engine=vllm to the command"
+            "only the vLLM engine can be planned; add --engine.backend=vllm to the command"
         )
     origin = sizes_file(recipe, recipe.model.path, options["sizes"])
     run = Run(recipe, read_config(origin), node(options["hardware"]), assumptions(assumed))
@@ -157,7 +157,3 @@ def sizes_file(recipe: Recipe, path: str, given: str = "", key: str = "model.pat
         f"{key}='{folder}' holds no config.json, and recipes/models/ none of that name ({names}): "
         + mend
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

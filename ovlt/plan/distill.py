@@ -64,7 +64,7 @@ def _phase(run: Run, name: str) -> Phase:
         mean = a.teacher_response_tokens if cfg.teacher else a.response_tokens
     image = run.image_tokens if sees else 0
     config = run.others.get(model, run.config)
-    spread = cfg.tensor_parallel > 1
+    spread = cfg.engine.tensor_parallel > 1
     return Phase(
         name=name,
         model=model,
@@ -72,10 +72,10 @@ def _phase(run: Run, name: str) -> Phase:
         work=Sampling(
             config=config,
             itemsize=engine_itemsize(run),
-            gpus=cfg.tensor_parallel,
-            share=cfg.gpu_memory * run.node.gpu.memory_gib * GIB,
+            gpus=cfg.engine.tensor_parallel,
+            share=cfg.engine.gpu_memory * run.node.gpu.memory_gib * GIB,
             workspace=a.engine_workspace_gib * GIB,
-            max_sequences=cfg.max_sequences,
+            max_sequences=(cfg.engine.max_sequences or run.recipe.engine.max_sequences),
             prompts=cfg.shard,
             n=n,
             prompt_tokens=min(text + image, cfg.max_prompt_tokens),

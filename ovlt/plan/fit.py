@@ -220,18 +220,18 @@ def _range(part: Part) -> tuple[float, float]:
 
 def _engine_lack(part: Part) -> str:
     low, high = _range(part)
-    share = part.run.recipe.grpo.rollout.gpu_memory
+    share = part.run.recipe.engine.gpu_memory
     if low <= share <= high:
         return ""
-    text = f"grpo.rollout.gpu_memory={share} of {part.run.node.gpu.memory_gib:.1f} GiB "
+    text = f"engine.gpu_memory={share} of {part.run.node.gpu.memory_gib:.1f} GiB "
     if share > high:
         return text + "leaves the trainer's resident state no room beside the engine"
     return text + "holds the engine's weights and workspace, but not one longest sequence"
 
 
 def _share_mends(part: Part, low: float, high: float) -> list[list[Setting]]:
-    share = part.run.recipe.grpo.rollout.gpu_memory
-    return [[("grpo.rollout.gpu_memory", min(max(share, low), high))]] if low <= high else []
+    share = part.run.recipe.engine.gpu_memory
+    return [[("engine.gpu_memory", min(max(share, low), high))]] if low <= high else []
 
 
 # --- other hardware ----------------------------------------------------------------------------

@@ -15,15 +15,15 @@ from ovlt.plan.stages import Part
 def distill_lack(part: Part) -> str:
     """What is wrong with a distillation, in words; "" where nothing is."""
     run, cfg = part.run, part.run.recipe.distill
-    gpus, has = cfg.tensor_parallel, run.node.count
+    gpus, has = cfg.engine.tensor_parallel, run.node.count
     if gpus > has:
-        return f"{part.name}: distill.tensor_parallel={gpus}, but {run.node.name} has {has} GPUs"
+        return f"{part.name}: distill.engine.tensor_parallel={gpus}, but {run.node.name} has {has} GPUs"
     if cfg.ranks > has:
         return f"{part.name}: distill.ranks={cfg.ranks}, but {run.node.name} has {has} GPUs"
     for phase in phases_of(run):
         if not _divides(phase, gpus):
             return (
-                f"{part.name}: distill.tensor_parallel={gpus} does not divide the heads of "
+                f"{part.name}: distill.engine.tensor_parallel={gpus} does not divide the heads of "
                 f"{phase.model}"
             )
         longest = phase.longest_prompt + phase.work.longest
@@ -34,10 +34,10 @@ def distill_lack(part: Part) -> str:
             )
         least = phase.work.least_share(phase.longest_prompt)
         if least > phase.work.share:
-            share = cfg.gpu_memory
+            share = cfg.engine.gpu_memory
             return (
                 f"{part.name}: {phase.model} needs {least / GIB:.1f} GiB of each GPU with one "
-                f"longest sequence of {longest} tokens, distill.gpu_memory={share} of "
+                f"longest sequence of {longest} tokens, distill.engine.gpu_memory={share} of "
                 f"{run.node.gpu.memory_gib:.1f} gives {phase.work.share / GIB:.1f}"
             )
     return ""
@@ -54,12 +54,12 @@ def distill_mends(part: Part) -> Iterator[list[tuple[str, Any]]]:
         for gpus in range(1, run.node.count + 1)
         if all(_divides(phase, gpus) for phase in found)
     ]
-    more = [gpus for gpus in fitting if gpus > cfg.tensor_parallel]
-    fewer = [gpus for gpus in reversed(fitting) if gpus < cfg.tensor_parallel]
+    more = [gpus for gpus in fitting if gpus > cfg.engine.tensor_parallel]
+    fewer = [gpus for gpus in reversed(fitting) if gpus < cfg.engine.tensor_parallel]
     for gpus in (*more, *fewer):
         ranks = [("distill.ranks", 0)] if cfg.ranks > 1 else []
-        yield [("distill.tensor_parallel", gpus), *ranks]
-    yield [("distill.gpu_memory", _least_share(run, found))]
+        yield [("distill.engine.tensor_parallel", gpus), *ranks]
+    yield [("distill.engine.gpu_memory", _least_share(run, found))]
     for phase in found:
         room = phase.positions - phase.longest_prompt
         if phase.name == "answers" and room > 0:

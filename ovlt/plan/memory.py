@@ -164,7 +164,7 @@ def engine_items(work: Sampling) -> dict[str, float]:
 
 def engine_itemsize(run: Run) -> int:
     """Bytes of the engine's dtype; 'auto' is the trainer's."""
-    return {"float32": 4, "bfloat16": 2}.get(run.recipe.grpo.rollout.dtype, run.itemsize)
+    return {"float32": 4, "bfloat16": 2}.get(run.recipe.engine.dtype, run.itemsize)
 
 
 def _state(run: Run, stage: Stage) -> dict[str, float]:
@@ -240,9 +240,9 @@ def sampling(run: Run, prompts: int, n: int, longest: int = 0) -> Sampling:
         config=run.config,
         itemsize=engine_itemsize(run),
         gpus=1,
-        share=cfg.gpu_memory * run.node.gpu.memory_gib * GIB,
+        share=run.recipe.engine.gpu_memory * run.node.gpu.memory_gib * GIB,
         workspace=run.assumed.engine_workspace_gib * GIB,
-        max_sequences=cfg.max_sequences,
+        max_sequences=run.recipe.engine.max_sequences,
         prompts=math.ceil(prompts / run.node.count),
         n=n,
         prompt_tokens=run.prompt_tokens,

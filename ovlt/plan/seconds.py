@@ -35,7 +35,7 @@ def step_seconds(run: Run, stage: Stage) -> dict[str, float]:
     rounds = a.rounds if cfg.dynamic_sampling else 1.0
     phases = {
         "sampling": rounds * generation_seconds(run, cfg.prompts_per_step, n),
-        "reward": rounds * answers * a.grade_seconds / cfg.reward.workers,
+        "reward": rounds * answers * a.grade_seconds / run.recipe.reward.workers,
     }
     if updates > 1:
         phases["old log-probs"] = passes

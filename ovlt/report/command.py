@@ -166,7 +166,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     print(f"{out}\n{out.with_name('summary.json')}")
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,7 @@ from ovlt.types import Prompt, Sample
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are sampled. ``temperature`` 0 is greedy: then n is 1, top_p and top_k idle."""
+    """How completions are sampled. ``temperature`` 0 is greedy, and then n is 1."""
 
     n: int  # completions per prompt
     temperature: float
@@ -58,10 +58,10 @@ class Engine(ABC):
     def close(self) -> None:
         """Shut the engine down."""
 
-    def sleep(self) -> None:
+    def sleep(self) -> None:  # noqa: B027 - an engine may have nothing to give back
         """Give the device's memory to the trainer."""
 
-    def wake(self) -> None:
+    def wake(self) -> None:  # noqa: B027
         """Take the memory back."""
 
     @contextlib.contextmanager

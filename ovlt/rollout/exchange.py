@@ -24,14 +24,14 @@ SAMPLE_ARRAYS = ("token_ids", "loss_mask", "engine_logp")
 
 
 class Slot(NamedTuple):
-    """Dtype and shape of an array; the bytes of all arrays lie end to end, in the order of slots."""
+    """Dtype and shape of an array; the bytes of all arrays lie end to end, in this order."""
 
     dtype: str
     shape: list[int]
 
 
 def exchange_groups(runtime: Runtime, groups: Sequence[Group]) -> list[Group]:
-    """Return the groups of all ranks, rank 0's first. With one rank: the same groups. Collective."""
+    """Return the groups of all ranks, rank 0's first. Collective."""
     if runtime.world_size == 1:
         return list(groups)
     return [g for payload in runtime.gather_bytes(encode(groups)) for g in decode(payload)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovlt.config import GrpoConfig, RewardConfig
+from ovlt.config import GrpoConfig, RewardConfig, RolloutConfig
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
 from ovlt.model.chat import Chat
@@ -19,6 +19,17 @@ from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime
 from ovlt.train.advantage import has_signal
 from ovlt.types import Group, Prompt
+
+
+def sampling_of(config: RolloutConfig) -> Sampling:
+    """How [grpo.rollout] samples."""
+    return Sampling(
+        config.n,
+        config.temperature,
+        config.max_response_tokens,
+        top_p=config.top_p,
+        top_k=config.top_k,
+    )
 
 
 @dataclass
@@ -94,7 +105,7 @@ class Rollouts:
         if batch.timeouts > batch.drawn * cfg.rollout.n / 2:
             raise RuntimeError(
                 f"{batch.timeouts} of {batch.drawn * cfg.rollout.n} gradings timed out after "
-                f"{self.reward.timeout} s: the reward function hangs, or reward.timeout is too short"
+                f"{self.reward.timeout} s: the reward hangs, or reward.timeout is too short"
             )
         return batch
 
@@ -108,16 +119,9 @@ class Rollouts:
             prompts = self.loader.get([batch[i] for i in mine])
             upcoming = self.sampler.peek(cfg.prompts_per_step)
             self.loader.prefetch([upcoming[i] for i in mine])
-        sampling = Sampling(
-            rollout.n,
-            rollout.temperature,
-            rollout.max_response_tokens,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-        )
         seeds = request_seeds(self.seed, step, [offset + i for i in mine], rollout.n)
         with self.timer("rollout"):
-            completions = self.engine.generate(prompts, sampling, seeds)
+            completions = self.engine.generate(prompts, sampling_of(rollout), seeds)
         version = step * cfg.updates_per_rollout  # optimizer steps behind the sampling weights
         groups = []
         for prompt, answers in zip(prompts, completions, strict=True):

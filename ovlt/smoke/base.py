@@ -1,4 +1,4 @@
-"""``python -m ovlt.base``: a base model from nothing, for the smoke world.
+"""A base model from nothing, for the smoke world.
 
 A seeded Qwen2.5-VL configuration of one to five million parameters, a byte-level BPE tokenizer
 trained on the spot that carries Qwen's special tokens, and the image processor, saved as an
@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ovlt.config import BaseConfig, Recipe
-from ovlt.config.load import command_line
+from ovlt.config.load import load_recipe
 
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -195,10 +196,8 @@ def ensure_untrained(recipe: Recipe) -> Path:
 
 
 def main() -> None:
-    recipe = command_line(
-        "base", "Make the untrained base model; `ovlt.sft` then teaches it to see.", "base"
-    )
-    print(ensure_untrained(recipe))
+    """Make the untrained folder of the recipe whose path is the argument, and print its place."""
+    print(ensure_untrained(load_recipe(sys.argv[1])))
 
 
 if __name__ == "__main__":

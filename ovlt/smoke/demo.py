@@ -1,11 +1,8 @@
-"""``python -m ovlt.demo``: the main job end to end on the smoke recipe (``make demo``).
+"""``ovlt demo``: the main job end to end on the smoke recipe (``make demo``).
 
 World, base model, SFT, GRPO, held-out figures, report, for one seed. ``--results`` (``make
-results``) does three seeds and the controls that an honest demonstration needs, and writes the
-README's table:
-
-- SFT alone with the compute of SFT + GRPO: is it only more training?
-- SFT on rejection samples of the SFT model, no RL: is it only better data?
+results``) does three seeds and writes the table of docs/results.md. The controls of an honest
+comparison (SFT alone, rejection sampling alone, other filters) are those of ``ovlt cycle``.
 
 Everything is resumable: what is done is not done again.
 """
@@ -14,13 +11,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ovlt.config import Recipe
-from ovlt.config.load import REPOSITORY, command_line, recipe_from
+from ovlt.config.command_line import command_line
+from ovlt.config.load import REPOSITORY, recipe_from
 from ovlt.run.provenance import commit, hardware, write_about
 from ovlt.smoke import make as smoke
 from ovlt.system import env, launch
@@ -29,31 +27,29 @@ SEEDS = (0, 1, 2)
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def main() -> None:
-    arguments = sys.argv[1:]
-    results = "--results" in arguments
+def main(argv: Sequence[str]) -> None:
+    """Run what is not done of one seed, or of three with ``--results``; print the figures."""
+    results = "--results" in argv
     recipe = command_line(
         "demo",
-        "World, base, SFT, GRPO, figures, report. --results: three seeds and the controls.",
-        "demo",
-        [a for a in arguments if a != "--results"],
+        "World, base, SFT, GRPO, figures, report. --results: three seeds.",
+        ("demo", "synthetic", "base", "sft", "grpo"),
+        [word for word in argv if word != "--results"],
     )
+    env.apply("cpu" if recipe.run.device == "cpu" else env.machine(), shared=True)
     ranks = recipe.demo.ranks or launch.default_ranks()
-    cores = env.usable_cores()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
+    os.environ["OMP_NUM_THREADS"] = str(launch.threads_of(ranks))
     started = time.time()
     seeds = SEEDS if results else (recipe.run.seed,)
     report = Path()
     for seed in seeds:
         one = with_values(recipe, run={"seed": seed, "resume": "auto"})
         main_job(one, ranks)
-        if results:
-            controls(one, ranks)
         report = write_report(one)
     print(table([figures(with_values(recipe, run={"seed": s})) for s in seeds], seeds))
     print(f"\n{report}\n{(time.time() - started) / 60:.1f} minutes with {ranks} ranks")
     if results:
-        write_readme(recipe, ranks)
+        write_results(recipe, ranks)
 
 
 def with_values(recipe: Recipe, **tables: dict[str, Any]) -> Recipe:
@@ -69,7 +65,7 @@ def main_job(recipe: Recipe, ranks: int) -> None:
     try:
         smoke.make_missing(recipe, "sft", ranks)
     except ValueError as error:
-        raise SystemExit(f"ovlt.demo: {error}") from None
+        raise SystemExit(f"ovlt demo: {error}") from None
     recipe.folder.mkdir(parents=True, exist_ok=True)
     link = recipe.folder / Path(recipe.base.folder).name
     if not link.exists():
@@ -79,39 +75,9 @@ def main_job(recipe: Recipe, ranks: int) -> None:
     run_if_needed("grpo", recipe, ranks)
 
 
-def controls(recipe: Recipe, ranks: int) -> None:
-    """The two comparisons, same seed, same base, same held-out questions; and the base itself."""
-    from ovlt.distill import reject
-
-    asked = {"stage": "base_answers", "model": str(smoke.base_model(recipe)), "n": 1}
-    run_if_needed("evaluate", with_values(recipe, evaluate=asked), ranks)
-
-    steps = recipe.demo.control_steps or matched_steps(recipe)
-    longer = {"stage": "sft_long", "title": "Control: SFT alone, compute of SFT + GRPO"}
-    run_if_needed("sft", with_values(recipe, sft=longer | {"steps": steps}), ranks)
-    rows = reject.rows_path(recipe)
-    if not rows.is_file():
-        path = smoke.write_recipe(recipe, recipe.folder / "recipes" / "rejection.json")
-        launch.torchrun("ovlt.reject", path, ranks)
-    rejection = {
-        "stage": "sft_rejection",
-        "title": "Control: SFT on rejection samples of the SFT model",
-        "data": str(rows),
-    }
-    run_if_needed("sft", with_values(recipe, sft=rejection), ranks)
-
-
 def run_if_needed(table: str, recipe: Recipe, ranks: int) -> None:
     if not smoke.is_done(recipe.folder / getattr(recipe, table).stage):
         smoke.run_stage(table, recipe, ranks)
-
-
-def matched_steps(recipe: Recipe) -> int:
-    """SFT steps whose measured time equals SFT's plus GRPO's, validation and saving left out."""
-    from ovlt.run.metrics import step_seconds
-
-    sft, grpo = (step_seconds(recipe.folder / t.stage) for t in (recipe.sft, recipe.grpo))
-    return len(sft) + round(sum(grpo) / (sum(sft) / len(sft)))
 
 
 def write_report(recipe: Recipe) -> Path:
@@ -121,13 +87,10 @@ def write_report(recipe: Recipe) -> Path:
 
 
 # --- figures -----------------------------------------------------------------------------------
-STAGES = ("base_answers", "sft", "grpo", "sft_long", "sft_rejection")
+STAGES = ("sft", "grpo")
 TITLES = {
-    "base_answers": "base, asked the same",
     "sft": "SFT on teacher traces",
     "grpo": "**GRPO** from SFT",
-    "sft_long": "control: SFT alone, same compute",
-    "sft_rejection": "control: SFT on rejection samples",
 }
 
 
@@ -174,7 +137,7 @@ def table(seeds: list[dict[str, dict[str, Any]]], names: tuple[int, ...]) -> str
     return "\n".join(lines)
 
 
-def write_readme(recipe: Recipe, ranks: int) -> None:
+def write_results(recipe: Recipe, ranks: int) -> None:
     """Put the table, its command, hardware and date between the README's markers."""
     seeds = [figures(with_values(recipe, run={"seed": s})) for s in SEEDS]
     questions = seeds[0]["grpo"]["num_questions"]
@@ -192,7 +155,3 @@ def write_readme(recipe: Recipe, ranks: int) -> None:
     if not found:
         raise SystemExit(f"README.md has no {BEGIN} ... {END}; the table is:\n{text}")
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,6 @@ Stages run as processes of their own with a resolved recipe, as everything else 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ovlt.config import BaseConfig, Recipe, TeacherConfig
 from ovlt.config.changes import changes_between
-from ovlt.config.load import recipe_from
+from ovlt.config.load import recipe_from, write_recipe
+from ovlt.config.trees import merged
 from ovlt.system.files import held, read_json, write_json
 from ovlt.system.launch import python_module, torchrun
 
@@ -176,7 +176,7 @@ def base_recipe(recipe: Recipe) -> Recipe:
     tree["model"] |= {"freeze_vision": False}
     # Measured by what it is for: held-out images described exactly, greedily.
     tree["data"] |= {"held_out": str(Path(recipe.synthetic.folder) / "captions.parquet")}
-    tree["grpo"]["reward"] |= {"function": "exact", "verdict": ""}
+    tree["reward"] |= {"function": "exact", "verdict": ""}
     tree["evaluate"] |= {"data": "", "n": 0, "limit": 0}
     tree["sft"] = _lesson(
         base,
@@ -214,7 +214,7 @@ def ensure_base(recipe: Recipe, ranks: int) -> None:
     def make() -> None:
         print(f"{base_model(recipe)} is not there yet: making a base model first", flush=True)
         ensure_world(recipe)
-        python_module("ovlt.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
+        python_module("ovlt.smoke.base", [str(write_recipe(recipe, folder / "recipe.base.json"))])
         write_json(record, wanted)
         run_stage("sft", base_recipe(recipe), ranks)
 
@@ -280,19 +280,14 @@ def _write_lessons(recipe: Recipe, data: Path) -> None:
     synthetic.write_sft(rows, data)
 
 
-def write_recipe(recipe: Recipe, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recipe.resolved(), indent=2))
-    return path
-
-
 def run_stage(stage: str, recipe: Recipe, ranks: int) -> None:
-    """``torchrun -m ovlt.STAGE`` with this recipe, as a process of its own."""
-    if stage == "distill":  # which starts its phases itself
-        from ovlt.distill.command import drive
-
-        drive(recipe, ranks)
-        return
+    """Run ``torchrun -m ovlt.STAGE`` with this recipe, as a process of its own."""
     table = getattr(recipe, stage)
+    if stage == "distill":  # which starts its ranks itself
+        if not table.ranks and table.engine.tensor_parallel == 1:
+            recipe = recipe_from(merged(recipe.resolved(), {"distill": {"ranks": ranks}}))
+        path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")
+        python_module("ovlt.distill", [str(path)])
+        return
     path = write_recipe(recipe, recipe.folder / "recipes" / f"{table.stage}.json")
     torchrun(f"ovlt.{stage}", path, ranks)

@@ -98,7 +98,7 @@ def apply(device: Device, *, shared: bool = False) -> None:
 
 
 def _keep_large_blocks() -> None:
-    """Set the allocator's thresholds here and for child processes, which read them at their start."""
+    """Set the allocator's thresholds, here and for child processes."""
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(KEEP_BYTES))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(4 * KEEP_BYTES))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl

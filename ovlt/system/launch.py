@@ -33,13 +33,13 @@ def threads_of(ranks: int) -> int:
 
 
 def exec_ranks(module: str, arguments: Sequence[str], ranks: int) -> NoReturn:
-    """Replace this process by ``ranks`` ranks of ``python -m module``, under torchrun if several."""
+    """Replace this process by ``python -m module``, under torchrun if there are several ranks."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", *_torchrun_options(ranks), "-m"]
     sys.stdout.flush()
-    os.execv(sys.executable, [*command, module, *arguments])
+    os.execv(sys.executable, [*command, module, *arguments])  # noqa: S606 - no shell is wanted
 
 
 def torchrun(module: str, recipe: Path, ranks: int) -> None:

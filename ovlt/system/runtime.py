@@ -24,7 +24,7 @@ from ovlt.system.rng import seed_everything
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a command runs: its rank among all ranks, and its device. Works without torchrun too."""
+    """Where a command runs: its rank and its device. Works without torchrun too."""
 
     rank: int
     world_size: int

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ovlt.types import Group
 
 
 def group_advantages(rewards: ArrayLike, use_std: bool, eps: float = 1e-6) -> NDArray[np.float64]:
@@ -30,6 +34,14 @@ def group_advantages(rewards: ArrayLike, use_std: bool, eps: float = 1e-6) -> ND
         return np.zeros_like(values)  # the mean of equal numbers need not round to that number
     centred = values - values.mean()
     return centred / (values.std(ddof=1) + eps) if use_std else centred
+
+
+def score_groups(groups: Sequence[Group], *, use_std: bool) -> None:
+    """Set every sample's advantage from the rewards of its group."""
+    for group in groups:
+        advantages = group_advantages([sample.reward for sample in group.samples], use_std)
+        for sample, advantage in zip(group.samples, advantages, strict=True):
+            sample.advantage = float(advantage)
 
 
 def has_signal(rewards: ArrayLike) -> bool:

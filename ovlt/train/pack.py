@@ -51,7 +51,7 @@ class Unit:
 
 
 @dataclass
-class Plan:
+class BatchPlan:
     """``bins[rank][m]`` = indices of the samples in micro-batch m of that rank."""
 
     bins: list[list[list[int]]]
@@ -61,7 +61,7 @@ class Plan:
     cost: float  # forward FLOPs of all samples, shared images counted once per micro-batch
 
 
-def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> Plan:
+def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> BatchPlan:
     """Distribute samples over ``ranks`` x M micro-batches of at most ``budget`` tokens each.
 
     M is the smallest number that works. Deterministic: the same samples give the same plan on
@@ -88,7 +88,7 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> 
                 mean = sum(costs) / ranks
                 idle = sum(FILLER_TOKENS for b in bins if not b)
                 idle += sum(1 for b in bins if not any(samples[u.indices[0]].grids for u in b))
-                return Plan(
+                return BatchPlan(
                     bins=[
                         [[i for u in units for i in u.indices] for units in rank]
                         for rank in assigned
@@ -162,7 +162,7 @@ def pack(
     budget: int,
     config: Any,
     patchify: Patchify,
-) -> tuple[list[PackedBatch], Plan]:
+) -> tuple[list[PackedBatch], BatchPlan]:
     """This rank's micro-batches of one optimizer step whose samples every rank holds."""
     extents = [extent(s, config) for s in samples]
     planned = plan(extents, ranks=runtime.world_size, budget=budget, config=config)

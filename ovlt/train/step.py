@@ -1,19 +1,72 @@
-"""What SFT and GRPO share round their loops: the stage folder, validated rows, one update."""
+"""One optimizer step: gradients over packed micro-batches, the invariants, the update."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from ovlt.config import OptimConfig
 from ovlt.model.batch import PackedBatch
 from ovlt.model.objective import Objective
 from ovlt.model.packed_model import PackedModel
 from ovlt.system.hardware import PEAK_FLOPS
 from ovlt.system.runtime import Runtime
+from ovlt.train.optim import clip_gradients, learning_rate, set_lr
+
+# Before the first update of a rollout the policy ratio is 1 up to rounding: bfloat16 recomputes a
+# log-prob to within 0.01, so 0.02 means other weights or another packing.
+MAX_FIRST_RATIO_DEV = 0.02
+# KL(engine || trainer), nats per token. bfloat16 engines stay below 0.01; beyond 0.1 the engine
+# samples from something else.
+MAX_MISMATCH_KL = 0.1
+FORWARD_AND_BACKWARD = 3  # FLOPs of forward and backward, in forwards: backward costs two
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step reports, over all ranks.
+
+    ``sums`` are totals over tokens, with "tokens" and "loss" among them; ``maxima`` the largest
+    values. ``policy_loss`` and ``cross_entropy`` say which names there are.
+    """
+
+    sums: dict[str, float]
+    maxima: dict[str, float]
+    grad_norm: float  # before clipping
+    lr: float
+
+
+def optimizer_step(
+    model: PackedModel,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[PackedBatch],
+    objective: Objective,
+    config: OptimConfig,
+    runtime: Runtime,
+    *,
+    number: int,
+    total: int,
+    first: bool = False,
+) -> Update:
+    """Run update ``number`` of ``total`` on this rank's micro-batches. Collective.
+
+    ``first``: it is the first after a rollout, so the policy ratio must be 1. Raises RuntimeError
+    if an invariant is broken, before the weights change.
+    """
+    sums, maxima = forward_backward(model, batches, objective, runtime)
+    norm = clip_gradients(model, config.max_grad_norm)
+    check_update(number, norm, sums, maxima, first=first)
+    lr = learning_rate(number, total, config)
+    set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad()
+    return Update(sums, maxima, norm, lr)
 
 
 def forward_backward(
@@ -22,7 +75,7 @@ def forward_backward(
     objective: Objective,
     runtime: Runtime,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Gradients of one optimizer step over this rank's micro-batches. Collective.
+    """Accumulate the gradients of one optimizer step over this rank's micro-batches. Collective.
 
     The loss weights already hold the normaliser of the step, so losses add up; FSDP averages
     gradients over ranks, which the factor ``world_size`` undoes. Returns the step's sums (with
@@ -32,6 +85,7 @@ def forward_backward(
     totals: defaultdict[str, float] = defaultdict(float)
     maxima: dict[str, float] = {}
     for i, batch in enumerate(batches):
+        # Gradients are reduced over ranks once, with the last micro-batch.
         model.set_requires_gradient_sync(i == len(batches) - 1)
         out = model(batch.to(runtime.device), objective)
         (out.loss * runtime.world_size).backward()
@@ -47,42 +101,49 @@ def forward_backward(
 
 def forward_only(
     model: PackedModel, batches: Sequence[PackedBatch], runtime: Runtime
-) -> list[torch.Tensor]:
+) -> list[Tensor]:
     """Log-probs [R] of each micro-batch, for its ``old_logp`` or ``ref_logp``. Collective."""
     with torch.no_grad():
         return [model(batch.to(runtime.device)).logp.cpu() for batch in batches]
 
 
 def check_update(
-    step: int, update: int, norm: float, sums: dict[str, float], maxima: dict[str, float]
+    number: int,
+    norm: float,
+    sums: dict[str, float],
+    maxima: dict[str, float],
+    *,
+    first: bool = False,
 ) -> None:
-    """Invariants whose breach crashes nothing and only bends the curve: RuntimeError instead."""
+    """Raise RuntimeError if a broken invariant would crash nothing and only bend the curve."""
     if not math.isfinite(norm):
         raise RuntimeError(
-            f"gradient norm is {norm} at step {step}: lower the learning rate, or look for broken "
-            "rows among this step's samples"
+            f"gradient norm is {norm} in update {number}: lower the learning rate, or look for "
+            "broken rows among this step's samples"
         )
-    if update == 0 and maxima.get("ratio_dev", 0.0) > 0.02:
+    deviation = maxima.get("ratio_dev", 0.0)
+    if first and deviation > MAX_FIRST_RATIO_DEV:
         raise RuntimeError(
-            f"step {step}: before any update the policy ratio is already off 1 by "
-            f"{maxima['ratio_dev']:.3g}: the old log-probs belong to other weights or other packing"
+            f"update {number}: before any update the policy ratio is already off 1 by "
+            f"{deviation:.3g}: the old log-probs belong to other weights or other packing"
         )
     mismatch = sums.get("mismatch_kl", 0.0) / max(1.0, sums["tokens"])
-    if mismatch > 0.1:
+    if mismatch > MAX_MISMATCH_KL:
         raise RuntimeError(
-            f"step {step}: KL(engine || trainer) is {mismatch:.3g} nats per token, far beyond what "
-            "numerics explain: the engine samples from other weights, temperature or images"
+            f"update {number}: KL(engine || trainer) is {mismatch:.3g} nats per token, far beyond "
+            "what numerics explain: the engine samples from other weights, temperature or images"
         )
 
 
-def means(sums: dict[str, float], names: Sequence[str]) -> dict[str, float]:
-    tokens = max(1.0, sums["tokens"])
-    return {name: sums[name] / tokens for name in names}
+def token_mean(updates: Sequence[Update], *names: str) -> float:
+    """Mean per token of the sum of these ``sums``, over all updates."""
+    tokens = sum(update.sums["tokens"] for update in updates)
+    return sum(update.sums[name] for update in updates for name in names) / max(1.0, tokens)
 
 
-def mfu(flops: float, seconds: float, runtime: Runtime) -> dict[str, float]:
-    """Model FLOP/s of the step, and the share of the chips' peak where that is known."""
-    rate = flops / max(seconds, 1e-9)
+def mfu(forward_flops: float, seconds: float, runtime: Runtime) -> dict[str, float]:
+    """Model FLOP/s of forward and backward; and their share of the chips' peak, if it is known."""
+    rate = FORWARD_AND_BACKWARD * forward_flops / max(seconds, 1e-9)
     values = {"model_gflops_per_second": rate / 1e9}
     if runtime.device.type == "cuda":
         name = torch.cuda.get_device_name(runtime.device)

@@ -57,7 +57,7 @@ def test_the_defaults_of_grpo_are_the_papers() -> None:
     rollout = RolloutConfig()
     assert (rollout.temperature, rollout.top_p) == (1.0, 1.0)
     assert rollout.max_response_tokens == 2048
-    assert grpo.reward.function == "answer"
+    assert reward.function == "answer"
 
 
 def test_a_part_of_a_table_leaves_the_rest_at_its_own_defaults(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_the_recipes_in_the_readme_are_valid() -> None:
         ("--sft.start=runs/a b/model", "sft.start", "runs/a b/model"),
         ('--sft.start="runs/x"', "sft.start", "runs/x"),
         ("--grpo.start=", "grpo.start", ""),
-        ("--grpo.reward.function=my.py:score", "grpo.reward.function", "my.py:score"),
+        ("--reward.function=my.py:score", "reward.function", "my.py:score"),
         ("--data.suffix= a = b", "data.suffix", " a = b"),
         ('--sft.title=it\'s "so"', "sft.title", 'it\'s "so"'),
         ("--run.folder=7", "run.folder", "7"),
@@ -356,8 +356,8 @@ def test_a_command_line_is_a_recipe_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--grpo.stpes=3"], "ovlt.grpo: "),
-        (["no/such.toml"], "ovlt.grpo: no recipe at no/such.toml"),
+        (["--grpo.stpes=3"], "ovlt grpo: "),
+        (["no/such.toml"], "ovlt grpo: no recipe at no/such.toml"),
         (["--grpo.steps"], "grpo.steps: Input should be a valid integer"),
         (["--resume", "sometimes"], "run.resume: Input should be 'auto' or 'never'"),
     ],

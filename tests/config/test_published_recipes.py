@@ -82,7 +82,7 @@ VALUES: list[tuple[str, str, Any, Any, str]] = [
     ("grpo", "grpo.loss.kl_estimator", "k3", "k3", "code"),
     ("grpo", "grpo.advantage_std", True, True, "code"),
     ("grpo", "grpo.dynamic_sampling", False, False, "v3 uses no filter online"),
-    ("grpo", "grpo.reward.function", "answer", "released", "section 4: 0 or 1; code: 0, 0.5 or 1"),
+    ("grpo", "reward.function", "answer", "released", "section 4: 0 or 1; code: 0, 0.5 or 1"),
     ("grpo", "grpo.eval_every", 5, 5, "code"),
     ("grpo", "grpo.save_every", 10, 10, "code"),
     ("grpo", "grpo.keep", "best", "best", "code: step 30 of iteration 2's hard stage"),

@@ -47,7 +47,7 @@ ratio = "sequence"
 n = 6
 temperature = 0.9
 max_response_tokens = 4096
-[grpo.reward]
+[reward]
 function = "released"
 overlong_tokens = 512
 [evaluate]
@@ -59,6 +59,7 @@ teacher = "models/QwQ-32B"
 k = 7
 keep = "second_longest"
 filter = "reflections"
+[distill.engine]
 tensor_parallel = 8
 [cycle]
 restart = "continue"
@@ -106,7 +107,7 @@ def test_the_method_stays_the_recipes(big: Path) -> None:
     assert got.grpo.updates_per_rollout == 2
     assert got.grpo.keep == "best"
     assert (got.grpo.rollout.n, got.grpo.rollout.temperature) == (6, 0.9)
-    assert got.grpo.reward.function == "released"
+    assert got.reward.function == "released"
     assert (got.distill.k, got.distill.keep, got.distill.filter) == (
         7,
         "second_longest",
@@ -143,7 +144,7 @@ def test_what_means_nothing_on_this_machine_falls_back_to_its_default(big: Path)
     assert got.grpo.reference == ""
     assert got.evaluate.model == ""
     assert got.distill.tensor_parallel == 1
-    assert got.grpo.reward.overlong_tokens == 0
+    assert got.reward.overlong_tokens == 0
     assert got.cycle.ranks == 0
     assert got.cycle.validation in ("", smoke_recipe().cycle.validation)
 

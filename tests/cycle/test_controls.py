@@ -165,5 +165,5 @@ def test_other_settings_are_refused_for_what_is_done_and_taken_for_what_waits(
     with pytest.raises(ValueError, match=r"sft1 .*sft.batch_samples was 7, is 8"):
         done.announce(steps(recipe_from(tree)))
     graded = {"data": "medium.parquet", "eval_every": 0, "reward": {"function": "released"}}
-    with pytest.raises(ValueError, match=r"base_answers .*grpo.reward.function was \"answer\", is"):
+    with pytest.raises(ValueError, match=r"base_answers .*reward.function was \"answer\", is"):
         done.announce(steps(recipe(tmp_path, grpo=graded)))

@@ -64,9 +64,10 @@ kl_coef = 0.0
 n = 3
 max_prompt_tokens = 160
 max_response_tokens = 12
+[engine]
 max_sequences = 16
 kv_cache_gib = 0.2
-[grpo.reward]
+[reward]
 workers = 1
 [evaluate]
 n = 2
@@ -81,8 +82,9 @@ shard = 4
 max_prompt_tokens = 100
 max_caption_tokens = 12
 max_response_tokens = 12
-max_sequences = 16
 ranks = {ranks}
+[distill.engine]
+max_sequences = 16
 [cycle]
 ranks = {ranks}
 [[cycle.iterations]]
@@ -221,7 +223,7 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
     assert {name: (whole / name).stat().st_mtime_ns for name in STAGES} == before
     assert time.monotonic() - started < 60
     said = home.fails("whole", "--sft.optim.lr=1e-3")
-    assert said.startswith("ovlt.cycle: ")
+    assert said.startswith("ovlt cycle: ")
     assert "sft1" in said
     assert "sft.optim.lr was 0.0001, is 0.001" in said
 
@@ -254,7 +256,7 @@ def test_no_correct_sample_at_all_ends_the_cycle_and_finished_stages_stay(home: 
 def test_what_is_missing_is_said_before_anything_runs(home: Home) -> None:
     gone = home.folder / "gone.parquet"
     said = home.fails("gone", f"--cycle.validation={gone}")
-    assert said.startswith(f"ovlt.cycle: missing: {gone}")
+    assert said.startswith(f"ovlt cycle: missing: {gone}")
     assert not (home.folder / "gone" / "base_answers").exists()
 
 

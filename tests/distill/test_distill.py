@@ -34,9 +34,9 @@ compute_dtype = "float32"
 [data]
 workers = 1
 suffix = " Think."
-[grpo.rollout]
+[engine]
 kv_cache_gib = 0.2
-[grpo.reward]
+[reward]
 workers = 1
 [distill]
 data = "{home}/questions.jsonl"
@@ -49,6 +49,7 @@ shard = 4
 max_prompt_tokens = 100
 max_caption_tokens = 12
 max_response_tokens = 12
+[distill.engine]
 max_sequences = 16
 """
 
@@ -166,10 +167,10 @@ def test_a_teacher_may_be_any_language_model(home: Home) -> None:
     assert all(text.startswith("<think>t") and "<|" not in text for text in texts)
     said = refusal(home.start("blind", "captions", f"--distill.captioner={home.folder / 'reader'}"))
     assert "'qwen2' model" in said
-    own = (reader, "--distill.questions=2", "--grpo.rollout.engine=transformers")
+    own = (reader, "--distill.questions=2", "--engine.backend=transformers")
     home.start("slow", "captions", *own).finish()
     slow = home.start("slow", "answers", *own)
-    assert "rollout.engine='vllm'" in refusal(slow)
+    assert "engine.backend='vllm'" in refusal(slow)
 
 
 def test_a_model_that_sees_needs_no_captions(home: Home) -> None:
@@ -241,7 +242,7 @@ def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["data.suffix= Hm.", "model.max_pixels=200000", "grpo.reward.function=released"]
+    "key", ["data.suffix= Hm.", "model.max_pixels=200000", "reward.function=released"]
 )
 def test_records_are_not_continued_by_what_would_make_others(
     home: Home, whole: Path, key: str

@@ -73,9 +73,10 @@ n = 3
 temperature = 0.9
 max_prompt_tokens = 160
 max_response_tokens = 7
+[engine]
 max_sequences = 16
 kv_cache_gib = 0.2
-[grpo.reward]
+[reward]
 function = "{home}/odd.py:odd"
 workers = 1
 """

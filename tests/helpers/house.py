@@ -163,7 +163,7 @@ def main() -> None:
         here = room(module(file))
         for name, node in imports(file):
             there = room(name)
-            if there != here and there != "__init__" and not level[there] < level[here]:
+            if "__init__" not in (here, there) and there != here and level[there] >= level[here]:
                 print(f"{file.relative_to(REPOSITORY)}:{node.lineno}: {here} imports {there}")
 
 

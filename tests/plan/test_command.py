@@ -82,7 +82,7 @@ def test_steps_follow_from_the_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--model.path=models/Llama-8B"], "--sizes=FILE"),
         (["--sizes=nowhere.json"], "cannot be read"),
         (["--grpo.steqs=3"], "did you mean"),
-        (["--grpo.rollout.engine=transformers"], "engine=vllm"),
+        (["--engine.backend=transformers"], "engine=vllm"),
         (["--distill.teacher=models/Llama-70B"], "distill.teacher='models/Llama-70B' holds no"),
         (["--distill.captioner=models/Llava"], "put its config.json into that folder"),
         (["--distill.teacher="], "nobody to learn from"),

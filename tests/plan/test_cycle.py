@@ -103,7 +103,7 @@ def test_every_batch_of_a_distillation_ends_with_its_longest_answer() -> None:
 
     assert taken(("distill.shard", 256)) > 1.2 * taken()
     assert taken(("distill.questions", 3500)) < 0.6 * taken()
-    assert taken(("distill.tensor_parallel", 2)) > taken()
+    assert taken(("distill.engine.tensor_parallel", 2)) > taken()
     one = taken(("distill.questions", 1024))
     assert taken(("distill.questions", 3072)) == pytest.approx(3 * one)
 

@@ -117,7 +117,7 @@ def test_seconds_by_hand() -> None:
         (("grpo.prompts_per_step", 256), "sampling"),
         (("grpo.rollout.n", 2), "sampling"),
         (("grpo.rollout.max_response_tokens", 512), "sampling"),
-        (("grpo.reward.workers", 4), "reward"),
+        (("reward.workers", 4), "reward"),
     ],
 )
 def test_less_work_takes_less_time(change: tuple[str, Any], phase: str) -> None:

@@ -24,8 +24,8 @@ OPTION = re.compile(r"--[a-z_.]+=[^\s,)]+")
     [
         ([V1, "--hardware=h100x8", "--model.activation_checkpointing=false"], "checkpointing=true"),
         ([V1, "--hardware=h100x4"], "--grpo.token_budget="),
-        ([V2, "--hardware=h100x8", "--grpo.rollout.gpu_memory=0.8"], "gpu_memory=0.7"),
-        ([V2, "--hardware=h100x8", "--grpo.rollout.gpu_memory=0.1"], "gpu_memory=0.2"),
+        ([V2, "--hardware=h100x8", "--engine.gpu_memory=0.8"], "gpu_memory=0.7"),
+        ([V2, "--hardware=h100x8", "--engine.gpu_memory=0.1"], "gpu_memory=0.2"),
         ([V1, "--hardware=a100-40x8"], "--hardware=h100x8"),
         ([V1, "--hardware=h100x1"], "--hardware=h100x"),
         ([V1, "--hardware=h200x1"], "--hardware=h200x2"),
@@ -48,7 +48,7 @@ def test_a_refusal_names_the_change_that_makes_it_fit(
     assert main(words) == 1
     out, err = capsys.readouterr()
     sentences = err.splitlines()
-    assert all(line.startswith("ovlt.plan: ") for line in sentences)
+    assert all(line.startswith("ovlt plan: ") for line in sentences)
     assert mend in err
     if "update needs" in err:
         assert "TOO MUCH" in out
@@ -99,7 +99,7 @@ def test_the_share_of_the_engine_has_two_ends() -> None:
     low, high = share_range(trained)
     hard = stage_of(run, "grpo1-hard")  # with a trained tower the least room
     for share, fits in ((low, True), (high, True), (low - 0.01, False), (high + 0.01, False)):
-        held = memory(changed(hard.run, ("grpo.rollout.gpu_memory", share)), "grpo")
+        held = memory(changed(hard.run, ("engine.gpu_memory", share)), "grpo")
         room = run.node.gpu.memory_gib * GIB
         whole = held.kv_tokens >= 6144 + 2048
         beside = max(held.total(m) for m in ("sampling", "weight sync")) <= room
@@ -111,21 +111,21 @@ def test_the_share_of_the_engine_has_two_ends() -> None:
     ("settings", "sentence", "gpus"),
     [
         # 61 GiB of weights and a sequence of 14,336 tokens of 256 KiB do not go into 0.6 x 79 GiB
-        ([("distill.tensor_parallel", 1)], "QwQ-32B needs 68.5 GiB", 2),
-        ([("distill.tensor_parallel", 8)], "heads of models/Qwen2.5-VL-7B-Instruct", 4),
-        ([("distill.tensor_parallel", 3)], "does not divide", 4),
-        ([("distill.tensor_parallel", 16)], "h100x8 has 8 GPUs", 4),
-        ([("distill.tensor_parallel", 1), ("distill.ranks", 9)], "ranks=9", 2),
+        ([("distill.engine.tensor_parallel", 1)], "QwQ-32B needs 68.5 GiB", 2),
+        ([("distill.engine.tensor_parallel", 8)], "heads of models/Qwen2.5-VL-7B-Instruct", 4),
+        ([("distill.engine.tensor_parallel", 3)], "does not divide", 4),
+        ([("distill.engine.tensor_parallel", 16)], "h100x8 has 8 GPUs", 4),
+        ([("distill.engine.tensor_parallel", 1), ("distill.ranks", 9)], "ranks=9", 2),
     ],
 )
 def test_a_teacher_is_spread_over_gpus_that_hold_it(
     settings: list[tuple[str, object]], sentence: str, gpus: int
 ) -> None:
-    run = changed(run_of(V2, "h100x8", "--distill.gpu_memory=0.6"), *settings)
+    run = changed(run_of(V2, "h100x8", "--distill.engine.gpu_memory=0.6"), *settings)
     found = [line for line in problems(run) if line.startswith("distill1: ")]
     assert sentence in found[0]
     mends = dict(option.split("=") for line in problems(run) for option in OPTION.findall(line))
-    assert mends["--distill.tensor_parallel"] == str(gpus)
+    assert mends["--distill.engine.tensor_parallel"] == str(gpus)
     mended = [(key.removeprefix("--"), int(value)) for key, value in mends.items()]
     assert problems(changed(run, *mended)) == []
 
@@ -136,7 +136,7 @@ def test_heads_are_not_divided(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     (sentence,) = problems(run_of(V2, "h200x8", f"--distill.teacher={tmp_path}"))
     assert f"tensor_parallel=4 does not divide the heads of {tmp_path}" in sentence
-    assert sentence.endswith("set --distill.tensor_parallel=2")
+    assert sentence.endswith("set --distill.engine.tensor_parallel=2")
 
 
 def test_a_teacher_whose_context_is_too_short_is_refused() -> None:
@@ -147,12 +147,12 @@ def test_a_teacher_whose_context_is_too_short_is_refused() -> None:
 
 
 def test_a_share_too_small_for_a_teacher_is_raised() -> None:
-    run = run_of(V1, "h100x8", "--distill.gpu_memory=0.4")
+    run = run_of(V1, "h100x8", "--distill.engine.gpu_memory=0.4")
     (sentence,) = problems(run)  # 14B: 27.5 + 4 + 14,336 x 192 KiB = 34.1 GiB of 31.6
     assert "DeepSeek-R1-Distill-Qwen-14B needs 34.1 GiB" in sentence
-    assert sentence.endswith("set --distill.tensor_parallel=2")
-    one = run_of(V1, "h100x1", "--distill.gpu_memory=0.4", "--assume.reserve_gib=0")
+    assert sentence.endswith("set --distill.engine.tensor_parallel=2")
+    one = run_of(V1, "h100x1", "--distill.engine.gpu_memory=0.4", "--assume.reserve_gib=0")
     assert "34.1 GiB" in distill_lack(stage_of(one, "distill1"))
     raised = next(distill_mends(stage_of(one, "distill1")))
-    assert raised == [("distill.gpu_memory", 0.44)]
+    assert raised == [("distill.engine.gpu_memory", 0.44)]
     assert distill_lack(stage_of(one, "distill1", *raised)) == ""

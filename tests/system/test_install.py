@@ -155,7 +155,7 @@ def test_pins_lie_within_the_bounds_of_pyproject() -> None:
 
 
 def test_the_environment_table_differs_by_device_and_respects_the_user() -> None:
-    cpu, cuda = env.variables("cpu", make=True), env.variables("cuda", make=True)
+    cpu, cuda = env.variables("cpu", shared=True), env.variables("cuda", shared=True)
     assert cpu["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in cuda
     assert "MALLOC_TRIM_THRESHOLD_" not in cuda

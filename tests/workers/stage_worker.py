@@ -186,7 +186,7 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
     engine = open_engine(
         folder, recipe.grpo.rollout, device=runtime.device, dtype=torch.float32, max_images=1
     )
-    with RewardPool(recipe.grpo.reward.function, workers=1) as pool:
+    with RewardPool(recipe.reward.function, workers=1) as pool:
         rollouts = Rollouts(
             runtime, recipe, folder, engine, pool, Loader(prompts.__getitem__, 1),
             Sampler(len(prompts), 3), PhaseTimer(),

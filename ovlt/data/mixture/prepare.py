@@ -21,6 +21,7 @@ from random import Random
 from typing import Any
 
 from ovlt.config import MixtureConfig
+from ovlt.config.command_line import command_line
 from ovlt.data.images import stored
 from ovlt.data.mixture.difficulty import read_pass_rates
 from ovlt.data.mixture.overlap import image_digest, load_benchmark
@@ -277,23 +278,17 @@ def listing() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from ovlt.config.load import command_line
-
     argv = sys.argv[1:] if argv is None else argv
     if "--list" in argv:
         print(listing())
         return
     summary = "Datasets -> files of questions; --list shows the sources and published mixtures."
-    recipe = command_line("data.prepare", summary, "mixture", argv, launcher="python")
+    recipe = command_line("prepare", summary, ("mixture",), argv)
     mixture = recipe.mixture.model_copy(update={"folder": recipe.expand(recipe.mixture.folder)})
     try:
         report = prepare(mixture, print)
     except (ValueError, OSError) as error:
-        print(f"ovlt.data.prepare: {error}", file=sys.stderr)
+        print(f"ovlt prepare: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     if report["short"]:
         print(f"{report['short']} fewer than asked for: the sources do not hold more")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,133 @@
+"""What SFT and GRPO share around their loops: metrics, checkpoints, the best model, the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ovlt.config import GrpoConfig, RunConfig, SftConfig
+from ovlt.model.packed_model import PackedModel
+from ovlt.model.weights import export_folder
+from ovlt.run.metrics import MetricsWriter, PhaseTimer
+from ovlt.run.stage import StageFolder
+from ovlt.system.runtime import Runtime
+from ovlt.train import checkpoint
+from ovlt.train.best import Best
+from ovlt.types import Group
+
+
+class TrainingStage:
+    """One stage of training, from its restored state to its exported model.
+
+    In a loop: ``look`` (validation), ``log``, ``save``, in this order. Every method is collective.
+
+    Attributes:
+        first: the step to go on from; 0 for a new run.
+        position: the sampler's position at that step.
+        timer: phases of the current step.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        run: RunConfig,
+        config: SftConfig | GrpoConfig,
+        folder: StageFolder,
+        model: PackedModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        steps: int,
+        source: Path,
+    ):
+        """``source`` is the model folder that training started from, ``steps`` the steps to run."""
+        self.runtime, self.config, self.folder = runtime, config, folder
+        self.model, self.optimizer = model, optimizer
+        self.steps, self.source = steps, source
+        self.keeps_best = isinstance(config, GrpoConfig) and config.keep == "best"
+        self.best = Best(runtime, model, source, folder.path)
+        self.first = self.position = 0
+        self._checkpoints = folder.path / "checkpoints"
+        if (saved := checkpoint.latest(self._checkpoints)) is not None:
+            state = checkpoint.load(saved, model=model, optimizer=optimizer)
+            self.first, self.position = state["step"], state["position"]
+            self.best.state = state.get("best", {})
+            runtime.say(f"continuing from {saved}")
+        self.metrics = MetricsWriter(
+            folder.path,
+            tensorboard=run.tensorboard,
+            wandb=run.wandb or None,
+            is_main=runtime.is_main,
+            total_steps=steps,
+            start_step=self.first,
+            description=config.stage,
+        )
+        self.metrics.resume(self.first)
+        self.timer = PhaseTimer()
+
+    def look(self, step: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Validate if it is due after ``step`` steps; the figures, or nothing."""
+        every = self.config.eval_every
+        if not every or (step % every and step != self.steps):
+            return {}
+        with self.timer("validation"):
+            figures = measure()
+            if self.keeps_best:
+                self.best.offer(step, figures["val/greedy"])
+        return figures
+
+    def log(
+        self,
+        step: int,
+        values: dict[str, float],
+        seconds: dict[str, float],
+        groups: Sequence[Group] = (),
+    ) -> None:
+        """Write the step's line, and its rollouts if there are any; start to time the next step."""
+        self.metrics.log(step, values, seconds)
+        if groups:
+            self.metrics.log_rollouts(step, groups)
+        self.timer.reset()
+
+    def save(self, step: int, position: int) -> None:
+        """Write a checkpoint if it is due after ``step`` steps.
+
+        Save after logging: a run that is killed between the two logs this step again; the other
+        way round it would lose the line. So the seconds of saving count for the next step.
+        """
+        every = self.config.save_every
+        if step != self.steps and (not every or step % every):
+            return
+        with self.timer("checkpoint"):
+            state = {"step": step, "position": position, "best": self.best.state}
+            checkpoint.save(
+                self._checkpoints,
+                step=step,
+                model=self.model,
+                optimizer=self.optimizer,
+                state=state,
+                recipe=self.folder.recipe,
+            )
+            self.best.forget_others()
+
+    def export(self) -> None:
+        """Write the stage's model: the one of the last step, or the best by validation."""
+        self.metrics.close()
+        if self.best.state and self.best.state["step"] < self.steps:
+            step = self.best.state["step"]
+            self.runtime.say(f"the best model by validation is that of step {step:.0f}")
+            self.best.restore()
+        target = self.folder.path / "model"
+        export_folder(self.model, self.source, target, is_main=self.runtime.is_main)
+        self.runtime.barrier()
+        best = {"best": self.best.state} if self.best.state else {}
+        self.folder.update(steps=self.steps, **best)
+
+    def close(self) -> None:
+        """Mark the stage as done. What was kept for a resume goes."""
+        self.folder.update(status="done")
+        self.best.close()
+        self.runtime.say(
+            f"{self.config.stage}: {self.steps} steps, model in {self.folder.path / 'model'}"
+        )
