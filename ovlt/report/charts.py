@@ -20,7 +20,7 @@ from ovlt.report.text import cut, format_number, visible
 WIDTH, HEIGHT = 400, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 388, 10, 178  # the plot area, in SVG units
 NUM_COLOURS = 8  # a ninth line has the colour of the first
-MAX_POINTS = 800  # per line; more cannot be told apart
+MAX_POINTS = 800  # per line; the eye cannot separate more
 MIN_SMOOTHED = 60  # a line of fewer points has no trailing mean
 MAX_DOTTED = 30  # a line of fewer points shows each as a dot
 MAX_LABEL = 26  # characters of a row's label
@@ -71,8 +71,8 @@ class Chart:
     segments: Sequence[Segment] = ()
     x_label: str = "step"
     over: str = "steps"
-    lost: int = 0  # values that were NaN or infinite
-    lost_first: float | None = None  # step of the first of them
+    non_finite: int = 0  # values that were NaN or infinite
+    first_non_finite: float | None = None  # step of the first of them
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def interval_chart(
     def row(index: int, label: str, marks: Mapping[Mode, Mark]) -> IntervalRow:
         centre = TOP + row_height * (index + 0.5)
         places: tuple[tuple[Mode, float], ...] = (("greedy", -8), ("sampled", 8))
-        drawn = [
+        row_marks = [
             IntervalMark(slot, centre + offset, *map(x, marks[mode]))
             for slot, (mode, offset) in enumerate(places)
             if mode in marks
         ]
-        return IntervalRow(cut(label, MAX_LABEL), centre, drawn)
+        return IntervalRow(cut(label, MAX_LABEL), centre, row_marks)
 
     def tick(value: float) -> Tick:
         sign = "+" if signed and value > 0 else ""

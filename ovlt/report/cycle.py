@@ -59,7 +59,7 @@ def read_cycle(run_dir: Path) -> Cycle | None:
     raw = read_object(run_dir / NAME, problems) or {}
     entries = raw.get("stages")
     if not isinstance(entries, list):
-        problems.append(f"{NAME} holds no list of stages, so the cycle is not shown.")
+        problems.append(f"{NAME} has no list of stages, so the cycle is not shown.")
         entries = []
     by_name: dict[str, CycleStage] = {}
     evaluations: dict[str, Evaluation | None] = {}
@@ -231,8 +231,8 @@ def _pairs(
     for iteration, stage in last_grpo.items():
         pairs.append((stage, "own_sft", sft.get(iteration)))
         pairs.append((stage, "iteration_before", last_grpo.get(iteration - 1)))
-    for control in (stage for stage in stages if stage["comparison"]):
-        pairs.append((control, "reference", reference_of(control, main)))
+    controls = [stage for stage in stages if stage["comparison"]]
+    pairs.extend((control, "reference", reference_of(control, main)) for control in controls)
     return [(stage, relation, other) for stage, relation, other in pairs if other is not None]
 
 

@@ -195,9 +195,9 @@ def bars_chart(
     rows = []
     for index, label in enumerate(labels):
         top = TOP + index * height
-        values = [row[index] for _, row in bars]
-        drawn = [bar(slot, top, value) for slot, value in enumerate(values) if value is not None]
-        rows.append(BarRow(label, top + _BAR * len(bars) / 2 + 4, drawn))
+        values = [column[index] for _, column in bars]
+        row = [bar(slot, top, value) for slot, value in enumerate(values) if value is not None]
+        rows.append(BarRow(label, top + _BAR * len(bars) / 2 + 4, row))
     return BarChart(
         title,
         rows,

@@ -33,15 +33,15 @@ _DURING_GRPO: tuple[tuple[str, dict[str, str], bool], ...] = (
 )
 # What a difference is to. If two are to the same stage, the first relation is named.
 _RELATIONS: dict[Relation, str] = {
-    "before": "the stage before",
+    "before": "the previous stage",
     "own_sft": "its SFT",
-    "iteration_before": "the iteration before",
+    "iteration_before": "the previous iteration",
     "reference": "",
 }
 _HEADINGS = {
     "filter": "SFT filters",
-    "restart": "SFT from the base, or on from the model of the iteration before",
-    "single": "One method alone, or iterations",
+    "restart": "SFT from the base model, or from the model of the previous iteration",
+    "single": "One method alone, or the whole cycle",
 }
 
 
@@ -217,7 +217,7 @@ def _distillation(stages: Sequence[DistillationSummary]) -> DistillationView:
     keywords = [(stage["title"], stage["keywords"]) for stage in stages]
     columns = _in_order(rates for stage in stages for rates in stage["pass"].values())
     charts = [
-        _grouped_bars("Questions, from asked to kept", funnels),
+        _grouped_bars("Questions left after each filter", funnels),
         _grouped_bars("Reasoning words, per kept trace", keywords),
         *map(_words_per_trace, stages),
     ]

@@ -46,9 +46,9 @@ def cycle_markdown(folders: Sequence[Path]) -> str:
     ]
     if changes := _change_rows(stages, columns):
         parts += [
-            "Paired differences, points, \u00b1 half of the 95 % interval, greedy / sampled:",
+            "Paired differences, points, \u00b1 half width of the 95 % interval, greedy / sampled:",
             _markdown(["Difference", *headings], changes),
-            "Bold where the interval leaves out zero.",
+            "Bold if the interval excludes zero.",
         ]
     problems = [f"- {_plain(f'{seed}: {text}')}" for seed, run in runs for text in run["problems"]]
     if problems:

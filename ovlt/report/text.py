@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-DASH = "\u2013"  # stands where there is no number
+DASH = "\u2013"  # in place of a missing number
 # Unicode categories that a reader cannot see: control, format, surrogate, private use, unassigned,
 # line separator, paragraph separator.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

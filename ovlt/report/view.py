@@ -131,10 +131,9 @@ def _figures(stage: StageSummary) -> list[Chart]:
         }
         if lines:
             chart = line_chart(title, lines, percent=percent)
-            lost = [step for metric in legends for step in stage["non_finite"].get(metric, [])]
-            charts.append(
-                dataclasses.replace(chart, lost=len(lost), lost_first=min(lost, default=None))
-            )
+            steps = [step for metric in legends for step in stage["non_finite"].get(metric, [])]
+            first = min(steps, default=None)
+            charts.append(dataclasses.replace(chart, non_finite=len(steps), first_non_finite=first))
     return charts + _phases_chart(stage)
 
 
