@@ -38,7 +38,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """One line or area of a chart, as SVG paths and points; what is empty is not drawn."""
+    """One line or area of a chart, as SVG paths and points; empty fields are not drawn."""
 
     label: str
     slot: int  # number of its colour

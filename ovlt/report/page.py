@@ -22,7 +22,7 @@ _HERE = Path(__file__).parent
 
 
 def render(view: Mapping[str, object]) -> str:
-    """Return the whole page; ``view`` is a ``PageView`` of ``ovlt.report.command``."""
+    """Return the whole page; ``view`` is a ``PageView`` of ``ovlt.report.view``."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,

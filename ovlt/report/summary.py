@@ -14,7 +14,7 @@ Relation = Literal["before", "own_sft", "iteration_before", "reference"]
 
 
 class ModeResult(TypedDict):
-    """Accuracy in [0, 1] of one way to answer, and its 95 % interval over questions."""
+    """Accuracy in [0, 1] of one mode of answering, and its 95 % interval over questions."""
 
     accuracy: float | None
     ci95: list[float] | None

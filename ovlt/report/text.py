@@ -54,7 +54,7 @@ def number_text(value: float | None) -> str:
 
 
 def format_number(value: float, percent: bool = False) -> str:
-    """Three or four significant digits, short: 0.625, 1234, 12.5k, 3e-06; percent: 62.5."""
+    """Return three or four significant digits, short: 0.625, 1234, 12.5k, 3e-06; percent: 62.5."""
     if percent:
         return f"{value * 100:.4g}"
     size = abs(value)
@@ -67,7 +67,7 @@ def format_number(value: float, percent: bool = False) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person reads them: 42 s, 3 min 05 s, 2 h 07 min."""
+    """Return seconds as a person reads them: 42 s, 3 min 05 s, 2 h 07 min."""
     if seconds is None:
         return DASH
     if seconds < 60:

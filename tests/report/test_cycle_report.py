@@ -180,7 +180,7 @@ def test_damage_becomes_a_sentence_and_the_rest_is_shown(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "left"),
+    ("content", "expected"),
     [
         ("", []),
         ("[]", []),
@@ -190,14 +190,14 @@ def test_damage_becomes_a_sentence_and_the_rest_is_shown(tmp_path: Path) -> None
     ],
 )
 def test_a_damaged_cycle_json_leaves_the_page_readable(
-    tmp_path: Path, content: str, left: list[str]
+    tmp_path: Path, content: str, expected: list[str]
 ) -> None:
     run = make_cycle(tmp_path / "run")
     shutil.copytree(run / "sft1", tmp_path / "sft1")  # what ../sft1 would read
     (run / "cycle.json").write_text(content)
     cycle = summary_of(run)
-    assert [stage["name"] for stage in cycle["stages"]] == left
-    assert left or cycle["problems"]
+    assert [stage["name"] for stage in cycle["stages"]] == expected
+    assert expected or cycle["problems"]
     assert 'id="cycle"' in (run / "report.html").read_text("utf-8")
     assert cycle_markdown([run]).startswith("Accuracy")
 
