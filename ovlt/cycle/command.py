@@ -59,15 +59,15 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"ovlt cycle: {error}") from None
     if not options.dry_run:
-        from ovlt.report.cycle_table import table
+        from ovlt.report.cycle_table import cycle_markdown
 
-        print(f"\n{table([run.folder for run in runs])}")
+        print(f"\n{cycle_markdown([run.folder for run in runs])}")
 
 
 def cycle(recipe: Recipe, todo: Sequence[Step], compare: Sequence[str]) -> None:
     """What is not done of one run: the stages in order, then the controls named ``compare``."""
     from ovlt.report.command import write_report
-    from ovlt.report.cycle_table import table
+    from ovlt.report.cycle_table import cycle_markdown
     from ovlt.run.provenance import write_about
     from ovlt.smoke import make as smoke
     from ovlt.system import launch
@@ -86,7 +86,7 @@ def cycle(recipe: Recipe, todo: Sequence[Step], compare: Sequence[str]) -> None:
             smoke.make_missing(step.recipe, step.table, ranks)
             smoke.run_stage(step.table, step.recipe, ranks)
         write_report(recipe.folder)
-        write_whole(recipe.folder / "cycle.md", table([recipe.folder]).encode("utf-8"))
+        write_whole(recipe.folder / "cycle.md", cycle_markdown([recipe.folder]).encode("utf-8"))
 
     with only_here(recipe.folder):
         state = State(recipe.folder, recipe.run.seed)

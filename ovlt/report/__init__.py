@@ -1,1 +1,1 @@
-"""A run as one self-contained page."""
+"""The report of a run: one self-contained HTML page."""

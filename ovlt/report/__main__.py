@@ -1,4 +1,4 @@
-"""``python -m ovlt.report``: the same as ``ovlt report``."""
+"""Runs ``python -m ovlt.report``, the same as ``ovlt report``."""
 
 import sys
 

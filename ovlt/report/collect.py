@@ -1,76 +1,104 @@
-"""Reads a run's stage folders into one dict of figures: what summary.json holds and the page shows.
+"""Reads a run's stage folders into the figures that summary.json holds and the page shows.
 
-A run may be killed, half done or damaged; whatever cannot be read becomes a sentence under
-``problems`` and the rest is shown.
+A run may be killed, half done or damaged: what cannot be read becomes a sentence under
+``problems``, and the rest is shown.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ovlt.evaluate.stats import mean_ci95, paired_difference, wilson_ci95
+from ovlt.report.summary import (
+    MODES,
+    Curve,
+    Difference,
+    EvaluationSummary,
+    FamilyResult,
+    Mode,
+    ModeResult,
+    RunSummary,
+    StageDifference,
+    StageSummary,
+)
+
+_LARGEST = 1e300  # beyond it the differences that a chart takes would overflow
 
 
-def read_run(run_dir: Path, baseline: str = "sft") -> dict[str, Any]:
-    """``{"title", "run", "baseline", "stages", "problems"}`` of the stages under ``run_dir``.
+@dataclass(frozen=True)
+class Questions:
+    """The rows per question of an evaluation, as far as they are complete and unambiguous."""
+
+    scores: dict[Mode, dict[str, float]] = field(default_factory=dict)  # in [0, 1], by question id
+    source: dict[str, str] = field(default_factory=dict)  # by question id
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation.json, checked. The summary leaves the questions to the file itself."""
+
+    summary: EvaluationSummary
+    questions: Questions
+
+
+def read_run(run_dir: Path, baseline: str = "sft") -> RunSummary:
+    """Return the figures of the stages under ``run_dir``.
 
     ``baseline`` names a stage folder, or a kind of stage (the first of that kind). Every other
     stage is compared with it, and with the stage before it, question by question. Raises
-    ValueError where ``run_dir`` is no folder or holds no stage.
+    ValueError if ``run_dir`` is not a folder or holds no stage.
     """
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is not a folder: give the folder that holds a run's stages")
     problems: list[str] = []
-    stages = [
-        _read_stage(folder)
-        for folder in sorted(run_dir.iterdir())
-        if (folder / "stage.json").is_file()
-    ]
-    if not stages:
+    folders = [f for f in sorted(run_dir.iterdir()) if (f / "stage.json").is_file()]
+    if not folders:
         hint = ""
         if (run_dir / "stage.json").is_file():
             hint = f"; it is a stage itself: give its parent, {run_dir.resolve().parent}"
         raise ValueError(f"{run_dir} holds no stage (a folder with a stage.json){hint}")
+    stages: list[StageSummary] = []
+    questions: dict[str, Questions] = {}  # of the evaluated stages, by name
+    for folder in folders:
+        stage, evaluation = _read_stage(folder)
+        stages.append(stage)
+        if evaluation is not None:
+            questions[stage["name"]] = evaluation.questions
     stages.sort(key=lambda stage: (stage["order"], stage["created"], stage["name"]))
-    base = _pick(stages, baseline)
-    previous = None
-    for stage in stages:
-        stage["difference"] = {
-            "previous": _difference(stage, previous),
-            "baseline": _difference(stage, base) if base is not stage else None,
-        }
-        if stage["evaluation"] is not None:
-            previous = stage
-    for stage in stages:  # one row per question belongs in evaluation.json, not in a summary
-        if stage["evaluation"] is not None:
-            del stage["evaluation"]["questions"]
+    base = _find_stage(stages, baseline)
+    _compare(stages, base, questions)
     run = read_object(run_dir / "run.json", problems) or {}
     return {
         "title": str(run.get("title") or run.get("recipe") or run_dir.resolve().name),
-        "run": {str(key): _plain(value) for key, value in run.items()},
-        "baseline": base["name"] if base else None,
+        "run": {str(key): _as_text(value) for key, value in run.items()},
+        "baseline": base,
         "stages": stages,
         "problems": problems,
     }
 
 
-def number(value: Any) -> float | None:
-    """A finite float, or None for everything else that a damaged file may hold."""
+def number(value: object) -> float | None:
+    """Return a finite float; None for everything else that a damaged file may hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         result = float(value)
     except OverflowError:
         return None
-    return result if math.isfinite(result) and abs(result) < 1e300 else None
+    return result if math.isfinite(result) and abs(result) < _LARGEST else None
 
 
-def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """The JSON object in a file; None, with a problem noted unless the file is merely absent."""
+def as_object(value: object) -> dict[str, object]:
+    """Return ``value`` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def read_object(path: Path, problems: list[str]) -> dict[str, object] | None:
+    """Return the JSON object in a file; None, with a problem added unless there is no file."""
     if not path.is_file():
         return None
     try:
@@ -83,27 +111,32 @@ def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _read_stage(folder: Path) -> dict[str, Any]:
+def _read_stage(folder: Path) -> tuple[StageSummary, Evaluation | None]:
     problems: list[str] = []
-    about = read_object(folder / "stage.json", problems) or {}
+    record = read_object(folder / "stage.json", problems) or {}
+    evaluation = read_evaluation(folder / "evaluation.json", problems)
+    rows = _read_metrics(folder / "metrics.jsonl", problems)
     return {
         "name": folder.name,
-        "stage": str(about.get("stage", folder.name)),
-        "title": str(about.get("title") or folder.name),
-        "created": str(about.get("created", "")),
-        "status": str(about.get("status", "unknown")),
-        "command": str(about.get("command", "")),
-        "seconds": number(about.get("seconds")),
-        "steps": number(about.get("steps")),
-        "order": number(about.get("order")) or 0.0,
-        "evaluation": read_evaluation(folder / "evaluation.json", problems),
-        **_curves(folder / "metrics.jsonl", problems),
+        "stage": str(record.get("stage", folder.name)),
+        "title": str(record.get("title") or folder.name),
+        "created": str(record.get("created", "")),
+        "status": str(record.get("status", "unknown")),
+        "command": str(record.get("command", "")),
+        "seconds": number(record.get("seconds")),
+        "steps": number(record.get("steps")),
+        "order": number(record.get("order")) or 0.0,
+        "evaluation": evaluation.summary if evaluation else None,
+        "curves": _curves(rows, "metrics"),
+        "seconds_by_phase": _curves(rows, "seconds"),
+        "non_finite": _non_finite(rows),
         "problems": problems,
-    }
+        "difference": {"previous": None, "baseline": None},
+    }, evaluation
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The objects of a JSON-lines file, None for a damaged line; nothing if there is no file."""
+def _json_lines(path: Path) -> Iterator[dict[str, object] | None]:
+    """Yield the objects of a JSON-lines file, None for a damaged line; nothing if it is missing."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -115,88 +148,100 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
             yield row if isinstance(row, dict) else None
 
 
-def _curves(path: Path, problems: list[str]) -> dict[str, Any]:
-    """``curves`` and ``seconds``: {name: {"steps", "values"}}; ``non_finite``: {name: steps}."""
-    rows: dict[float, dict[str, Any]] = {}
+def _read_metrics(path: Path, problems: list[str]) -> dict[float, dict[str, object]]:
+    """Return the rows of a metrics.jsonl by step, in order; a step run twice counts as run last."""
+    rows: dict[float, dict[str, object]] = {}
     damaged = 0
     for row in _json_lines(path):
         step = number(row.get("step")) if row else None
         if row is None or step is None:
             damaged += 1
         else:
-            rows[step] = row  # a step that was run again counts as it was run last
+            rows[step] = row
     if damaged:
         problems.append(f"{path.name}: lines left out because they could not be read: {damaged}.")
-    curves: dict[str, Any] = {}
-    seconds: dict[str, Any] = {}
-    non_finite: dict[str, list[float]] = {}
-    for step in sorted(rows):
-        for kind, target in (("metrics", curves), ("seconds", seconds)):
-            values = rows[step].get(kind)
-            for name, value in values.items() if isinstance(values, dict) else ():
-                line = target.setdefault(str(name), {"steps": [], "values": []})
-                line["steps"].append(step)
-                line["values"].append(number(value))
-        named = rows[step].get("non_finite")
-        for name in named if isinstance(named, list) else ():
-            non_finite.setdefault(str(name), []).append(step)
-    return {"curves": curves, "seconds_by_phase": seconds, "non_finite": non_finite}
+    return dict(sorted(rows.items()))
 
 
-def read_evaluation(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """An evaluation.json, checked; None, with a problem noted unless the file is merely absent."""
+def _curves(rows: Mapping[float, Mapping[str, object]], key: str) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for step, row in rows.items():
+        for name, value in as_object(row.get(key)).items():
+            curve = curves.setdefault(str(name), {"steps": [], "values": []})
+            curve["steps"].append(step)
+            curve["values"].append(number(value))
+    return curves
+
+
+def _non_finite(rows: Mapping[float, Mapping[str, object]]) -> dict[str, list[float]]:
+    """Return, by metric, the steps at which it was NaN or infinite."""
+    steps: dict[str, list[float]] = {}
+    for step, row in rows.items():
+        names = row.get("non_finite")
+        for name in names if isinstance(names, list) else ():
+            steps.setdefault(str(name), []).append(step)
+    return steps
+
+
+def read_evaluation(path: Path, problems: list[str]) -> Evaluation | None:
+    """Return an evaluation.json, checked; None, with a problem added unless there is no file."""
     raw = read_object(path, problems)
     if raw is None:
         return None
     questions = _questions(raw.get("questions"))
-    modes: dict[str, Any] = {}
-    for mode in ("greedy", "sampled"):
-        given = raw.get(mode)
-        given = given if isinstance(given, dict) else {}
-        accuracy, interval = number(given.get("accuracy")), _pair(given.get("ci95"))
-        per_question = questions.get(mode)
-        if per_question and (accuracy is None or interval is None):
-            accuracy, interval = accuracy_of(mode, per_question)
-        modes[mode] = {"accuracy": accuracy, "ci95": interval}
-        for extra in ("temperature", "n"):
-            if extra in given:
-                modes[mode][extra] = number(given[extra])
-    lengths = raw.get("response_tokens")
-    lengths = lengths if isinstance(lengths, dict) else {}
-    return {
+    lengths = as_object(raw.get("response_tokens"))
+    summary: EvaluationSummary = {
         "split": str(raw.get("split", "")),
         "model": str(raw.get("model", "")),
         "num_questions": number(raw.get("num_questions")),
-        **modes,
-        "response_tokens": {mode: number(lengths.get(mode)) for mode in ("greedy", "sampled")},
+        "greedy": _mode_result(raw.get("greedy"), "greedy", questions),
+        "sampled": _mode_result(raw.get("sampled"), "sampled", questions),
+        "response_tokens": {mode: number(lengths.get(mode)) for mode in MODES},
         "by_source": _families(raw.get("by_source")),
         "by_kind": _families(raw.get("by_kind")),
-        "keywords": _numbers(raw.get("keywords")),
-        "questions": questions,
+        "keywords": _counts(raw.get("keywords")),
     }
+    return Evaluation(summary, questions)
 
 
-def _questions(raw: Any) -> dict[str, dict[str, Any]]:
-    """{"greedy": {id: score}, "sampled": {id: score}, "source": {id: name}}, holding what is
-    complete and unambiguous."""
-    ids = raw.get("id") if isinstance(raw, dict) else None
-    if not isinstance(ids, list) or len({str(i) for i in ids}) != len(ids):
-        return {}
-    out = {}
-    for mode in ("greedy", "sampled"):
-        scores = raw.get(mode)
-        if isinstance(scores, list) and len(scores) == len(ids):
-            known = [number(score) for score in scores]
-            if all(score is not None and 0 <= score <= 1 for score in known):
-                out[mode] = {str(i): score for i, score in zip(ids, known, strict=True)}
-    sources = raw.get("source")
+def _mode_result(raw: object, mode: Mode, questions: Questions) -> ModeResult:
+    """Return the accuracy that the file states, or that of its questions if it states none."""
+    stated = as_object(raw)
+    accuracy, interval = number(stated.get("accuracy")), _interval(stated.get("ci95"))
+    scores = questions.scores.get(mode)
+    if scores and (accuracy is None or interval is None):
+        accuracy, interval = accuracy_of(mode, scores)
+    result: ModeResult = {"accuracy": accuracy, "ci95": interval}
+    if "temperature" in stated:
+        result["temperature"] = number(stated["temperature"])
+    if "n" in stated:
+        result["n"] = number(stated["n"])
+    return result
+
+
+def _questions(raw: object) -> Questions:
+    """Return the columns of ``raw`` that have one valid value for each distinct question id."""
+    columns = as_object(raw)
+    raw_ids = columns.get("id")
+    ids = [str(i) for i in raw_ids] if isinstance(raw_ids, list) else []
+    if not isinstance(raw_ids, list) or len(set(ids)) != len(ids):
+        return Questions()
+    questions = Questions()
+    for mode in MODES:
+        column = columns.get(mode)
+        if isinstance(column, list) and len(column) == len(ids):
+            scores = {i: number(score) for i, score in zip(ids, column, strict=True)}
+            valid = {i: s for i, s in scores.items() if s is not None and 0 <= s <= 1}
+            if len(valid) == len(scores):
+                questions.scores[mode] = valid
+    sources = columns.get("source")
     if isinstance(sources, list) and len(sources) == len(ids):
-        out["source"] = {str(i): str(name) for i, name in zip(ids, sources, strict=True)}
-    return out
+        questions.source.update(zip(ids, map(str, sources), strict=True))
+    return questions
 
 
-def accuracy_of(mode: str, scores: dict[str, float]) -> tuple[float, list[float]]:
-    """Accuracy and its 95 % interval over questions; ``scores`` by question id, not empty."""
+def accuracy_of(mode: Mode, scores: Mapping[str, float]) -> tuple[float, list[float]]:
+    """Return accuracy and its 95 % interval over questions; ``scores`` by id, not empty."""
     values = list(scores.values())
     if mode == "greedy" and set(values) <= {0.0, 1.0}:
         low, high = wilson_ci95(int(sum(values)), len(values))
@@ -205,60 +250,82 @@ def accuracy_of(mode: str, scores: dict[str, float]) -> tuple[float, list[float]
     return mean, [max(0.0, mean - half), min(1.0, mean + half)]
 
 
-def _families(raw: Any) -> dict[str, dict[str, float | None]]:
-    rows = raw.items() if isinstance(raw, dict) else ()
+def _families(raw: object) -> dict[str, FamilyResult]:
     return {
-        str(name): {key: number(row.get(key)) for key in ("num", "greedy", "sampled")}
-        for name, row in rows
+        str(name): {
+            "num": number(row.get("num")),
+            "greedy": number(row.get("greedy")),
+            "sampled": number(row.get("sampled")),
+        }
+        for name, row in as_object(raw).items()
         if isinstance(row, dict)
     }
 
 
-def _numbers(raw: Any) -> dict[str, float]:
-    """What of a table is a number, not negative."""
-    rows = raw.items() if isinstance(raw, dict) else ()
-    known = {str(name): number(value) for name, value in rows}
-    return {name: value for name, value in known.items() if value is not None and value >= 0}
+def _counts(raw: object) -> dict[str, float]:
+    """Return the entries of a JSON object that are numbers of at least 0."""
+    values = {str(name): number(value) for name, value in as_object(raw).items()}
+    return {name: value for name, value in values.items() if value is not None and value >= 0}
 
 
-def _pair(value: Any) -> list[float] | None:
+def _interval(value: object) -> list[float] | None:
     if not isinstance(value, list) or len(value) != 2:
         return None
     low, high = number(value[0]), number(value[1])
     return None if low is None or high is None else [low, high]
 
 
-def _pick(stages: list[dict[str, Any]], wanted: str) -> dict[str, Any] | None:
-    for key in ("name", "stage"):
-        for stage in stages:
-            if stage[key] == wanted:
-                return stage
-    return None
+def _find_stage(stages: list[StageSummary], baseline: str) -> str | None:
+    """Return the name of the stage of that name, else of the first stage of that kind."""
+    names = [stage["name"] for stage in stages if stage["name"] == baseline]
+    names += [stage["name"] for stage in stages if stage["stage"] == baseline]
+    return next(iter(names), None)
 
 
-def _difference(stage: dict[str, Any], other: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Paired differences to another stage; None where there is nothing to pair."""
-    if other is None or stage["evaluation"] is None or other["evaluation"] is None:
+def _compare(
+    stages: list[StageSummary], baseline: str | None, questions: Mapping[str, Questions]
+) -> None:
+    """Fill in the differences of each stage to the last one evaluated before, and the baseline."""
+    previous = None
+    for stage in stages:
+        name = stage["name"]
+        stage["difference"]["previous"] = _difference(name, previous, questions)
+        if baseline != name:
+            stage["difference"]["baseline"] = _difference(name, baseline, questions)
+        if name in questions:
+            previous = name
+
+
+def _difference(
+    name: str, other: str | None, questions: Mapping[str, Questions]
+) -> StageDifference | None:
+    """Return the paired differences to another stage; None if they share no questions."""
+    if other is None or name not in questions or other not in questions:
         return None
-    found = differences(stage["evaluation"]["questions"], other["evaluation"]["questions"])
-    return {"to": other["name"], **found} if found else None
+    by_mode = differences(questions[name].scores, questions[other].scores)
+    if not by_mode:
+        return None
+    difference: StageDifference = {"to": other}
+    for mode, value in by_mode.items():
+        difference[mode] = value
+    return difference
 
 
 def differences(
-    ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """``{mode: {"mean", "half_width"}}``: paired, where both have the same questions."""
-    result = {}
-    for mode in ("greedy", "sampled"):
-        a, b = ours.get(mode), theirs.get(mode)
+    scores: Mapping[Mode, Mapping[str, float]], others: Mapping[Mode, Mapping[str, float]]
+) -> dict[Mode, Difference]:
+    """Return paired differences ``scores - others`` for each mode with the same question ids."""
+    result: dict[Mode, Difference] = {}
+    for mode in MODES:
+        a, b = scores.get(mode), others.get(mode)
         if a and b and a.keys() == b.keys():
             mean, half = paired_difference(list(a.values()), [b[i] for i in a])
             result[mode] = {"mean": mean, "half_width": half}
     return result
 
 
-def _plain(value: Any) -> Any:
-    """run.json as text, whatever it holds: {name: text} for an object, else text."""
+def _as_text(value: object) -> str | dict[str, str]:
+    """Return a value of run.json as text, whatever it is; {name: text} for an object."""
     if isinstance(value, dict):
         return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in value.items()}
     return value if isinstance(value, str) else json.dumps(value)

@@ -5,146 +5,204 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from ovlt.report.charts import (
     LEFT,
+    MAX_LABEL,
+    NUM_COLOURS,
     RIGHT,
     TOP,
     WIDTH,
+    Chart,
     Figure,
+    Line,
+    Mark,
+    Segment,
     Series,
-    cut,
-    every,
-    format_number,
-    nice,
-    thin,
-    trailing_mean,
+    Tick,
+    nice_spacing,
 )
+from ovlt.report.text import cut, format_number
 
-_MOST_LABELS = 7  # under an axis; of more only every second, third, ... is shown
+_MAX_LABELS = 7  # under an axis; of more only every second, third, ... is shown
+_MAX_TICKS = 13  # under an axis of several stages, all together
 _LETTER = 7.0  # width of a letter in SVG units, on the safe side
 _BAR, _GAP = 12, 9  # height of a bar, and between two rows of bars
-Mark = tuple[float, float, float]  # value, low end, high end
+
+
+@dataclass(frozen=True)
+class Bar:
+    slot: int
+    x: float
+    y: float
+    width: float
+    label: str
+
+
+@dataclass(frozen=True)
+class BarRow:
+    label: str
+    y: float
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True)
+class BarChart:
+    title: str
+    rows: Sequence[BarRow]
+    left: float
+    bottom: float
+    thickness: float
+    legend: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _PlacedStage:
+    """A stage on the common axis of several: its steps begin at ``start``."""
+
+    title: str
+    lines: Mapping[str, Series]
+    start: float
+    last_step: float
+
+    def shifted(self, legend: str) -> Series:
+        return [(self.start + step, value) for step, value in self.lines.get(legend, ())]
 
 
 def points_chart(
     title: str, labels: Sequence[str], lines: Mapping[str, Sequence[Mark | None]]
-) -> dict[str, Any] | None:
-    """Shares with intervals over named places, joined by lines; None is a gap. Returns None when
-    there is no mark at all."""
+) -> Chart | None:
+    """Draw shares with intervals over labelled places, joined by lines; None is a gap.
+
+    Returns None if there is no mark at all.
+    """
     ends = [end for marks in lines.values() for mark in marks if mark for end in mark]
     if not ends:
         return None
     figure = Figure(title, [-0.4, len(labels) - 0.6], ends, percent=True)
-    step = math.ceil(len(labels) / _MOST_LABELS)
-    figure.x_ticks = [
-        {"at": figure.at(i, figure.low)[0], "label": label}
-        for i, label in enumerate(labels)
-        if i % step == 0
-    ]
-    for label, marks in lines.items():
-        aside = (len(figure.lines) - (len(lines) - 1) / 2) * len(labels) / 45  # none hides another
-        series: Series = [(i + aside, mark[0] if mark else None) for i, mark in enumerate(marks)]
-        whiskers = [
-            (*figure.at(i + aside, mark[1]), figure.at(i, mark[2])[1])
-            for i, mark in enumerate(marks)
-            if mark
-        ]
-        dots = [figure.at(s, v) for s, v in series if v is not None]
-        figure.add(
-            label, [(i, v) for i, (_, v) in enumerate(series)],
-            path=figure.path(series), window=0, mean="", dots=dots, whiskers=whiskers,
-        )  # fmt: skip
-    return figure.finish(dict(enumerate(labels))) | {"x_label": "", "over": "stages"}
+    stride = math.ceil(len(labels) / _MAX_LABELS)
+    ticks = [Tick(figure.x(i), label) for i, label in enumerate(labels)]
+    figure.x_ticks = ticks[::stride]
+    for number, (legend, marks) in enumerate(lines.items()):
+        # Lines stand a little side by side, so that none hides the whiskers of another.
+        offset = (number - (len(lines) - 1) / 2) * len(labels) / 45
+        values = [mark[0] if mark else None for mark in marks]
+        series = [(i + offset, value) for i, value in enumerate(values)]
+        line = Line(
+            legend,
+            figure.next_slot,
+            path=figure.path(series),
+            dots=figure.points(series),
+            whiskers=[
+                (*figure.at(i + offset, mark[1]), figure.at(i, mark[2])[1])
+                for i, mark in enumerate(marks)
+                if mark
+            ],
+        )
+        figure.add(line, list(enumerate(values)))
+    return figure.finish(dict(enumerate(labels)), x_label="", over="stages")
 
 
 def joined_chart(
-    title: str, parts: Sequence[tuple[str, Mapping[str, Series]]], *, percent: bool = False
-) -> dict[str, Any] | None:
-    """Lines of several stages laid end to end, with a boundary before each but the first.
+    title: str, stages: Sequence[tuple[str, Mapping[str, Series]]], *, percent: bool = False
+) -> Chart | None:
+    """Draw lines of several stages end to end, with a boundary before each stage but the first.
 
-    ``parts``: (title of the stage, {legend: its series}), steps counted anew in each. Returns None
-    when there is no value. A mean of the last steps does not reach into the stage before.
+    ``stages``: (title, {legend: series}), steps counted anew in each. Returns None if there is no
+    value. A trailing mean does not reach into the stage before.
     """
-    parts = [
-        (name, {k: [point for point in series if point[0] >= 0] for k, series in own.items()})
-        for name, own in parts
-    ]
-    parts = [(name, own) for name, own in parts if any(own.values())]
-    values = [v for _, own in parts for series in own.values() for _, v in series if v is not None]
+    placed = _place(stages)
+    series = [series for stage in placed for series in stage.lines.values()]
+    values = [value for points in series for _, value in points if value is not None]
     if not values:
         return None
-    starts, lengths = [0.0], []
-    for _, own in parts:  # one step between the last of a stage and step 0 of the next
-        lengths.append(max([1.0, *(s for series in own.values() for s, _ in series)]))
-        starts.append(starts[-1] + lengths[-1] + 1)
-    figure = Figure(title, [0.0, starts[-1] - 1], values, percent)
-    spacing = max(1.0, nice(max(lengths) / max(2.5, 13 / len(parts))))
-    figure.x_ticks = [
-        {"at": figure.at(start + k * spacing, figure.low)[0], "label": format_number(k * spacing)}
-        for start, length in zip(starts, lengths, strict=False)
-        for k in range(1, int(length / spacing) + 1)
+    figure = Figure(title, [0.0, placed[-1].start + placed[-1].last_step], values, percent)
+    figure.x_ticks = _ticks(figure, placed)
+    for legend in dict.fromkeys(legend for stage in placed for legend in stage.lines):
+        figure.add_curve(legend, [stage.shifted(legend) for stage in placed])
+    names = {
+        stage.start + step: f"{stage.title}, step {step:g}"
+        for stage in placed
+        for points in stage.lines.values()
+        for step, _ in points
+    }
+    return figure.finish(names, segments=_segments(figure, placed))
+
+
+def _place(stages: Sequence[tuple[str, Mapping[str, Series]]]) -> list[_PlacedStage]:
+    """Place the stages that have points one after the other, without their negative steps."""
+    placed: list[_PlacedStage] = []
+    start = 0.0
+    for title, lines in stages:
+        lines = {k: [point for point in series if point[0] >= 0] for k, series in lines.items()}
+        if any(lines.values()):
+            last_step = max([1.0, *(step for series in lines.values() for step, _ in series)])
+            placed.append(_PlacedStage(title, lines, start, last_step))
+            start += last_step + 1  # one step from the last of a stage to step 0 of the next
+    return placed
+
+
+def _ticks(figure: Figure, stages: Sequence[_PlacedStage]) -> list[Tick]:
+    """Return ticks with the steps of each stage; its step 0 has none, the boundary is there."""
+    longest = max(stage.last_step for stage in stages)
+    spacing = nice_spacing(longest / max(2.5, _MAX_TICKS / len(stages)))
+    return [
+        Tick(figure.x(stage.start + k * spacing), format_number(k * spacing))
+        for stage in stages
+        for k in range(1, int(stage.last_step / spacing) + 1)
     ]
-    names: dict[float, str] = {}
-    for legend in dict.fromkeys(legend for _, own in parts for legend in own):
-        shifted = [
-            [(start + s, v) for s, v in own.get(legend, ())]
-            for start, (_, own) in zip(starts, parts, strict=False)
-        ]
-        for start, (name, own) in zip(starts, parts, strict=False):
-            names |= {start + s: f"{name}, step {s:g}" for s, _ in own.get(legend, ())}
-        whole = [point for series in shifted for point in series]
-        window = len(whole) // 20 if len(whole) >= 60 else 0
-        drawn = [thin(series) for series in shifted]
-        points = [point for series in drawn for point in series]
-        figure.add(
-            legend,
-            points,
-            path="".join(map(figure.path, drawn)),
-            window=window,
-            mean="".join(figure.path(every(trailing_mean(series, window))) for series in shifted)
-            if window else "",
-            dots=[figure.at(s, v) for s, v in points if v is not None] if len(points) < 30 else [],
-        )  # fmt: skip
-    lefts = [LEFT, *(figure.at(start - 0.5, figure.low)[0] for start in starts[1:-1])]
-    room = [right - left for left, right in itertools.pairwise([*lefts, RIGHT])]
-    figure_parts = [
-        {
-            "label": cut(name, max(4, int(wide / _LETTER))),
-            "at": left + 4 if index else left,
-            "boundary": left if index else None,
-        }
-        for index, (left, wide, (name, _)) in enumerate(zip(lefts, room, parts, strict=True))
+
+
+def _segments(figure: Figure, stages: Sequence[_PlacedStage]) -> list[Segment]:
+    """Return the label and the boundary of each stage, labels cut to the room they have."""
+    boundaries = [figure.x(stage.start - 0.5) for stage in stages[1:]]
+    rooms = [right - left for left, right in itertools.pairwise([LEFT, *boundaries, RIGHT])]
+    labels = [
+        cut(stage.title, max(4, int(room / _LETTER)))
+        for stage, room in zip(stages, rooms, strict=True)
     ]
-    return figure.finish(names) | {"parts": figure_parts}
+    return [
+        Segment(labels[0], LEFT, None),
+        *(Segment(label, x + 4, x) for label, x in zip(labels[1:], boundaries, strict=True)),
+    ]
 
 
 def bars_chart(
     title: str, labels: Sequence[str], bars: Sequence[tuple[str, Sequence[float | None]]]
-) -> dict[str, Any] | None:
-    """Horizontal bars from zero: a row for each label, in it a bar for each (legend, values) with
-    its value beside it. Returns None when there is nothing to draw."""
-    most = max((v for _, row in bars for v in row if v is not None), default=None)
-    if most is None or not labels:
+) -> BarChart | None:
+    """Draw horizontal bars from zero, each with its value beside it.
+
+    Each label has a row, with a bar for each of ``bars``: (legend, one value per label). Returns
+    None if there is nothing to draw.
+    """
+    largest = max((v for _, row in bars for v in row if v is not None), default=None)
+    if largest is None or not labels:
         return None
-    shown = [cut(label, 26) for label in labels]
-    left, right = 14 + _LETTER * max(map(len, shown)), WIDTH - 44
+    labels = [cut(label, MAX_LABEL) for label in labels]
+    left, right = 14 + _LETTER * max(map(len, labels)), WIDTH - 44
     height = _BAR * len(bars) + _GAP
+
+    def bar(slot: int, top: float, value: float) -> Bar:
+        return Bar(
+            slot % NUM_COLOURS,
+            x=left,
+            y=top + slot * _BAR,
+            width=round(value / largest * (right - left), 1) if largest else 0.0,
+            label=f"{value:,.0f}" if value == int(value) else format_number(value),
+        )
+
     rows = []
-    for index, label in enumerate(shown):
+    for index, label in enumerate(labels):
         top = TOP + index * height
-        drawn = [
-            {
-                "slot": slot % 8, "y": top + slot * _BAR, "x": left,
-                "width": round(value / most * (right - left), 1) if most else 0.0,
-                "label": f"{value:,.0f}" if value == int(value) else format_number(value),
-            }
-            for slot, (_, values) in enumerate(bars)
-            if (value := values[index]) is not None
-        ]  # fmt: skip
-        rows.append({"label": label, "y": top + _BAR * len(bars) / 2 + 4, "bars": drawn})
-    return {
-        "title": title, "rows": rows, "left": left, "bottom": TOP + height * len(labels),
-        "thick": _BAR - 2, "legend": [name for name, _ in bars],
-    }  # fmt: skip
+        values = [column[index] for _, column in bars]
+        row = [bar(slot, top, value) for slot, value in enumerate(values) if value is not None]
+        rows.append(BarRow(label, top + _BAR * len(bars) / 2 + 4, row))
+    return BarChart(
+        title,
+        rows,
+        left=left,
+        bottom=TOP + height * len(labels),
+        thickness=_BAR - 2,
+        legend=[legend for legend, _ in bars],
+    )

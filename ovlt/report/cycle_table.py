@@ -6,100 +6,123 @@ Read from cycle.json and the evaluation.json of each stage, nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ovlt.report.cycle import ALL, MODES, NAME, read_cycle
-from ovlt.report.text import signed, visible
+from ovlt.report.cycle import ALL, NAME, read_cycle
+from ovlt.report.summary import MODES, Cycle, CycleStage, Difference, Relation
+from ovlt.report.text import DASH, signed, visible
 
-_NOTHING = "\u2013"
+_RELATIONS: tuple[Relation, ...] = ("own_sft", "iteration_before", "reference")
 
 
-def table(folders: Sequence[Path]) -> str:
-    """Accuracy of every stage, then paired differences, of the runs in ``folders`` (the seeds).
+@dataclass(frozen=True)
+class _Column:
+    """One scope of questions of one run."""
 
-    Raises ValueError where a folder holds no cycle.
+    heading: str
+    scope: str
+    stages: Mapping[str, CycleStage]  # by name
+
+
+def cycle_markdown(folders: Sequence[Path]) -> str:
+    """Return the accuracy of every stage, then paired differences, of several runs (the seeds).
+
+    Raises ValueError if a folder holds no cycle.
     """
-    runs = []
-    for folder in folders:
-        cycle = read_cycle(folder)
-        if cycle is None:
-            raise ValueError(f"{folder} holds no {NAME}: run python -m ovlt.cycle for it first")
-        seed = folder.name if cycle["seed"] is None else f"seed {cycle['seed']:g}"
-        runs.append((seed, cycle))
+    runs = [_read(folder) for folder in folders]
     columns = [
-        (f"{seed}, {scope}", scope, {stage["name"]: stage for stage in cycle["stages"]})
+        _Column(f"{seed}, {scope}", scope, {stage["name"]: stage for stage in cycle["stages"]})
         for seed, cycle in runs
         for scope in cycle["scopes"][1:] or [ALL]
     ]
-    heads = [head for head, _, _ in columns]
-    measured = [
-        stage for _, cycle in runs for stage in cycle["stages"] if stage["table"] != "distill"
-    ]
-    measured.sort(key=lambda stage: bool(stage["comparison"]))  # the cycle itself comes first
-    titles: dict[str, str] = {}
-    for stage in measured:
-        titles.setdefault(stage["name"], stage["title"])
-    others: dict[tuple[str, str], str] = {}
-    for relation in ("own_sft", "iteration_before", "reference"):
-        for stage in measured:
-            if difference := stage["difference"][relation]:
-                others.setdefault((relation, stage["name"]), difference["title"])
-    accuracy = [
-        [title, *(_accuracy(stages.get(name), scope) for _, scope, stages in columns)]
-        for name, title in titles.items()
-    ]
-    changes = [
-        [
-            f"{titles[name]} vs {other}",
-            *(_differences(stages.get(name), relation, scope) for _, scope, stages in columns),
-        ]
-        for (relation, name), other in others.items()
-    ]
+    headings = [column.heading for column in columns]
+    stages = [stage for _, run in runs for stage in run["stages"] if stage["table"] != "distill"]
+    stages.sort(key=lambda stage: bool(stage["comparison"]))  # the cycle itself comes first
     parts = [
         "Accuracy on held-out questions, %, greedy / sampled:",
-        _markdown(["Stage", *heads], accuracy),
+        _markdown(["Stage", *headings], _accuracy_rows(stages, columns)),
     ]
-    if changes:
+    if changes := _change_rows(stages, columns):
         parts += [
-            "Paired differences, points, \u00b1 half of the 95 % interval, greedy / sampled:",
-            _markdown(["Difference", *heads], changes),
-            "Bold where the interval leaves out zero.",
+            "Paired differences, points, \u00b1 half width of the 95 % interval, greedy / sampled:",
+            _markdown(["Difference", *headings], changes),
+            "Bold if the interval excludes zero.",
         ]
     problems = [f"- {_plain(f'{seed}: {text}')}" for seed, run in runs for text in run["problems"]]
-    return "\n\n".join([*parts, *filter(None, ["\n".join(problems)])]) + "\n"
+    if problems:
+        parts.append("\n".join(problems))
+    return "\n\n".join(parts) + "\n"
 
 
-def _accuracy(stage: dict[str, Any] | None, scope: str) -> str:
+def _read(folder: Path) -> tuple[str, Cycle]:
+    """Return the name of a run, by its seed if it has one, and its cycle."""
+    cycle = read_cycle(folder)
+    if cycle is None:
+        raise ValueError(f"{folder} holds no {NAME}: run python -m ovlt.cycle for it first")
+    return folder.name if cycle["seed"] is None else f"seed {cycle['seed']:g}", cycle
+
+
+def _titles(stages: Iterable[CycleStage]) -> dict[str, str]:
+    """Return {name: title}, the title of the first run with that stage."""
+    titles: dict[str, str] = {}
+    for stage in stages:
+        titles.setdefault(stage["name"], stage["title"])
+    return titles
+
+
+def _accuracy_rows(stages: Iterable[CycleStage], columns: Sequence[_Column]) -> list[list[str]]:
+    return [
+        [title, *(_accuracy(column.stages.get(name), column.scope) for column in columns)]
+        for name, title in _titles(stages).items()
+    ]
+
+
+def _change_rows(stages: Sequence[CycleStage], columns: Sequence[_Column]) -> list[list[str]]:
+    titles = _titles(stages)
+    others: dict[tuple[Relation, str], str] = {}  # title of what a stage is compared with
+    for relation in _RELATIONS:
+        for stage in stages:
+            if difference := stage["difference"][relation]:
+                others.setdefault((relation, stage["name"]), difference["title"])
+    return [
+        [f"{titles[name]} vs {other}", *(_differences(c, name, relation) for c in columns)]
+        for (relation, name), other in others.items()
+    ]
+
+
+def _accuracy(stage: CycleStage | None, scope: str) -> str:
     if stage is None:
-        return _NOTHING
-    found = [stage["accuracy"][scope][mode]["accuracy"] for mode in MODES]
-    if found == [None, None]:
-        return _NOTHING if stage["status"] == "done" else _plain(stage["status"])
-    return " / ".join(_NOTHING if value is None else f"{100 * value:.1f}" for value in found)
+        return DASH
+    values = [stage["accuracy"][scope][mode]["accuracy"] for mode in MODES]
+    if values == [None, None]:
+        return DASH if stage["status"] == "done" else _plain(stage["status"])
+    return " / ".join(DASH if value is None else f"{100 * value:.1f}" for value in values)
 
 
-def _differences(stage: dict[str, Any] | None, relation: str, scope: str) -> str:
+def _differences(column: _Column, name: str, relation: Relation) -> str:
+    stage = column.stages.get(name)
     difference = stage["difference"][relation] if stage else None
-    by_mode = difference["by_scope"].get(scope, {}) if difference else {}
+    by_mode = difference["by_scope"].get(column.scope, {}) if difference else {}
     if not by_mode:
-        return _NOTHING
-    return " / ".join(_change(by_mode[mode]) if mode in by_mode else _NOTHING for mode in MODES)
+        return DASH
+    return " / ".join(_change(by_mode[mode]) if mode in by_mode else DASH for mode in MODES)
 
 
-def _change(found: dict[str, float]) -> str:
-    text = f"{signed(found['mean'], 100, 1)} \u00b1 {100 * found['half_width']:.1f}"
-    return f"**{text}**" if abs(found["mean"]) > found["half_width"] else text
+def _change(difference: Difference) -> str:
+    mean, half_width = difference["mean"], difference["half_width"]
+    text = f"{signed(mean, 100, 1)} \u00b1 {100 * half_width:.1f}"
+    return f"**{text}**" if abs(mean) > half_width else text
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the bold of a number is ours, all other marks in a cell are text."""
-    lines = [map(_plain, head), ["---", *["---:"] * (len(head) - 1)]]
+def _markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; marks in headings and titles are escaped, the bold of a number is ours."""
+    lines = [map(_plain, headings), ["---", *["---:"] * (len(headings) - 1)]]
     lines += [[_plain(row[0]), *row[1:]] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plain(text: str) -> str:
-    """Text from outside as one line that Markdown and HTML leave as it is."""
+    """Return text from outside as one line that Markdown and HTML leave as it is."""
     return re.sub(r"([\\|<>&`*_\[\]])", r"\\\1", " ".join(visible(text).split()))

@@ -1,4 +1,4 @@
-"""The page that ``ovlt.report`` writes: template, style and script, joined into one HTML string.
+"""The page of the report: template, style and script, joined into one HTML string.
 
 Everything shown comes from outside (model text above all), so three things hold for every value:
 autoescaping is on, characters that a reader cannot see are spelled out (``visible``), and the page
@@ -9,33 +9,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ovlt.report.text import _number, _percent, _span, signed, visible
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ovlt.report import charts
+from ovlt.report.text import duration, number_text, percent, signed, visible
 
 _HERE = Path(__file__).parent
 
 
-def render(view: dict[str, Any]) -> str:
-    """The whole page. ``view`` is what ``ovlt.report.build_view`` returns."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    from ovlt.report import charts
-
-    def finalize(value: Any) -> Any:
-        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
+def render(view: Mapping[str, object]) -> str:
+    """Return the whole page; ``view`` is a ``PageView`` of ``ovlt.report.view``."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=finalize,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"pct": _percent, "signed": signed, "num": _number, "span": _span}
+    environment.filters |= {
+        "pct": percent, "signed": signed, "num": number_text, "duration": duration
+    }  # fmt: skip
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     script = (_HERE / "script.js").read_text(encoding="utf-8")
     return environment.get_template("report.html").render(
@@ -48,6 +46,12 @@ def render(view: dict[str, Any]) -> str:
     )
 
 
+def _finalize(value: object) -> object:
+    """Spell out what cannot be seen in every text that the template prints."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _csp_hash(source: str) -> str:
+    """Return a hash as a content security policy names it."""
     digest = hashlib.sha256(source.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")

@@ -1,7 +1,7 @@
 "use strict";
-// Two comforts; the page is complete without them. Text goes in as textContent only.
+// Two conveniences; the page is complete without them. Text is only ever set as textContent.
 
-// 1. Values under the pointer, or under the arrow keys when a figure has the focus.
+// 1. Show the values under the pointer, or by the arrow keys if a figure has the focus.
 for (const figure of document.querySelectorAll("figure[data-readout]")) {
   const data = JSON.parse(figure.dataset.readout);
   const svg = figure.querySelector("svg");
@@ -42,10 +42,10 @@ for (const figure of document.querySelectorAll("figure[data-readout]")) {
   });
 }
 
-// Tells of the keys only where they work.
+// Mention the keys only if this script runs.
 document.querySelector(".keys").hidden = false;
 
-// 2. j and k go to the next and the previous group of answers, and open it.
+// 2. Go to the next (j) or the previous (k) group of answers, and open it.
 document.addEventListener("keydown", (event) => {
   const move = { j: 1, k: -1 }[event.key];
   if (!move || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,4 +1,4 @@
-"""Made-up run folders of a cycle: two iterations, GRPO-2 in two parts, and controls."""
+"""Made-up run folders of a cycle: two iterations, the second with two GRPO stages, and controls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STAGES: tuple[tuple[str, str, int, str, str, tuple[float, float]], ...] = (
 
 
 def make_cycle(run: Path, seed: int = 0, without: Sequence[str] = ()) -> Path:
-    """A run folder; stages ``without`` are listed as waiting and have left nothing."""
+    """Make a run folder; the stages in ``without`` are listed as waiting and have no folder."""
     entries = []
     for order, (name, table, iteration, comparison, title, skill) in enumerate(STAGES):
         entry: dict[str, Any] = {
@@ -65,18 +65,18 @@ def make_cycle(run: Path, seed: int = 0, without: Sequence[str] = ()) -> Path:
 def evaluated(rng: np.random.Generator, skill: tuple[float, float]) -> dict[str, Any]:
     sources = [name for name, count in QUESTIONS.items() for _ in range(count)]
     means = np.repeat(skill, list(QUESTIONS.values()))
-    own = np.clip(rng.normal(means, 0.15), 0, 1)
-    sampled = rng.binomial(4, own) / 4
-    greedy = (rng.random(len(own)) < own).astype(float)
+    chance = np.clip(rng.normal(means, 0.15), 0, 1)
+    sampled = rng.binomial(4, chance) / 4
+    greedy = (rng.random(len(chance)) < chance).astype(float)
     mean, half = mean_ci95(sampled.tolist())
     return {
-        "split": "held_out", "model": "made up", "num_questions": len(own),
-        "greedy": {"accuracy": greedy.mean(), "ci95": wilson_ci95(int(greedy.sum()), len(own))},
+        "split": "held_out", "model": "made up", "num_questions": len(chance),
+        "greedy": {"accuracy": greedy.mean(), "ci95": wilson_ci95(int(greedy.sum()), len(chance))},
         "sampled": {"temperature": 1.0, "n": 4, "accuracy": mean,
                     "ci95": [mean - half, mean + half]},
         "response_tokens": {"greedy": 50.0, "sampled": 51.0}, "by_source": {}, "by_kind": {},
         "keywords": {"wait": 1.25, "maybe": 0.0, "broken": -1},
-        "questions": {"id": [f"q{i}" for i in range(len(own))], "source": sources,
+        "questions": {"id": [f"q{i}" for i in range(len(chance))], "source": sources,
                       "greedy": greedy.tolist(), "sampled": sampled.tolist()},
     }  # fmt: skip
 
@@ -86,18 +86,18 @@ def training(
 ) -> list[dict[str, Any]]:
     lines = []
     for step in range(steps + 1):
-        part = step / steps
+        progress = step / steps
         metrics = {}
         if step:
             metrics = {
-                "reward/mean": skill[1] * (0.6 + 0.4 * part) + rng.normal(0, 0.03),
-                "response/tokens_mean": 50 + 12 * part + rng.normal(0, 2),
+                "reward/mean": skill[1] * (0.6 + 0.4 * progress) + rng.normal(0, 0.03),
+                "response/tokens_mean": 50 + 12 * progress + rng.normal(0, 2),
             }
         if step % 8 == 0:
             metrics |= {
-                "val/greedy": skill[0] * (0.8 + 0.2 * part),
-                "val/sampled": skill[0] * (0.75 + 0.2 * part),
-                "val/tokens_mean": 52 + 9 * part,
+                "val/greedy": skill[0] * (0.8 + 0.2 * progress),
+                "val/sampled": skill[0] * (0.75 + 0.2 * progress),
+                "val/tokens_mean": 52 + 9 * progress,
             }
         lines.append({"step": step, "metrics": metrics, "seconds": {}})
     return lines
@@ -111,8 +111,8 @@ def distilled(rng: np.random.Generator, skill: tuple[float, float]) -> dict[str,
     ]
     right = sum(correct > 0 for _, _, correct in counts)
     words = rng.gamma(6, 9, right).astype(int).tolist()
-    spoken = ["Wait", "let me check", "However", "so it is", "hmm"]
-    texts = [" ".join(rng.choice(spoken, 2)) for _ in range(right)]
+    phrases = ["Wait", "let me check", "However", "so it is", "hmm"]
+    texts = [" ".join(rng.choice(phrases, 2)) for _ in range(right)]
     return {
         "funnel": [[len(counts), "questions"], [len(counts), "answered"],
                    [right, "with a correct answer"], [right, "with a correct trace"],

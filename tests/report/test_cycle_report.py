@@ -1,4 +1,4 @@
-"""What a report shows of a cycle: its numbers by another way, damage, hostile text, a browser."""
+"""The report of a cycle: its numbers computed another way, damage, hostile text, a browser."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.cycle_folders import QUESTIONS, STAGES, make_cycle
-from report.test_report import HOSTILE, UNSEEN, chromium, words
+from helpers.report_page import HOSTILE, UNSEEN, chromium, words
 
 from ovlt.report.charts import LEFT, RIGHT, WIDTH
 from ovlt.report.command import write_report
 from ovlt.report.cycle_charts import bars_chart, joined_chart, points_chart
-from ovlt.report.cycle_table import table
+from ovlt.report.cycle_table import cycle_markdown
 
 CONTROLS = [name for name, _, _, comparison, *_ in STAGES if comparison]
 
@@ -33,7 +33,7 @@ def scores(run: Path, stage: str, source: str, mode: str = "sampled") -> np.ndar
 
 
 def paired(run: Path, stage: str, other: str, source: str, mode: str = "sampled") -> list[float]:
-    """[mean, half width] of the difference, as numpy has it."""
+    """Return [mean, half width] of the difference, computed by numpy."""
     each = scores(run, stage, source, mode) - scores(run, other, source, mode)
     return [each.mean(), 1.959964 * each.std(ddof=1) / np.sqrt(len(each))]
 
@@ -42,7 +42,7 @@ def in_summary(cycle: dict[str, Any], stage: str, relation: str) -> dict[str, An
     return next(s for s in cycle["stages"] if s["name"] == stage)["difference"][relation]
 
 
-def test_numbers_of_the_cycle(tmp_path: Path) -> None:
+def test_the_summary_holds_the_accuracies_and_differences_of_the_cycle(tmp_path: Path) -> None:
     run = make_cycle(tmp_path / "run")
     cycle = summary_of(run)
     assert cycle["scopes"] == ["all", "medium", "hard"]
@@ -52,14 +52,14 @@ def test_numbers_of_the_cycle(tmp_path: Path) -> None:
         if stage["table"] == "distill":
             continue
         for source in cycle["scopes"]:
-            own = scores(run, stage["name"], source)
-            got = stage["accuracy"][source]["sampled"]
-            assert got["accuracy"] == pytest.approx(own.mean())
-            half = 1.959964 * own.std(ddof=1) / np.sqrt(len(own))
-            assert got["ci95"] == pytest.approx(
-                [max(0, own.mean() - half), min(1, own.mean() + half)]
+            expected = scores(run, stage["name"], source)
+            result = stage["accuracy"][source]["sampled"]
+            assert result["accuracy"] == pytest.approx(expected.mean())
+            half = 1.959964 * expected.std(ddof=1) / np.sqrt(len(expected))
+            assert result["ci95"] == pytest.approx(
+                [max(0, expected.mean() - half), min(1, expected.mean() + half)]
             )
-            assert got["questions"] == QUESTIONS.get(source, sum(QUESTIONS.values()))
+            assert result["questions"] == QUESTIONS.get(source, sum(QUESTIONS.values()))
     for stage, relation, other in [
         ("sft1", "before", "base_answers"), ("sft2", "before", "grpo1"),
         ("grpo2-hard", "before", "grpo2-medium"), ("grpo2-hard", "own_sft", "sft2"),
@@ -72,10 +72,10 @@ def test_numbers_of_the_cycle(tmp_path: Path) -> None:
         assert difference["to"] == other
         for source in cycle["scopes"]:
             for mode in ("greedy", "sampled"):
-                got = difference["by_scope"][source][mode]
+                result = difference["by_scope"][source][mode]
                 expected = paired(run, stage, other, source, mode)
-                assert [got["mean"], got["half_width"]] == pytest.approx(expected)
-    # The first part of GRPO-2 is no end of an iteration, and GRPO-1 has none before it.
+                assert [result["mean"], result["half_width"]] == pytest.approx(expected)
+    # The first GRPO stage of iteration 2 is not its end, and GRPO-1 has no iteration before it.
     assert in_summary(cycle, "grpo2-medium", "iteration_before") is None
     assert in_summary(cycle, "grpo1", "iteration_before") is None
     during = cycle["during_grpo"]
@@ -97,12 +97,12 @@ def test_the_page_shows_the_papers_figures(tmp_path: Path) -> None:
     assert f"+{100 * mean:.1f} \u00b1 {100 * half:.1f}" in seen
     for expected in (
         "Accuracy, %: all (107 questions)", "Accuracy, %: medium (47 questions)",
-        "GRPO-2 hard vs GRPO-1", "the iteration before",
-        "Words of reasoning", "maybe", "1.25",
-        "GRPO-1 vs SFT-1 the stage before", "GRPO-2 hard vs SFT-2 its SFT",
+        "GRPO-2 hard vs GRPO-1", "the previous iteration",
+        "Reasoning words, per greedy answer", "maybe", "1.25",
+        "GRPO-1 vs SFT-1 the previous stage", "GRPO-2 hard vs SFT-2 its SFT",
         "Reward and length during GRPO",
-        "Difference to GRPO-2 hard, points", "SFT-1, nothing filtered vs SFT-1", "pass@4, %",
-        "Words per trace: Traces for SFT-2", "Questions, from asked to kept", "identify",
+        "Difference from GRPO-2 hard, points", "SFT-1, nothing filtered vs SFT-1", "pass@4, %",
+        "Words per trace: Traces for SFT-2", "Questions left after each filter", "identify",
         "41 its reasoning has more than 500 words",
     ):  # fmt: skip
         assert expected in seen, expected
@@ -119,7 +119,7 @@ def test_the_page_shows_the_papers_figures(tmp_path: Path) -> None:
     assert "cycle" not in json.loads((run / "summary.json").read_text())
 
 
-def test_stages_that_are_missing_are_awaited(tmp_path: Path) -> None:
+def test_missing_stages_are_shown_as_waiting(tmp_path: Path) -> None:
     left_out = ["grpo2-hard", "sft1-none", "distill1-none", "distill2"]
     run = make_cycle(tmp_path / "run", without=left_out)
     cycle = summary_of(run)
@@ -127,14 +127,14 @@ def test_stages_that_are_missing_are_awaited(tmp_path: Path) -> None:
     assert [name for name, state in status.items() if state == "waiting"] == [
         "distill2", "grpo2-hard", "distill1-none", "sft1-none"]  # fmt: skip
     assert cycle["problems"] == []
-    # What a control waits for is not replaced by another stage.
+    # No other stage takes the place of the reference that a control waits for.
     assert in_summary(cycle, "sft-only", "reference") is None
     assert in_summary(cycle, "grpo2-continue-medium", "reference")["to"] == "grpo2-medium"
     assert in_summary(cycle, "grpo2-medium", "iteration_before") is None
     seen = words((run / "report.html").read_text("utf-8"))
     assert "GRPO-2 hard waiting" in seen
     assert "Traces for SFT-2 waiting" in seen
-    assert "| GRPO-2 hard | waiting | waiting |" in table([run])
+    assert "| GRPO-2 hard | waiting | waiting |" in cycle_markdown([run])
 
 
 def test_many_sources_or_none_are_shown_together(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_many_sources_or_none_are_shown_together(tmp_path: Path) -> None:
     cycle = summary_of(run)
     assert cycle["scopes"] == ["all"]
     assert "GRPO-2 hard vs GRPO-1" in words((run / "report.html").read_text("utf-8"))
-    assert "| Stage | seed 0, all |" in table([run])
+    assert "| Stage | seed 0, all |" in cycle_markdown([run])
 
 
-def test_damage_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_damage_becomes_a_sentence_and_the_rest_is_shown(tmp_path: Path) -> None:
     run = make_cycle(tmp_path / "run")
     (run / "grpo1" / "evaluation.json").write_text('{"greedy": 3, "questions"')
     (run / "sft2" / "evaluation.json").write_text('{"questions": {"id": [1], "sampled": [7]}}')
@@ -167,20 +167,20 @@ def test_damage_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     (run / "distill2" / "summary.json").write_text("{}]")
     cycle = summary_of(run)
     seen = words((run / "report.html").read_text("utf-8"))
-    said = " ".join(cycle["problems"])
+    text = " ".join(cycle["problems"])
     for name in ("grpo1: evaluation.json", "distill2: summary.json", "'words'", "'dropped'",
                  "'keywords'"):  # fmt: skip
-        assert name in said
+        assert name in text
     assert all(" ".join(problem.split()) in seen for problem in cycle["problems"])
     assert in_summary(cycle, "grpo2-hard", "iteration_before") is None
     assert in_summary(cycle, "grpo2-hard", "before")["to"] == "grpo2-medium"
     assert cycle["distillation"][0]["words"] == []
     assert cycle["distillation"][0]["funnel"]
-    assert "grpo1: evaluation.json" in table([run])
+    assert "grpo1: evaluation.json" in cycle_markdown([run])
 
 
 @pytest.mark.parametrize(
-    ("content", "left"),
+    ("content", "expected"),
     [
         ("", []),
         ("[]", []),
@@ -189,19 +189,21 @@ def test_damage_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
         ('{"seed": {}, "stages": [{"name": "sft1", "iteration": NaN, "seconds": "x"}]}', ["sft1"]),
     ],
 )
-def test_a_damaged_list_of_stages(tmp_path: Path, content: str, left: list[str]) -> None:
+def test_a_damaged_cycle_json_leaves_the_page_readable(
+    tmp_path: Path, content: str, expected: list[str]
+) -> None:
     run = make_cycle(tmp_path / "run")
-    shutil.copytree(run / "sft1", tmp_path / "sft1")  # what ../sft1 would find
+    shutil.copytree(run / "sft1", tmp_path / "sft1")  # what ../sft1 would read
     (run / "cycle.json").write_text(content)
     cycle = summary_of(run)
-    assert [stage["name"] for stage in cycle["stages"]] == left
-    assert left or cycle["problems"]
+    assert [stage["name"] for stage in cycle["stages"]] == expected
+    assert expected or cycle["problems"]
     assert 'id="cycle"' in (run / "report.html").read_text("utf-8")
-    assert table([run]).startswith("Accuracy")
+    assert cycle_markdown([run]).startswith("Accuracy")
 
 
 def hostile_cycle(run: Path) -> Path:
-    """Every text that a stage, its questions or its traces bring is hostile."""
+    """Make a cycle whose every text, of stages, questions and traces, is hostile."""
     make_cycle(run)
     about = json.loads((run / "cycle.json").read_text())
     for stage in about["stages"]:
@@ -228,7 +230,7 @@ def test_hostile_text_stays_text_in_a_browser(tmp_path: Path) -> None:
     assert "<img src=x" not in page
     assert page.count("<script>") == 1
     assert not set("\u202e\u202c\u200b\x1b") & set(page)
-    # Read out a value of each figure: names come from the page's own data, as text.
+    # Read out a value of each figure: the names come from data in the page, as text.
     probe = """<script>
         for (const figure of document.querySelectorAll("figure[data-readout]"))
           figure.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
@@ -241,16 +243,16 @@ def test_hostile_text_stays_text_in_a_browser(tmp_path: Path) -> None:
     assert dom.count("<script>") == 2
     assert '<img src="x"' not in dom
     assert "<title>run - ovlt report</title>" in dom
-    told = words(html.unescape(dom.rpartition("</script>")[0][-1] + dom))
-    assert "Base; " in told
-    assert "grpo1, step 0" in told
+    text = words(html.unescape(dom.rpartition("</script>")[0][-1] + dom))
+    assert "Base; " in text
+    assert "grpo1, step 0" in text
     assert "\u27e8U+202E\u27e9" in dom
     assert "\u202e" not in dom
 
 
-def test_table_of_seeds(tmp_path: Path) -> None:
+def test_the_markdown_table_has_a_column_for_each_seed_and_source(tmp_path: Path) -> None:
     runs = [make_cycle(tmp_path / f"seed{seed}", seed) for seed in (0, 3)]
-    text = table(runs)
+    text = cycle_markdown(runs)
     rows = {
         line.split(" | ")[0].strip("| "): [cell.strip("| ") for cell in line.split(" | ")[1:]]
         for line in text.splitlines()
@@ -280,54 +282,54 @@ def test_table_of_seeds(tmp_path: Path) -> None:
                 assert cell.startswith("**") == (abs(mean) > half)
 
 
-def test_table_of_hostile_titles_and_of_no_cycle(tmp_path: Path) -> None:
+def test_the_markdown_table_escapes_titles_and_needs_a_cycle(tmp_path: Path) -> None:
     run = hostile_cycle(tmp_path / "run")
-    (run / "grpo1-only" / "evaluation.json").unlink()  # its status stands in the place of numbers
-    text = table([run])
+    (run / "grpo1-only" / "evaluation.json").unlink()  # so its status is shown in place of numbers
+    text = cycle_markdown([run])
     widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if "|" in line}
     assert widths == {5}  # three cells between four bars
     assert "<" not in text.replace("\\<", "")
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match=r"other holds no cycle\.json: run python -m ovlt\.cycle"):
-        table([tmp_path / "other"])
+        cycle_markdown([tmp_path / "other"])
 
 
-def test_lines_end_to_end_keep_to_their_stage() -> None:
+def test_joined_lines_do_not_connect_stages() -> None:
     low, high = [(float(i), 1.0) for i in range(1, 41)], [(float(i), 3.0) for i in range(41)]
     chart = joined_chart("x", [("first", {"a": low}), ("none", {}), ("second", {"a": high})])
     assert chart is not None
-    line = chart["lines"][0]
-    assert line["path"].count("M") == 2  # no line from stage to stage
-    readout = json.loads(chart["readout"])
+    line = chart.lines[0]
+    assert line.path.count("M") == 2  # no line from stage to stage
+    readout = json.loads(chart.readout)
     assert len(readout["steps"]) == 81
     assert readout["names"][39:41] == ["first, step 40", "second, step 0"]
     # The trailing mean starts anew: it never lies between the two levels.
-    drawn = {
-        point.split(",")[1] for part in line["mean"].split("M")[1:] for point in part.split("L")
+    heights = {
+        point.split(",")[1] for segment in line.mean.split("M")[1:] for point in segment.split("L")
     }
-    assert len(drawn) == 2
-    boundary = chart["parts"][1]["boundary"]
+    assert len(heights) == 2
+    boundary = chart.segments[1].boundary
     assert readout["x"][39] < boundary < readout["x"][40]
     assert joined_chart("x", [("first", {"a": [(1.0, None)]})]) is None
     odd = joined_chart("x", [("first", {"a": [(-1e99, 1.0), (2.0, 2.0), (4.0, 1.5)]})])
     assert odd is not None
-    assert all(LEFT <= x <= RIGHT for x, _ in odd["lines"][0]["dots"])
+    assert all(LEFT <= x <= RIGHT for x, _ in odd.lines[0].dots)
 
 
-def test_points_and_bars_of_odd_numbers() -> None:
+def test_points_and_bars_accept_gaps_and_zeros() -> None:
     chart = points_chart("x", ["a", "b", "c"], {"m": [(0.5, 0.4, 0.7), None, (1.0, 0.9, 1.0)]})
     assert chart is not None
-    assert len(chart["lines"][0]["whiskers"]) == 2
-    assert chart["lines"][0]["path"].count("M") == 2  # a gap stays a gap
-    assert json.loads(chart["readout"])["names"] == ["a", "c"]
+    assert len(chart.lines[0].whiskers) == 2
+    assert chart.lines[0].path.count("M") == 2  # a gap stays a gap
+    assert json.loads(chart.readout)["names"] == ["a", "c"]
     many = points_chart("x", [str(i) for i in range(15)], {"m": [(0.5, 0.5, 0.5)] * 15})
     assert many is not None
-    assert len(many["x_ticks"]) <= 8
+    assert len(many.x_ticks) <= 8
     assert points_chart("x", ["a"], {"m": [None]}) is None
     bars = bars_chart("x", ["a", "b"], [("one", [4.0, 0.0]), ("one", [None, 1.0])])
     assert bars is not None
-    widths = [[bar["width"] for bar in row["bars"]] for row in bars["rows"]]
-    assert bars["rows"][0]["bars"][0]["x"] + widths[0][0] == pytest.approx(WIDTH - 44)
+    widths = [[bar.width for bar in row.bars] for row in bars.rows]
+    assert bars.rows[0].bars[0].x + widths[0][0] == pytest.approx(WIDTH - 44)
     assert widths[1] == [0.0, pytest.approx(widths[0][0] / 4, abs=0.1)]
     assert bars_chart("x", ["a"], [("one", [0.0])]) is not None
     assert bars_chart("x", [], [("one", [])]) is None

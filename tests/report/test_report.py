@@ -1,4 +1,4 @@
-"""The report page: figures of the run are on it, hostile text on it stays text."""
+"""The report page: it shows the figures of the run, and hostile text stays text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,15 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.report_page import HOSTILE, UNSEEN, chromium, shown_title, words
 
 from ovlt.evaluate.stats import mean_ci95, paired_difference, wilson_ci95
 from ovlt.report.command import write_report
 from ovlt.run.metrics import MetricsWriter
 from ovlt.types import Group, Prompt, Sample
 
-HOSTILE = "</script><img src=x onerror=alert(1)><script>document.title='owned'</script>"
-UNSEEN = "pay \u202ecod.exe\u202c \u200bnow\x1b[31m \ud800 end"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FAMILIES = ("chart bars", "geometry", "grid counting")
 
 
@@ -131,13 +128,7 @@ def make_run(run: Path, texts: list[str], steps: int = 16) -> Path:
 TEXTS = ["Bar 1 reaches 40. So \\boxed{2}.", "I count three. \\boxed{3}", "two", "x" * 5000]
 
 
-def words(page: str) -> str:
-    """The page as a reader sees it, more or less: tags and style gone, space folded."""
-    page = re.sub(r"<(style|script)>.*?</\1>", " ", page, flags=re.S)
-    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
-
-
-def test_page_and_summary_hold_the_figures(tmp_path):
+def test_page_and_summary_hold_the_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", TEXTS)
     out = write_report(run)
     page, seen = out.read_text("utf-8"), words(out.read_text("utf-8"))
@@ -157,7 +148,7 @@ def test_page_and_summary_hold_the_figures(tmp_path):
     assert last["difference"]["baseline"]["greedy"] == {"mean": mean, "half_width": half}
     assert f"+{mean * 100:.1f} \u00b1 {half * 100:.1f}" in seen
     assert summary["stages"][1]["difference"]["previous"]["to"] == "base"
-    assert summary["stages"][1]["difference"]["baseline"] is None  # it is the baseline
+    assert summary["stages"][1]["difference"]["baseline"] is None  # itself the baseline
     assert len(last["curves"]["loss"]["steps"]) == 16
     assert last["curves"]["grad_norm"]["values"][2] is None
     assert "Not finite in 1 step, first at step 3" in seen
@@ -167,7 +158,7 @@ def test_page_and_summary_hold_the_figures(tmp_path):
     assert page.count("<svg") == 1 + 2 * 8
 
 
-def test_page_loads_nothing_and_is_reproducible(tmp_path):
+def test_page_loads_nothing_and_is_reproducible(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", TEXTS, steps=4)
     first = write_report(run).read_bytes()
     assert write_report(run, tmp_path / "elsewhere" / "page.html").read_bytes() == first
@@ -188,7 +179,7 @@ def test_page_loads_nothing_and_is_reproducible(tmp_path):
     assert not re.search(r"url\(|@import|\sstyle=|\son\w+=", page)
 
 
-def test_hostile_text_stays_text(tmp_path):
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [HOSTILE, UNSEEN], steps=3)
     about = {"stage": "sft", "title": HOSTILE, "order": 1, "status": HOSTILE, "command": UNSEEN}
     (run / "sft" / "stage.json").write_text(json.dumps(about))
@@ -207,7 +198,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert not set("\u202e\u202c\u200b\x1b") & set(page)
 
 
-def test_long_text_is_folded_and_cut(tmp_path):
+def test_long_text_is_folded_and_cut(tmp_path: Path) -> None:
     texts = ["a" * 4100 + "tail", "b" * 50_000]
     run = make_run(tmp_path / "run", texts, steps=1)
     page = write_report(run).read_text("utf-8")
@@ -216,7 +207,7 @@ def test_long_text_is_folded_and_cut(tmp_path):
     assert "b" * 40_001 not in page
 
 
-def test_rollouts_are_first_middle_last_and_bounded(tmp_path):
+def test_rollouts_are_first_middle_last_and_bounded(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stage = make_stage(run, "grpo", 2, steps=16, accuracy=None, texts=TEXTS)  # steps 1, 6, 11, 16
     writer = MetricsWriter(stage, tensorboard=False, total_steps=1, description="grpo")
@@ -232,7 +223,7 @@ def test_rollouts_are_first_middle_last_and_bounded(tmp_path):
     assert "no number in the box" in seen
 
 
-def test_a_file_name_from_a_rollout_never_leaves_the_stage(tmp_path):
+def test_a_file_name_from_a_rollout_never_leaves_the_stage(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stage = make_stage(run, "grpo", 2, steps=1, accuracy=None, texts=["t"])
     (run / "secret.png").write_bytes((next((stage / "images").iterdir())).read_bytes())
@@ -247,7 +238,7 @@ def test_a_file_name_from_a_rollout_never_leaves_the_stage(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no evaluation", "empty metrics", "torn", "garbage", "bare"])
-def test_incomplete_stages_are_shown(tmp_path, damage):
+def test_incomplete_stages_are_shown(tmp_path: Path, damage: str) -> None:
     run = make_run(tmp_path / "run", ["t"], steps=2)
     grpo = run / "grpo"
     if damage == "no evaluation":
@@ -260,7 +251,9 @@ def test_incomplete_stages_are_shown(tmp_path, damage):
     elif damage == "garbage":
         (grpo / "metrics.jsonl").write_text('{"step": 1, "metrics": {"loss": NaN}}\n[1]\n{{{\n')
         (grpo / "evaluation.json").write_text('{"greedy": 3, "questions": {"id": [1, 1]}')
-        (grpo / "rollouts" / "step_000001.jsonl").write_text('{"samples": 5}\n{"samples": [[]]}\n')
+        (grpo / "rollouts" / "step_000001.jsonl").write_text(
+            '{"samples": 5}\n{"samples": [[]]}\n{"prompt_id": "no samples"}\n'
+        )
     else:
         shutil.rmtree(grpo)
         grpo.mkdir()
@@ -274,11 +267,12 @@ def test_incomplete_stages_are_shown(tmp_path, damage):
         assert "1 damaged line left out" in seen
         assert len(summary["stages"][2]["curves"]["loss"]["steps"]) == 1
     if damage == "garbage":
+        assert "3 damaged lines left out" in seen
         assert len(problems) == 2
         assert all(problem in seen for problem in problems)
 
 
-def test_other_questions_are_not_compared(tmp_path):
+def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["t"], steps=1)
     file = run / "grpo" / "evaluation.json"
     evaluation = json.loads(file.read_text())
@@ -302,7 +296,7 @@ def test_other_questions_are_not_compared(tmp_path):
     assert again["baseline"]["to"] == "base"
 
 
-def test_command_line(tmp_path):
+def test_the_command_prints_its_files_and_explains_a_wrong_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["t"], steps=1)
     command = [sys.executable, "-m", "ovlt.report"]
     done = subprocess.run([*command, str(run)], capture_output=True, text=True, check=True)
@@ -313,25 +307,7 @@ def test_command_line(tmp_path):
     assert "Traceback" not in bad.stderr
 
 
-def chromium(page: Path, folder: Path, *options: str) -> str:
-    """What headless Chromium makes of the page, as the DOM it ends with."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.fail("this test renders the page: install Chromium (apt-get install -y chromium)")
-    command = [
-        program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", f"--user-data-dir={folder}", "--virtual-time-budget=2000",
-        *options, "--dump-dom", page.resolve().as_uri(),
-    ]  # fmt: skip
-    environment = {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=environment, check=True
-    )
-    return done.stdout
-
-
-def test_nothing_hostile_runs_in_a_browser(tmp_path):
+def test_nothing_hostile_runs_in_a_browser(tmp_path: Path) -> None:
     title = "</title>" + HOSTILE
     run = make_run(tmp_path / "run", [HOSTILE, UNSEEN, "<svg onload=\"document.title='owned'\">"])
     about = json.loads((run / "run.json").read_text()) | {"recipe": title, "commit": HOSTILE}
@@ -358,7 +334,3 @@ def test_nothing_hostile_runs_in_a_browser(tmp_path):
     assert '<p class="keys">' in dom  # the policy lets our own script run
     owned = shown_title(chromium(tmp_path / "bare.html", tmp_path / "profile-bare"))
     assert " ".join(owned.split()) == "owned: step 5 greedy 34.67 sampled 31.67"
-
-
-def shown_title(dom: str) -> str:
-    return html.unescape(re.search(r"<title>(.*?)</title>", dom, re.S)[1])
