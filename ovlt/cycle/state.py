@@ -26,7 +26,7 @@ def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
         lock.enter_context(held(folder / "cycle.lock", patience))
     except TimeoutError:
         raise ValueError(
-            f"another `ovlt cycle` is at work in {folder}: wait for it, or give another --run.folder"
+            f"another `ovlt cycle` runs in {folder}: wait for it, or give another --run.folder"
         ) from None
     with lock:
         yield

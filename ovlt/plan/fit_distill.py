@@ -17,7 +17,8 @@ def distill_lack(part: Part) -> str:
     run, cfg = part.run, part.run.recipe.distill
     gpus, has = cfg.engine.tensor_parallel, run.node.count
     if gpus > has:
-        return f"{part.name}: distill.engine.tensor_parallel={gpus}, but {run.node.name} has {has} GPUs"
+        has_text = f"{run.node.name} has {has} GPUs"
+        return f"{part.name}: distill.engine.tensor_parallel={gpus}, but {has_text}"
     if cfg.ranks > has:
         return f"{part.name}: distill.ranks={cfg.ranks}, but {run.node.name} has {has} GPUs"
     for phase in phases_of(run):

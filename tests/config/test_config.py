@@ -57,7 +57,7 @@ def test_the_defaults_of_grpo_are_the_papers() -> None:
     rollout = RolloutConfig()
     assert (rollout.temperature, rollout.top_p) == (1.0, 1.0)
     assert rollout.max_response_tokens == 2048
-    assert reward.function == "answer"
+    assert Recipe().reward.function == "answer"
 
 
 def test_a_part_of_a_table_leaves_the_rest_at_its_own_defaults(tmp_path: Path) -> None:

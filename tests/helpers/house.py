@@ -1,8 +1,10 @@
-"""Measures of the source itself, by its syntax trees: ``python tests/helpers/house.py`` prints them."""
+"""Measures of the source by its syntax trees; ``python tests/helpers/house.py`` prints them."""
 
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,16 +29,24 @@ FLOORS = (
     ("__main__",),
 )
 TRAINER = ("sft", "grpo", "types", "train", "rollout", "evaluate", "reward", "model", "data", "run")
+PERIPHERY = ("smoke", "plan", "report", "cycle", "distill", "data.mixture", "data.worlds")
 # From the prompt to the gradient and back, in the order in which one reads it.
 READING_PATH = (
-    "ovlt/grpo.py", "ovlt/sft.py", "ovlt/train/step.py", "ovlt/rollout/groups.py",
-    "ovlt/rollout/vllm.py", "ovlt/rollout/sync.py", "ovlt/train/pack.py", "ovlt/train/loss.py",
-)  # fmt: skip
+    "ovlt/grpo.py",
+    "ovlt/sft.py",
+    "ovlt/train/step.py",
+    "ovlt/rollout/groups.py",
+    "ovlt/rollout/vllm.py",
+    "ovlt/rollout/sync.py",
+    "ovlt/train/pack.py",
+    "ovlt/train/loss.py",
+)
 
 
 def sources(*folders: str) -> list[Path]:
-    """The Python files of these folders of the repository."""
-    return [f for name in folders or ("ovlt", "kernels") for f in sorted((REPOSITORY / name).rglob("*.py"))]  # fmt: skip
+    """List the Python files of these folders of the repository."""
+    names = folders or ("ovlt", "kernels")
+    return [file for name in names for file in sorted((REPOSITORY / name).rglob("*.py"))]
 
 
 def tree(file: Path) -> ast.Module:
@@ -50,28 +60,38 @@ def module(file: Path) -> str:
 
 
 def room(name: str) -> str:
-    """The folder of a module, or the module itself where it lies directly in ovlt."""
+    """The folder of a module, or the module itself if it lies directly in ovlt."""
     known = {room for floor in FLOORS for room in floor}
     parts = name.split(".")
     return next((r for n in (2, 1) if (r := ".".join(parts[:n])) in known), parts[0])
 
 
-def imports(file: Path) -> Iterator[tuple[str, ast.stmt]]:
-    """(module of ovlt, statement) of every import of one, also those inside functions."""
+def imports(file: Path) -> Iterator[tuple[str, int]]:
+    """(module of ovlt, line) of every import of one, also of those inside functions."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ovlt":
-            inside = node.module.removeprefix("ovlt").removeprefix(".")
+            package = node.module.removeprefix("ovlt").removeprefix(".")
             for alias in node.names:
-                below = f"{inside}.{alias.name}".strip(".")
-                path = REPOSITORY / "ovlt" / below.replace(".", "/")
-                yield (
-                    (below if path.is_dir() or path.with_suffix(".py").is_file() else inside),
-                    node,
-                )
+                name = f"{package}.{alias.name}".strip(".")
+                path = REPOSITORY / "ovlt" / name.replace(".", "/")
+                is_module = path.is_dir() or path.with_suffix(".py").is_file()
+                yield (name if is_module else package or "__init__"), node.lineno
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith("ovlt."):
-                    yield alias.name.removeprefix("ovlt."), node
+                    yield alias.name.removeprefix("ovlt."), node.lineno
+
+
+def climbs() -> list[str]:
+    """Imports of a folder that does not stand lower, as sentences."""
+    level = {room: n for n, floor in enumerate(FLOORS) for room in floor} | {"__init__": -1}
+    return [
+        f"{file.relative_to(REPOSITORY)}:{line}: {here} imports {there}"
+        for file in sources("ovlt")
+        if (here := room(module(file))) != "__init__"
+        for name, line in imports(file)
+        if (there := room(name)) != here and level[there] >= level[here]
+    ]
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef]:
@@ -87,7 +107,7 @@ BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.compre
 
 
 def complexity(function: ast.FunctionDef) -> int:
-    """McCabe's number: one, and one for each branch, loop, condition and ``and`` or ``or``."""
+    """McCabe's number: one, and one for each branch, loop, condition, ``and`` and ``or``."""
     nodes = list(ast.walk(function))
     ways = sum(isinstance(node, BRANCHES) for node in nodes)
     ways += sum(len(node.values) - 1 for node in nodes if isinstance(node, ast.BoolOp))
@@ -97,12 +117,13 @@ def complexity(function: ast.FunctionDef) -> int:
 
 def lazy_imports(file: Path) -> list[int]:
     """Lines of imports inside functions."""
-    return [
+    numbers = {
         node.lineno
         for function in functions(file)
         for node in ast.walk(function)
         if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
+    }
+    return sorted(numbers)
 
 
 def uses_of_any(file: Path) -> int:
@@ -110,22 +131,21 @@ def uses_of_any(file: Path) -> int:
 
 
 def comment_share(files: list[Path]) -> float:
-    """Lines that hold a comment, as a share of the lines of code (docstrings and blanks left out)."""
-    import io
-    import tokenize
-
+    """Lines that hold a comment, as a share of the lines of code (no docstrings, no blanks)."""
     comments = code = 0
     for file in files:
         text = file.read_text(encoding="utf-8")
-        docs = set()
+        docstrings: set[int] = set()
         for node in ast.walk(ast.parse(text)):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):  # fmt: skip
-                docs |= set(range(body[0].lineno, (body[0].end_lineno or 0) + 1))
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    docstrings |= set(range(body[0].lineno, (body[0].end_lineno or 0) + 1))
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         comments += len({t.start[0] for t in tokens if t.type == tokenize.COMMENT})
-        skip = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)  # fmt: skip
-        code += len({t.start[0] for t in tokens if t.type not in skip} - docs)
+        kinds = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
+        code += len({t.start[0] for t in tokens if t.type in kinds} - docstrings)
     return comments / max(1, code)
 
 
@@ -140,31 +160,30 @@ def takes_recipe(file: Path) -> list[str]:
 
 
 def main() -> None:
-    everything = sources()
-    of_ovlt = sources("ovlt")
-    print("Any:", sum(map(uses_of_any, everything)), {
-        f"{f.relative_to(REPOSITORY)}": n for f in everything if (n := uses_of_any(f)) > 5
-    })  # fmt: skip
-    print("lazy imports:", sum(len(lazy_imports(f)) for f in everything), {
-        f"{f.relative_to(REPOSITORY)}": len(n) for f in everything if (n := lazy_imports(f))
-    })  # fmt: skip
-    print("recipe: Recipe:", sum(len(takes_recipe(f)) for f in of_ovlt), {
-        module(f): n for f in of_ovlt if (n := takes_recipe(f))
-    })  # fmt: skip
-    print(
-        f"comments on the reading path: {comment_share([REPOSITORY / p for p in READING_PATH]):.1%}"
-    )
+    everything, of_ovlt = sources(), sources("ovlt")
+
+    def by_file(counts: dict[Path, int], least: int) -> str:
+        top = sorted(((n, str(f.relative_to(REPOSITORY))) for f, n in counts.items() if n >= least))
+        return ", ".join(f"{name} {n}" for n, name in reversed(top))
+
+    uses = {file: uses_of_any(file) for file in everything}
+    print(f"Any: {sum(uses.values())}; {by_file(uses, 5)}")
+    lazy = {file: len(lazy_imports(file)) for file in everything}
+    print(f"lazy imports: {sum(lazy.values())}; {by_file(lazy, 1)}")
+    takers = [f"{module(file)}.{name}" for file in of_ovlt for name in takes_recipe(file)]
+    print(f"recipe: Recipe: {len(takers)}; {', '.join(takers)}")
+    for name in READING_PATH:
+        print(f"comments: {comment_share([REPOSITORY / name]):.1%} {name}")
+    whole = comment_share([REPOSITORY / name for name in READING_PATH])
+    print(f"comments on the reading path: {whole:.1%}")
     for file in everything:
         for function in functions(file):
             if lines(function) > 100 or complexity(function) >= 20:
-                print(f"{file.relative_to(REPOSITORY)} {function.name}: {lines(function)} lines, complexity {complexity(function)}")  # fmt: skip
-    level = {room: n for n, floor in enumerate(FLOORS) for room in floor}
-    for file in of_ovlt:
-        here = room(module(file))
-        for name, node in imports(file):
-            there = room(name)
-            if "__init__" not in (here, there) and there != here and level[there] >= level[here]:
-                print(f"{file.relative_to(REPOSITORY)}:{node.lineno}: {here} imports {there}")
+                print(
+                    f"{file.relative_to(REPOSITORY)} {function.name}: {lines(function)} lines, "
+                    f"complexity {complexity(function)}"
+                )
+    print("\n".join(climbs()))
 
 
 if __name__ == "__main__":
