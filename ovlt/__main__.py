@@ -27,6 +27,7 @@ class Command(NamedTuple):
     ``run`` names its function: ``f(runtime, recipe)``, called on every rank, if ``ranks``, else
     ``f(argv)``. ``driver`` names a ``f(recipe)`` that starts ranks itself, several times over.
     ``tables`` are the recipe tables it reads, its own first; ``options`` what else it takes.
+    ``--help`` is answered here, with ``summary``, unless the command has a ``--help`` of its own.
     """
 
     summary: str
@@ -35,6 +36,7 @@ class Command(NamedTuple):
     ranks: bool = False
     driver: str = ""
     options: tuple[str, ...] = ()
+    own_help: bool = False
 
 
 SHARED = ("run", "model", "data", "engine", "reward")
@@ -59,23 +61,23 @@ COMMANDS = {
     "cycle": Command(
         "Run SFT and GRPO in turns, each iteration on traces of the one before.",
         "ovlt.cycle.command:main", ("cycle", "distill", "sft", "grpo", "evaluate", *SHARED),
-        options=("--dry-run", "--until", "--seeds", "--controls"),
+        options=("--dry-run", "--until", "--seeds", "--controls"), own_help=True,
     ),
     "plan": Command(
         "Say whether a recipe fits and how long it takes, before anything is loaded.",
         "ovlt.plan.command:main", ("sft", "grpo", "distill", "evaluate", *SHARED),
-        options=("--hardware", "--sizes"),
+        options=("--hardware", "--sizes"), own_help=True,
     ),
     "report": Command(
         "Write report.html of a run folder.",
-        "ovlt.report.command:main", (), options=("--out", "--baseline"),
+        "ovlt.report.command:main", (), options=("--out", "--baseline"), own_help=True,
     ),
     "prepare": Command(
-        "Draw a mixture of public datasets into files of questions.",
+        "Draw a mixture of public datasets into files of questions; --list shows what there is.",
         "ovlt.data.mixture.prepare:main", ("mixture",), options=("--list",),
     ),
     "demo": Command(
-        "See it work: a world, a base model, SFT, GRPO, figures, report.",
+        "See it work: a world, a base model, SFT, GRPO, figures, report; --results: three seeds.",
         "ovlt.smoke.demo:main", ("demo", "synthetic", "base", "sft", "grpo"),
         options=("--results",),
     ),
@@ -84,7 +86,14 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that ``argv`` names; without a name, list the commands."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough: `ovlt grpo --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python's own flush fails at the end
+
+
+def _dispatch(words: list[str]) -> None:
     name = words.pop(0) if words else "--help"
     if name in ("-h", "--help", "help"):
         print(_usage())
@@ -97,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
         print(f"ovlt: there is no command '{name}'; {hint}", file=sys.stderr)
         raise SystemExit(2)
+    elif not COMMANDS[name].own_help and {"-h", "--help"} & set(words):
+        _read(name, ["--help"])
     elif not COMMANDS[name].ranks:
         raise SystemExit(_function(COMMANDS[name].run)(words))
     elif "RANK" in os.environ:  # torchrun -m ovlt NAME
@@ -160,7 +171,7 @@ def _ranks(name: str, words: Sequence[str]) -> tuple[int, list[str]]:
 
 def _read(name: str, argv: Sequence[str]) -> Recipe:
     command = COMMANDS[name]
-    return command_line(name, command.summary, command.tables, argv, resume=True)
+    return command_line(name, command.summary, command.tables, argv, resume=command.ranks)
 
 
 def _device(recipe: Recipe) -> env.Device:

@@ -83,6 +83,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if path.suffix == ".json" and isinstance(tree, dict):  # the record of a stage
+            tree = {key: value for key, value in tree.items() if key not in ("ovlt", "format")}
     except ValueError as error:  # of TOML, JSON or UTF-8
         raise ValueError(f"{path} is not valid TOML (or JSON): {error}") from None
     if not isinstance(tree, dict):

@@ -54,7 +54,8 @@ def _without(table: Tree) -> Tree:
             return [below(item) for item in value]
         return _without(value) if isinstance(value, dict) else value
 
-    return {k: below(v) for k, v in table.items() if not _is_sized(k, v) or _is_inner(v)}
+    rest = {k: below(v) for k, v in table.items() if not _is_sized(k, v) or _is_inner(v)}
+    return {k: v for k, v in rest.items() if v != {} or table[k] == {}}  # no emptied tables
 
 
 def _is_inner(value: object) -> bool:

@@ -1,8 +1,7 @@
-"""The folder of one run: who may use it, how a file in it is written, how ranks agree about it.
+"""The folder of one run: who may use it, and how ranks agree about it.
 
-A failure on one rank (a full disk, a torn file) that the others do not learn of leaves them waiting
-in the next collective until it times out, so whatever touches the folder goes through
-``on_all_ranks``.
+If one rank fails (a full disk, a torn file) and the others do not learn of it, they wait in the
+next collective until it times out. So whatever touches the folder goes through ``on_all_ranks``.
 """
 
 from __future__ import annotations
@@ -16,10 +15,13 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
+from ovlt import __version__
 from ovlt.config.changes import LENGTH, MAY_CHANGE, changes_between, matches
 from ovlt.system.files import read_json, write_json
 
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
+# What a run folder's records look like; 2: recipes with the tables [engine] and [reward].
+FORMAT = 2
 
 T = TypeVar("T")
 
@@ -28,8 +30,8 @@ def claim_run_folder(folder: Path | str, recipe: dict[str, Any], resume: str) ->
     """Make ``folder`` the home of the run that ``recipe`` describes, or say why not. Collective.
 
     ``resume`` "never": the folder holds no metrics, no checkpoint and no other recipe. "auto": it
-    may hold the same run, whose recipe (JSON values) is this one but for the keys of ``MAY_CHANGE``
-    and ``LENGTH``; a change of length is warned of. Writes ``recipe.json``. Raises ValueError.
+    may hold the same run, whose recipe (JSON values) differs at most in the keys of ``MAY_CHANGE``
+    and ``LENGTH``; a change of length gives a warning. Writes ``recipe.json``. Raises ValueError.
     """
     if resume not in ("never", "auto"):
         raise ValueError(f"resume={resume!r}: give 'never' or 'auto'")
@@ -48,7 +50,9 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
         holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
     changes = []
     if (folder / RECIPE).exists():
-        changes = changes_between(read_json(folder / RECIPE), recipe)
+        earlier = read_json(folder / RECIPE)
+        check_format(folder, earlier)
+        changes = changes_between(without_version(earlier), recipe)
     elif holds and resume == "auto":
         raise ValueError(
             f"{folder} holds {some(holds)} but no {RECIPE}, so there is no telling which run that "
@@ -71,7 +75,27 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
             stacklevel=4,
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECIPE, recipe)
+    write_json(folder / RECIPE, recipe | version_record())
+
+
+def version_record() -> dict[str, Any]:
+    """What makes a record of a run folder recognisable to a later version."""
+    return {"ovlt": __version__, "format": FORMAT}
+
+
+def without_version(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in version_record()}
+
+
+def check_format(folder: Path, record: dict[str, Any]) -> None:
+    """Raise ValueError if ``folder`` was made by a version whose records differ from ours."""
+    if record.get("format") != FORMAT:
+        version = record.get("ovlt", "0.1")
+        raise ValueError(
+            f"{folder} was made by ovlt {version}, and this is {__version__}, whose recipes have "
+            "other keys: finish that run with its own version, delete the folder, or give another "
+            "--run.folder"
+        )
 
 
 def require_json(value: Any, where: str) -> None:

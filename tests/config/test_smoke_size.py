@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ovlt.config import Recipe
-from ovlt.config.load import SMOKE_HELP, SMOKE_RECIPE, _leaves, command_line, load_recipe
+from ovlt.config.command_line import SMOKE_HELP, command_line
+from ovlt.config.load import SMOKE_RECIPE, leaves, load_recipe
 from ovlt.config.smoke_size import SIZED, WORLD
 
 RECIPES = sorted(SMOKE_RECIPE.parent.glob("*.toml"))
@@ -68,7 +69,7 @@ ranks = 8
 [[cycle.iterations]]
 distill = { data = "data/big/first.parquet", keep = "shortest", questions = 9 }
 [[cycle.iterations]]
-distill = { teacher = "", filter = "none", tensor_parallel = 8 }
+distill = { teacher = "", filter = "none", engine.tensor_parallel = 8 }
 sft = { epochs = 3.0, model = { freeze_vision = false, path = "models/x" }, optim = { lr = 1e-7 } }
 [[cycle.iterations.grpo]]
 name = "medium"
@@ -143,7 +144,7 @@ def test_what_means_nothing_on_this_machine_falls_back_to_its_default(big: Path)
     assert got.model.compute_dtype == "auto"
     assert got.grpo.reference == ""
     assert got.evaluate.model == ""
-    assert got.distill.tensor_parallel == 1
+    assert got.distill.engine.tensor_parallel == 1
     assert got.reward.overlong_tokens == 0
     assert got.cycle.ranks == 0
     assert got.cycle.validation in ("", smoke_recipe().cycle.validation)
@@ -208,11 +209,11 @@ def test_commands_take_the_flag_anywhere_and_explain_it(
         [str(big), "--smoke", "--sft.steps", "4"],
         ["--sft.steps", "4", "--smoke", str(big)],
     ):
-        assert command_line("sft", "", "sft", argv) == load_recipe(
+        assert command_line("sft", "", ("sft",), argv) == load_recipe(
             big, ["--sft.steps=4"], smoke=True
         )
     with pytest.raises(SystemExit) as ended:
-        command_line("sft", "", "sft", ["--help"])
+        command_line("sft", "", ("sft",), ["--help"])
     assert ended.value.code == 0
     assert SMOKE_HELP in capsys.readouterr().out
 
@@ -226,6 +227,6 @@ def test_the_record_of_a_small_run_is_a_recipe_of_its_own(big: Path, tmp_path: P
 
 
 def test_every_key_that_gives_way_exists() -> None:
-    known = {key for name, _ in _leaves(Recipe) for key in name.split(".")}
+    known = {key for name, _ in leaves(Recipe) for key in name.split(".")}
     assert set(SIZED) <= known
     assert set(WORLD) <= set(Recipe.model_fields)

@@ -90,6 +90,7 @@ def climbs() -> list[str]:
         for file in sources("ovlt")
         if (here := room(module(file))) != "__init__"
         for name, line in imports(file)
+        if name != "__main__" or (file.name != "__main__.py" and here not in ("sft", "grpo"))
         if (there := room(name)) != here and level[there] >= level[here]
     ]
 

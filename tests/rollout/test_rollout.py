@@ -10,18 +10,19 @@ import pytest
 import torch
 from helpers.tiny import random_image, tiny_folder
 
-from ovlt.config import ModelConfig, RolloutConfig, RunConfig
+from ovlt.config import EngineConfig, ModelConfig, RunConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.parallel import load_sharded
-from ovlt.rollout.engine import Engine, request_seeds, sample_of
+from ovlt.rollout.engine import Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
 from ovlt.rollout.sync import WeightSync
 from ovlt.system.runtime import Runtime, start
 from ovlt.train.pack import collate
 from ovlt.types import Prompt
 
-ROLLOUT = RolloutConfig(max_prompt_tokens=400, max_response_tokens=64, max_sequences=32)
+ENGINE = EngineConfig(max_sequences=32)
+MAX_TOKENS = 464
 ENGINES: list[Engine] = []  # an engine that is collected takes the process group with it
 
 
@@ -40,8 +41,10 @@ def parts(
 ) -> tuple[ModelFolder, Any, Engine]:
     engine_name, head = request.param.split("-")
     folder = tiny_folder(tmp_path_factory.mktemp("m") / "m", tied=head == "tied")
-    config = ROLLOUT.model_copy(update={"engine": engine_name})
-    engine = open_engine(folder, config, device=runtime.device, dtype=torch.float32, max_images=2)
+    config = ENGINE.model_copy(update={"backend": engine_name})
+    engine = open_engine(
+        folder, config, runtime, dtype=torch.float32, max_tokens=MAX_TOKENS, max_images=2
+    )
     model = load_sharded(
         folder, runtime.mesh, runtime.device, ModelConfig(), dtype=torch.float32, temperature=0.8
     )
@@ -73,11 +76,7 @@ def perturb(model: Any, seed: int) -> None:
 def largest_difference(folder: ModelFolder, model: Any, engine: Engine, seed: int) -> float:
     prompts = prompts_of(folder)
     out = engine.generate(
-        prompts,
-        n=3,
-        seeds=request_seeds(seed, 0, range(len(prompts)), 3),
-        temperature=0.8,
-        max_tokens=17,
+        prompts, Sampling(3, 0.8, 17), request_seeds(seed, 0, range(len(prompts)), 3)
     )
     samples = [sample_of(p, c) for p, group in zip(prompts, out, strict=True) for c in group]
     batch = collate(samples, [1.0] * len(samples), config=folder.config, patchify=folder.patchify)
@@ -138,11 +137,7 @@ def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[ModelFolder, Any
 
     def draw(which: list[int]) -> list[list[int]]:
         out = engine.generate(
-            [prompts[i] for i in which],
-            n=4,
-            seeds=[seeds[i] for i in which],
-            temperature=1.0,
-            max_tokens=9,
+            [prompts[i] for i in which], Sampling(4, 1.0, 9), [seeds[i] for i in which]
         )
         return [c.token_ids.tolist() for group in out for c in group]
 
@@ -157,24 +152,23 @@ def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[ModelFolder, Any
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.001}])
 def test_a_nucleus_of_one_token_is_greedy(
-    parts: tuple[ModelFolder, Any, Engine], narrow: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    parts: tuple[ModelFolder, Any, Engine], narrow: dict[str, Any]
 ) -> None:
     folder, _, engine = parts
     prompts = prompts_of(folder)
 
-    def draw(temperature: float, n: int) -> list[list[list[int]]]:
+    def draw(temperature: float, n: int, **narrow: Any) -> list[list[list[int]]]:
         seeds = request_seeds(5, 2, range(len(prompts)), n)
-        out = engine.generate(prompts, n=n, seeds=seeds, temperature=temperature, max_tokens=9)
+        out = engine.generate(prompts, Sampling(n, temperature, 9, **narrow), seeds)
         return [[c.token_ids.tolist() for c in group] for group in out]
 
     greedy = draw(0.0, 1)
-    monkeypatch.setattr(engine, "config", ROLLOUT.model_copy(update=narrow))
-    assert draw(0.0, 1) == greedy
+    assert draw(0.0, 1, **narrow) == greedy
     if type(engine).__name__ == "TransformersEngine":
         with pytest.raises(ValueError, match="top_p = 1 and top_k = 0 only"):
-            draw(1.0, 2)
+            draw(1.0, 2, **narrow)
     else:
-        assert draw(1.0, 2) == [group * 2 for group in greedy]
+        assert draw(1.0, 2, **narrow) == [group * 2 for group in greedy]
 
 
 def test_banned_ids_are_never_sampled_even_if_the_model_insists(
@@ -184,9 +178,7 @@ def test_banned_ids_are_never_sampled_even_if_the_model_insists(
     sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
     sync()
     prompts = prompts_of(folder)
-    out = engine.generate(
-        prompts, n=8, seeds=[100 * i for i in range(4)], temperature=2.0, max_tokens=60
-    )
+    out = engine.generate(prompts, Sampling(8, 2.0, 60), [100 * i for i in range(4)])
     sampled = {t for group in out for c in group for t in c.token_ids.tolist()}
     assert len(sampled) > 100
     assert not sampled & set(folder.banned)
@@ -197,9 +189,7 @@ def test_stop_token_ends_a_response_and_is_part_of_it(
 ) -> None:
     folder, _, engine = parts
     prompts = prompts_of(folder)
-    out = engine.generate(
-        prompts, n=8, seeds=[100 * i for i in range(4)], temperature=2.0, max_tokens=64
-    )
+    out = engine.generate(prompts, Sampling(8, 2.0, 64), [100 * i for i in range(4)])
     completions = [c for group in out for c in group]
     assert any(c.finished for c in completions)
     for c in completions:

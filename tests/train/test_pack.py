@@ -11,7 +11,7 @@ from helpers.tiny import random_sample, tiny_folder
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
-from ovlt.train.pack import Extent, Plan, collate, extent, plan
+from ovlt.train.pack import BatchPlan, Extent, collate, extent, plan
 from ovlt.types import Sample
 
 
@@ -39,7 +39,7 @@ def tokens_of(samples: list[Extent], bins: list[list[int]]) -> list[int]:
     return [sum(samples[i].tokens for i in b) for b in bins]
 
 
-def check(samples: list[Extent], planned: Plan, ranks: int, budget: int) -> None:
+def check(samples: list[Extent], planned: BatchPlan, ranks: int, budget: int) -> None:
     everything = [i for rank in planned.bins for b in rank for i in b]
     assert sorted(everything) == list(range(len(samples)))  # none lost, none twice
     assert len(planned.bins) == ranks

@@ -177,22 +177,28 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
         "updates_per_rollout": 1,
         "dynamic_sampling": True,
     }
-    grpo["rollout"] = {"engine": "transformers", "n": 3, "max_response_tokens": 5}
-    grpo["rollout"]["max_prompt_tokens"] = 64
-    grpo["reward"] = {"function": f"{home / 'odd.py'}:odd", "workers": 1}
-    recipe = recipe_from({"grpo": grpo})
+    grpo["rollout"] = {"n": 3, "max_response_tokens": 5, "max_prompt_tokens": 64}
+    reward = {"function": f"{home / 'odd.py'}:odd", "workers": 1}
+    recipe = recipe_from({"grpo": grpo, "reward": reward, "engine": {"backend": "transformers"}})
     rng = np.random.default_rng(23)
     prompts = [random_sample(folder, rng, [(56, 28)][: i % 2], 1).prompt for i in range(9)]
-    engine = open_engine(
-        folder, recipe.grpo.rollout, device=runtime.device, dtype=torch.float32, max_images=1
-    )
-    with RewardPool(recipe.reward.function, workers=1) as pool:
+    engine = open_engine(folder, recipe.engine, runtime, dtype=torch.float32, max_tokens=69)
+    with RewardPool.of(recipe.reward) as pool:
         rollouts = Rollouts(
-            runtime, recipe, folder, engine, pool, Loader(prompts.__getitem__, 1),
-            Sampler(len(prompts), 3), PhaseTimer(),
-        )  # fmt: skip
-        groups, counts = rollouts.draw(4, version=4)
-    (out / f"groups-{runtime.rank}").write_bytes(encode(groups))
+            config=recipe.grpo,
+            reward=recipe.reward,
+            seed=recipe.run.seed,
+            runtime=runtime,
+            chat=folder.chat,
+            engine=engine,
+            pool=pool,
+            loader=Loader(prompts.__getitem__, 1),
+            sampler=Sampler(len(prompts), 3),
+            timer=PhaseTimer(),
+        )
+        batch = rollouts.draw(4)
+    (out / f"groups-{runtime.rank}").write_bytes(encode(batch.groups))
+    counts = {"drawn": batch.drawn, "without": batch.no_signal_frac, "timeouts": batch.timeouts}
     (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
 
 

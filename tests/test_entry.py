@@ -1,0 +1,96 @@
+"""``ovlt COMMAND``: the one entry, and what it says of old names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovlt.__main__ import COMMANDS, main
+from ovlt.system.moved import MOVED
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run(*words: str, cwd: Path = REPOSITORY, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``python WORDS`` in a clean environment: none of the variables that a command sets."""
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
+    keep = {k: os.environ[k] for k in ("PATH", "HOME") if k in os.environ}
+    return subprocess.run(
+        [sys.executable, *words],
+        env=keep | {"PYTHONPATH": path} | variables,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["gpro"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "ovlt: there is no command 'gpro'; did you mean 'grpo'?\n"
+
+
+@pytest.mark.parametrize("count", ["0", "two", ""])
+def test_a_wrong_number_of_ranks_is_one_sentence(
+    count: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sft", f"--ranks={count}"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"ovlt sft: --ranks={count} should be like --ranks=2\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_no_command_with_a_traceback() -> None:
+    shell = f"{sys.executable} -m ovlt grpo --help | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: ovlt grpo")
+    assert done.stderr == ""
+
+
+def test_the_environment_is_set_before_torch_for_every_way_in(tmp_path: Path) -> None:
+    """A module of ovlt that is run by ``python -m`` finds the variables set and no torch loaded."""
+    shown = run(
+        "-c",
+        "import os, runpy, sys\n"
+        "sys.argv[0] = '-m'\n"
+        "import ovlt\n"
+        "print('torch' in sys.modules, os.environ.get('VLLM_ENABLE_V1_MULTIPROCESSING'))",
+    )
+    assert shown.stdout == "False 0\n"
+    shown = run("-c", "import os, ovlt; print(os.environ.get('VLLM_ENABLE_V1_MULTIPROCESSING'))")
+    assert shown.stdout == "None\n"  # a library that is imported sets nothing
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_keys(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS)
+    assert "--grpo.loss.kl_coef" in script
+    assert "--dry-run" in script
+    if shell == "bash":
+        done = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_module_of_an_older_version_is_answered_with_its_new_place(old: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=f"{old} has moved: it is ".replace(".", r"\.")):
+        __import__(old)
