@@ -112,7 +112,7 @@ def test_a_turn_is_taken_apart(name: str) -> None:
     [
         ("Q?\nChoices:\n(A) 3\n(B) 5", "C", "reply names none of the choices"),
         ("Q?\nChoices:\n(A) 3\n(B) 5", "A. 5", "reply names none of the choices"),
-        ("Q?\nChoices:\n(A) 3\n(B) 3", "A", "the right choice stands there twice"),
+        ("Q?\nChoices:\n(A) 3\n(B) 3", "A", "the right choice is listed twice"),
         ("Q?\nChoices:\nred\nblue", "red", "choices in an unknown notation"),
         ("What is shown?", "A long text " * 5, "reply is prose, not an answer"),
         ("What is shown?", " . ", "no answer"),

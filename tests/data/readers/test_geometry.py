@@ -60,7 +60,7 @@ def test_geometry3k_native(tmp_path: Path) -> None:
     assert said(rows)[2][0].startswith("Find x in \\odot A .")
     assert bad == [
         "answer is the index of no choice",
-        "the right choice stands there twice",
+        "the right choice is listed twice",
         "answer is not a letter",
     ]
     assert [row["id"] for row in read_all("geometry3k", tmp_path / "train")[0]] == ["0", "3", "4"]

@@ -73,7 +73,7 @@ def test_tabmwp_native(tmp_path: Path) -> None:
     assert rows[0]["images"] == [str(tmp_path / "tables" / "17.png")]
     assert bad == [
         "answer is none of the choices",
-        "the right choice stands there twice",
+        "the right choice is listed twice",
         "no answer",
         "answer is a list, not a text or number",
     ]
