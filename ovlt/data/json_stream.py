@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ijson
 
@@ -79,7 +80,7 @@ def _open(path: Path) -> Iterator[_JsonFile]:
 class _JsonFile:
     """The events of one file, from which values are built."""
 
-    def __init__(self, path: Path, events: Iterator[tuple[str, object]]):
+    def __init__(self, path: Path, events: Iterator[tuple[str, Any]]):
         self.path, self.events = path, events
         self.event, self.value = "", None  # the last event that `next_event` took
         self.place = "at its start"  # for messages
@@ -106,43 +107,39 @@ class _JsonFile:
         while self.next_event() != "end_map":
             name = str(self.value)
             if name in seen:
-                raise ValueError(f"the key '{name}' stands there twice")
+                raise ValueError(f"the key '{name[:80]}' appears twice in an object")
             seen.add(name)
-            self.place = f"under the key '{name}'"
+            self.place = f"under the key '{name[:80]}'"
             yield name
 
     def build(self) -> object:
         """Return the value that starts with the last event taken."""
-        event, value = self.event, self.value
-        if event not in ("start_map", "start_array"):
-            return value
-        outer: list[dict[str, object] | list[object]] = []  # the containers around `inner`
-        inner: dict[str, object] | list[object] = {} if event == "start_map" else []
-        key = ""
-        for event, value in self.events:
+        if self.event not in ("start_map", "start_array"):
+            return self.value
+        inner: Any = {} if self.event == "start_map" else []  # the container that is being filled
+        key: str | None = "" if self.event == "start_map" else None  # None within a list
+        outer: list[tuple[Any, str | None]] = []  # the containers around it
+        for event, value in self.events:  # millions of them: the most frequent are tested first
             if event == "map_key":
-                key = str(value)
-                if key in inner:
-                    raise ValueError(f"the key '{key}' stands there twice")
-                continue
-            if event == "end_map" or event == "end_array":
+                if value in inner:
+                    raise ValueError(f"the key '{str(value)[:80]}' appears twice in an object")
+                key = value
+            elif event == "end_map" or event == "end_array":
                 if not outer:
                     return inner
-                inner = outer.pop()
-                continue
-            if event == "start_map":
-                value = {}
-            elif event == "start_array":
-                value = []
-            if isinstance(inner, dict):
-                inner[key] = value
+                inner, key = outer.pop()
             else:
-                inner.append(value)
-            if event == "start_map" or event == "start_array":
-                outer.append(inner)
-                inner = value  # type: ignore[assignment]
-                if len(outer) >= MAX_DEPTH:
-                    raise ValueError(f"nested deeper than {MAX_DEPTH} lists and objects")
+                starts = event == "start_map" or event == "start_array"
+                child = value if not starts else {} if event == "start_map" else []
+                if key is None:
+                    inner.append(child)
+                else:
+                    inner[key] = child
+                if starts:
+                    outer.append((inner, key))
+                    if len(outer) >= MAX_DEPTH:
+                        raise ValueError(f"nested deeper than {MAX_DEPTH} lists and objects")
+                    inner, key = child, "" if event == "start_map" else None
         raise ValueError("it ends within a value")
 
     def expect_end(self) -> None:

@@ -303,7 +303,7 @@ def test_too_many_bad_rows_stop_the_run_with_share_and_limit(tmp_path: Path, cha
         "1 x no 'problem' text",
         "7.5% of the rows are bad",
         "data.max_bad_share = 2.0%",
-        "mend the file or raise the limit",
+        "fix the file or raise the limit",
     ):
         assert part in said
 

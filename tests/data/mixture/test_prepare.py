@@ -214,7 +214,7 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
     assert len(written(tmp_path / "two")) == 4
     assert report["sources"][0]["other_level"] == 2
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt.ev"):
+    with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt ev"):
         prepare(mixture(tmp_path / "x", sources, pass_rates=[str(path)]))
 
 
@@ -255,4 +255,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown key 'mixture.sources.0.pth'; did you mean 'path'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(recipe), "--mixture.sources=[]"])
-    assert "ovlt.data.prepare: no sources" in capsys.readouterr().err
+    assert "ovlt prepare: no sources" in capsys.readouterr().err
