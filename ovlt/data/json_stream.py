@@ -1,4 +1,4 @@
-"""JSON files item by item: question files of a gigabyte hold one list or one object.
+"""Read JSON files item by item: question files of a gigabyte hold one list or one object.
 
 ``ijson`` splits the file into events (a key, a number, the start of a list ...) and one item at a
 time is built from them, so memory stays that of the largest item. Two things are checked that ijson
@@ -71,8 +71,8 @@ def _open(path: Path) -> Iterator[_JsonFile]:
             yield file
         except _WrongShape:
             raise
-        except (ijson.JSONError, ValueError) as error:  # ValueError: UTF-8, and the two checks here
-            # yajl draws the place below its message, and some messages are the text of a bytes
+        except (ijson.JSONError, ValueError) as error:  # ValueError: UTF-8, and the checks here
+            # yajl draws the place below its message, and some messages are the repr of bytes
             reason = str(error).removeprefix("b'").split("\\n")[0].split("\n")[0].strip()
             raise ValueError(f"{path} is not valid JSON: {file.place}: {reason}") from None
 

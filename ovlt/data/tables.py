@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pyarrow import ArrowException
+from pyarrow.parquet import ParquetFile, read_schema
+
 from ovlt.data.json_stream import json_list
 
 TABLES = (".parquet", ".jsonl", ".json")
@@ -45,9 +48,6 @@ def column_names(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix == ".parquet" and path.is_file():
-        from pyarrow import ArrowException
-        from pyarrow.parquet import read_schema
-
         try:
             return list(read_schema(path).names)
         except (ArrowException, OSError) as error:
@@ -56,10 +56,6 @@ def column_names(path: str | Path) -> list[str]:
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[object]:
-    # pyarrow takes a third of a second to import: JSON needs none of it
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
     try:
         # The default buffering would hold a whole row group, perhaps thousands of images, twice.
         # This way only a page is held: up to 1,024 images, as pyarrow writes them.

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ovlt.system.files import written_whole
 
 # A row to be written: a value for each of the columns that the caller names to `write_rows`, and
@@ -39,10 +42,6 @@ def write_rows(rows: Iterable[FileRow], path: str | Path, columns: Mapping[str, 
 
 
 def _write_parquet(rows: Iterable[FileRow], path: Path, columns: Mapping[str, str]) -> int:
-    # pyarrow takes a third of a second to import: commands that write nothing need not wait for it
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     types = {
         "text": pa.string(),
         "texts": pa.list_(pa.string()),

@@ -172,8 +172,8 @@ Case = TypeVar("Case")
 def pick_by_truth(rng: Random, cases: list[tuple[Case, bool]]) -> tuple[Case, bool] | None:
     """Toss a fair coin and draw a case with that truth; None if no case has it.
 
-    The caller then draws another scene but the coin stays the same, so yes and no remain near one
-    half each.
+    The caller then draws another scene but the coin stays the same, so yes and no come about
+    equally often.
     """
     truth = rng.random() < 0.5
     fitting = [case for case in cases if case[1] == truth]

@@ -144,7 +144,7 @@ def _make_angle(rng: Random, level: int, kind: str) -> Angle:
 
 
 def _make_triangle(rng: Random, level: int, kind: str) -> Triangle:
-    """Draw the angles; each is at least 20 degrees and the last one, or its twin, is asked for."""
+    """Draw three angles; an unknown one is at most 99 degrees, two digits."""
     step = {1: 5, 2: 2, 3: 1}[level]
     while True:
         if kind == "isosceles":

@@ -1,4 +1,4 @@
-"""What lies at a path is found out, and what is unknown is described, not guessed."""
+"""The layout at a path is recognised; an unknown one is described, not guessed."""
 
 from __future__ import annotations
 
@@ -110,6 +110,28 @@ def test_easyr1_rows_pass_as_they_are(tmp_path: Path) -> None:
         "record has no 'answer'",
         "line is not valid JSON",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "files"),
+    [
+        ("scienceqa", {"pid_splits.json": {"train": ["1"]}, "problems.json": {"1": ["no object"]}}),
+        (
+            "iconqa",
+            {"pid_splits.json": {"choose_txt_train": ["1"]}, "problems.json": {"1": ["no object"]}},
+        ),
+        ("tabmwp", {"problems_train.json": {"1": "no object"}}),
+        ("ai2d", {"questions/1.json": {"imageName": "1.png", "questions": {"Q?": 3}}}),
+    ],
+)
+def test_a_record_that_is_no_object_is_a_bad_row(
+    tmp_path: Path, source: str, files: dict[str, Any]
+) -> None:
+    for name, content in files.items():
+        json_file(tmp_path / name, content)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "tables").mkdir()
+    assert read_all(source, tmp_path) == ([], ["record has an unexpected shape"])
 
 
 def test_every_source_says_what_it_reads() -> None:
@@ -246,9 +268,8 @@ def test_a_row_group_of_any_size_is_read_piece_by_piece(tmp_path: Path) -> None:
 
 
 def test_fifty_thousand_records_of_json_take_little_memory(tmp_path: Path) -> None:
-    """CLEVR's question files hold programs: these are 125 MB of JSON, and 750 MB as objects."""
-    step = {"inputs": [0, 1], "function": "filter_color", "value_inputs": ["red"]}
-    record = json.dumps({"question": "Q?", "answer": "3", "program": [step] * 33})
+    """CLEVR's question files hold programs, here as texts: 250 MB of JSON, more as objects."""
+    record = json.dumps({"question": "Q?", "answer": "3", "program": ["filter_color" * 12] * 33})
     (tmp_path / "images").mkdir()
     path = tmp_path / "questions" / "CLEVR_train_questions.json"
     path.parent.mkdir()
