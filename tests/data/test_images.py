@@ -1,4 +1,4 @@
-"""Pixels: the same numbers as transformers', and no hostile file does more than be counted."""
+"""Pixels are the numbers of transformers, and a hostile file is counted and does no harm."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def png_claiming(width: int, height: int) -> bytes:
     ("height", "width"), [(28, 28), (84, 56), (196, 140), (61, 317), (700, 301), (9, 14), (1, 150)]
 )
 def test_patches_are_those_of_transformers(height: int, width: int, backend: str) -> None:
-    """Of the loaded image: the engine's processor is given it, and may not resize it once more."""
+    """The engine's processor is given the loaded image and must not resize it again."""
     import transformers
 
     limits = {"min_pixels": LIMITS.min_pixels, "max_pixels": LIMITS.max_pixels}
@@ -88,7 +88,7 @@ def test_target_size_is_the_rule_of_transformers_and_keeps_its_limits() -> None:
     rng = np.random.default_rng(7)
     differ = 0
     for _ in range(4000):
-        # Sides from 1 to about 8000 pixels, all aspect ratios that are not refused.
+        # Sides from 1 to about 8000 pixels, and every aspect ratio that is accepted.
         short = int(np.exp(rng.uniform(0, 6)))
         long = min(200 * short, int(short * np.exp(rng.uniform(0, math.log(200)))))
         height, width = (short, long) if rng.random() < 0.5 else (long, short)
@@ -158,7 +158,7 @@ def test_palettes_with_and_without_a_transparent_colour() -> None:
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    """Pillow's own conversion turns all above 255 of 65535, that is nearly all, into white."""
+    """Pillow's own conversion makes every value above 255 white, of 65535: nearly all."""
     deep = (np.arange(56 * 56, dtype=np.uint32) * 20).astype(np.uint16).reshape(56, 56)
     for kind in ("PNG", "TIFF"):
         image = load_image(ref(Image.fromarray(deep), kind), LIMITS)
@@ -188,7 +188,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_set_upright_and_their_header_agrees(kind: str, orientation: int) -> None:
-    """What transformers' own loader shows; a sideways photograph answers no question of left."""
+    """The result is that of transformers' own loader; on a sideways photograph "left" is wrong."""
     from PIL import ImageOps
 
     stored = Image.fromarray(noise(4, 6).repeat(28, 0).repeat(28, 1))
@@ -277,7 +277,7 @@ def test_every_prefix_of_a_file_is_loaded_or_refused() -> None:
         assert len(reasons) <= 6
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow grumbles over odd TIFF tags
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of odd TIFF tags
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_flipped_bytes_are_loaded_or_refused() -> None:
     rng = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""Files of rows: good ones are read whatever form they have, bad ones counted by their reason."""
+"""Good rows are read from every form of file and image; bad ones are counted by reason."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def question(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def talk(*turns: str, **changes: Any) -> dict[str, Any]:
-    """User and assistant by turns."""
+    """Return a conversation in which user and assistant take turns."""
     roles = ("user", "assistant") * len(turns)
     messages = [{"role": r, "content": c} for r, c in zip(roles, turns, strict=False)]
     return {"messages": messages, **changes}
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:
-    """Rows as lines; a bytes object is a line as it stands."""
+    """Write rows as lines; a bytes object is a line as it is."""
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
@@ -180,7 +180,7 @@ def test_limit_counts_good_rows(tmp_path: Path, chat: Chat) -> None:
     rows = [question(1), {}, question(2), question(3)]
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, LIMITS, limit=2)
     assert [row.answer for row in loaded] == ["1", "2"]
-    assert loaded[1].id == "q/2"  # the number of the line, so that it can be found
+    assert loaded[1].id == "q/2"  # the number of the line in the file
 
 
 # --- bad rows ---------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_the_synthetic_world_comes_back_as_it_was_drawn(
 
 
 def test_ten_lines_of_your_own(tmp_path: Path, chat: Chat) -> None:
-    """What the README shows: photographs in a folder and ten lines of text, nothing else."""
+    """The example of the README: photographs in a folder and ten lines of text, nothing else."""
     for i in range(10):
         Image.fromarray(pixels(i, 90 + i, 130)).save(tmp_path / f"photo{i}.jpg")
     lines = [
@@ -439,7 +439,7 @@ def test_ten_lines_of_your_own(tmp_path: Path, chat: Chat) -> None:
 
 
 def test_grids_and_pixels_agree_for_any_image(tmp_path: Path, chat: Chat) -> None:
-    """A sideways photograph has its sides exchanged in both, or the packer would be wrong."""
+    """A sideways photograph has its sides exchanged in both; otherwise packing would fail."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels(0, 60, 200)).save(tmp_path / "side.jpg", exif=exif)

@@ -20,7 +20,7 @@ COLUMNS = {"problem": TEXT, "answer": TEXT, "images": IMAGES}
 
 
 def easyr1(folder: Path, n: int, first: int = 0, questions: int = 1) -> str:
-    """A source of ``n`` images with ``questions`` each."""
+    """Write a source of ``n`` images with ``questions`` each and return its folder."""
     rows = [
         {"problem": f"<image>Q {i}, {k}?", "answer": str(k), "images": [cell(first + i)]}
         for i in range(n)
@@ -62,7 +62,7 @@ def test_shares_caps_and_a_draw_that_the_seed_alone_decides(tmp_path: Path) -> N
     other = tmp_path / "other"
     prepare(mixture(other, sources, total=28, seed=1))
     assert written(other) != rows
-    # what is drawn of a source does not hang on the others
+    # what is drawn from a source does not depend on the others
     alone = tmp_path / "alone"
     prepare(mixture(alone, {"geometry3k": sources["geometry3k"]}, total=20))
     ids = {row["id"] for row in rows if row["source"] == "geometry3k"}
@@ -205,7 +205,7 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
     path.write_text(json.dumps({"questions": other}))
     prepare(mixture(tmp_path / "hard", sources, pass_rates=[str(path)], levels=["hard"]))
     assert Counter(row["source"] for row in written(tmp_path / "hard")) == {"geos": 4}
-    # one source alone has no level, its measured questions have
+    # a single source has no level, but its measured questions have
     path.write_text(json.dumps({"questions": questions}))
     alone = {"geos": sources["geos"]}
     prepare(mixture(tmp_path / "one", alone, pass_rates=[str(path)], levels=["hard"]))

@@ -55,7 +55,7 @@ def test_geometry3k_native(tmp_path: Path) -> None:
     assert questions(rows)[0] == ("Find $x$ in $\\odot A$." + options, "C")
     assert rows[0]["choices"] == ["3", "4", "5", "6"]
     assert rows[0]["images"] == [str(tmp_path / "train" / "0" / "img_diagram.png")]
-    # a wrong option that stands there twice does no harm; the right one twice has two letters
+    # a wrong option may be listed twice; the right one twice would have two letters
     assert [row["id"] for row in rows] == ["0", "3", "4"]
     assert questions(rows)[2][0].startswith("Find x in \\odot A .")
     assert bad == [

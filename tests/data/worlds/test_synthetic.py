@@ -36,7 +36,7 @@ def items_of(family, n=20, size=224, **more):
 
 
 def drafts(family, split="train", n=200, seed=3, kinds=None, levels=(1, 2, 3)):
-    """Items without their pictures, which are slow to draw in numbers."""
+    """Return items without their pictures, which take long to paint."""
     return list(synthetic._drafts([family], split, n, seed, WorldSpec(256), kinds, levels))
 
 

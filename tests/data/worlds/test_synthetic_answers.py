@@ -1,5 +1,5 @@
-"""Answers and captions of the synthetic world, confirmed by a second reader: one that knows the
-question and the caption only, and one that looks at the pixels."""
+"""Answers and captions of the synthetic world, confirmed by two independent readers: one knows only
+the question and the caption, the other looks at the pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def items_of(family, n=20, size=224, **more):
 
 
 def drafts(family, n=200, kinds=None, levels=(1, 2, 3)):
-    """Items without their pictures, which are slow to draw in numbers."""
+    """Return items without their pictures, which take long to paint."""
     return list(synthetic._drafts([family], "train", n, 3, WorldSpec(256), kinds, levels))
 
 
@@ -33,7 +33,7 @@ def drafts(family, n=200, kinds=None, levels=(1, 2, 3)):
 
 
 def words_in(problem, options):
-    """The options that a question names, in order of appearance."""
+    """Return the options that a question names, in order of appearance."""
     hits = [(m.start(), o) for o in options for m in re.finditer(rf"\b{o}\b", problem)]
     return [option for _, option in sorted(hits)]
 
