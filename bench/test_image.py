@@ -21,7 +21,7 @@ import transformers
 from PIL import Image
 from timing import timed
 
-from ovlt.data.images import target_size
+from ovlt.data.images import PixelLimits, target_size
 from ovlt.model.patchify import Patchify
 from ovlt_kernels.image import patchify, preprocess, resize
 
@@ -57,7 +57,7 @@ def contenders(image: np.ndarray, height: int, width: int) -> dict[str, Run]:
 @pytest.mark.parametrize("size", SIZES)
 def test_preprocess(benchmark: Any, size: str, which: str, threads: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*SIZES[size], 3), np.uint8)
-    height, width = target_size(*image.shape[:2], factor=28, **LIMITS)
+    height, width = target_size(*image.shape[:2], PixelLimits(28, **LIMITS))
     runs = contenders(image, height, width)
     difference = float(np.abs(runs[which]() - runs["pil"]()).max())
     if which in ("ovlt", "resize, patchify"):
@@ -73,7 +73,7 @@ def test_preprocess(benchmark: Any, size: str, which: str, threads: int) -> None
 def test_resize(benchmark: Any, size: str, which: str) -> None:
     """Pillow's image -> array by one thread, as the pool that decodes the images calls it."""
     source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZES[size], 3), np.uint8))
-    height, width = target_size(source.height, source.width, factor=28, **LIMITS)
+    height, width = target_size(source.height, source.width, PixelLimits(28, **LIMITS))
     runs: dict[str, Run] = {
         "ovlt": lambda: resize(np.asarray(source), height, width, parallel=False),
         "pil": lambda: np.asarray(source.resize((width, height), Image.Resampling.BICUBIC)),

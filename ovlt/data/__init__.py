@@ -1,1 +1,1 @@
-"""From files of rows to prompts: images, chat templates, sampling order, the synthetic world."""
+"""From files of rows to prompts: images, order, public datasets, the synthetic world."""

@@ -1,4 +1,4 @@
-"""One decode and one resize per image: the uint8 array that both engine and trainer are given.
+"""Decode and resize each image once: engine and trainer are given the same uint8 array.
 
 The resamplers of different processors differ by up to 0.36 in a normalised pixel, so an image is
 brought here to sides that no processor changes any more (multiples of the merged patch, area
@@ -11,7 +11,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -22,10 +22,11 @@ MAX_ASPECT = 200  # Qwen2-VL's own limit on long side / short side
 MAX_DECODE_PIXELS = 200_000_000  # refuse decompression bombs before decoding them
 Image.MAX_IMAGE_PIXELS = MAX_DECODE_PIXELS
 TOO_LARGE = f"image has more than {MAX_DECODE_PIXELS:,} pixels"
-# What datasets hold. Pillow knows more, and for some of it starts programs (EPS: Ghostscript).
+# The formats that datasets hold. Pillow knows more, and starts programs for some (EPS:
+# Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # JPEG opens MPO too
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
-TURNS = {
+TURNS = {  # EXIF orientation -> what sets the image upright; 1 needs nothing
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -37,18 +38,34 @@ TURNS = {
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the text is the reason, short enough to be counted by."""
+    """An image that cannot be used; the message is the reason, short enough to count by."""
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """The sizes to which images are brought."""
+
+    factor: int  # both sides become multiples of this many pixels
+    min_pixels: int  # height x width
+    max_pixels: int
+
+
+class StoredImage(TypedDict):
+    """An image as files of rows hold it: the encoded bytes, and a file name."""
+
+    bytes: bytes
+    path: str
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where the bytes of an image are: a file, or a cell of a parquet row."""
+    """Where the bytes of an image are: in a file, or in a cell of a parquet row."""
 
     path: str = ""
     data: bytes | None = None
 
     def open(self) -> Image.Image:
-        """The image with its header read, pixels not yet decoded. Raises BadImage."""
+        """Return the image with its header read and its pixels not decoded. Raises BadImage."""
         try:
             if self.data is not None:
                 if not self.data:
@@ -80,9 +97,12 @@ class ImageRef:
         return image
 
 
-def stored(ref: ImageRef, name: str) -> dict[str, Any]:
-    """The image as a file of rows holds it, {bytes, path}: its bytes as they are, so that it stays
-    upright and what it was; ``path`` is ``name`` with the suffix of its format. Raises BadImage."""
+def stored(ref: ImageRef, name: str) -> StoredImage:
+    """Return the image as a file of rows holds it. Raises BadImage.
+
+    Its bytes are copied, not encoded anew, so that it keeps its pixels and its EXIF orientation;
+    ``path`` is ``name`` with the suffix of its format.
+    """
     with ref.open() as header:
         format = str(header.format)
     suffix = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(format, format.lower())
@@ -90,14 +110,16 @@ def stored(ref: ImageRef, name: str) -> dict[str, Any]:
     return {"bytes": data, "path": f"{name}.{suffix}"}
 
 
-def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
-    """The images of a row, whatever form the column has. Raises BadImage."""
+def image_refs(images: object, base: Path) -> tuple[ImageRef, ...]:
+    """Return the images of a row, whatever form its column has. Raises BadImage.
+
+    ``images`` is None, one image, or a list: each a path relative to ``base``, bytes, or the
+    ``{bytes, path}`` of a Hugging Face image column.
+    """
     if images is None:
         return ()
-    if not isinstance(images, list):
-        images = [images]
     refs = []
-    for image in images:
+    for image in images if isinstance(images, list) else [images]:
         if isinstance(image, dict):
             data, path = image.get("bytes"), image.get("path")
             if data is not None:
@@ -114,11 +136,11 @@ def image_refs(images: Any, base: Path) -> tuple[ImageRef, ...]:
 
 
 def upright(image: Image.Image) -> tuple[int, int, Image.Transpose | None]:
-    """(height, width, turn) of an opened image once ``turn`` has set it upright.
+    """Return (height, width, turn) of an opened image, the sides after ``turn`` set it upright.
 
-    A camera's EXIF orientation is obeyed, as transformers' and vLLM's own loaders do: whoever wrote
-    the question saw the picture upright. It is read from the header alone, by both who need it, so
-    the grid of a row and its pixels cannot disagree. Pillow turns TIFF files itself.
+    A camera's EXIF orientation is obeyed, as transformers' and vLLM's own loaders do: the author of
+    the question saw the picture upright. It is read from the header alone, both for the grid of a
+    row and for its pixels, so the two cannot disagree. Pillow turns TIFF files itself.
     """
     turn = None
     if "exif" in image.info and image.format != "TIFF":
@@ -132,16 +154,15 @@ def upright(image: Image.Image) -> tuple[int, int, Image.Transpose | None]:
     return height, width, turn
 
 
-def target_size(
-    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
-    """Sides (height, width) that are multiples of ``factor`` with an area within the limits.
+def target_size(height: int, width: int, limits: PixelLimits) -> tuple[int, int]:
+    """Return sides (height, width) that are multiples of the factor, with an area within bounds.
 
     The rule of Qwen2-VL's processor: round both sides; if the area is out of bounds, scale both by
-    the same number and round inwards. That rule breaks its own limit where a short side would
-    vanish; there the long side is cut, so that applying the rule again changes nothing (given
+    the same number and round inwards. That rule breaks its own limit if a short side would
+    vanish; then the long side is cut, so that applying the rule again changes nothing (given
     max_pixels >= 4 min_pixels; a narrower range may hold no such size).
     """
+    factor, min_pixels, max_pixels = limits.factor, limits.min_pixels, limits.max_pixels
     h, w = round(height / factor) * factor, round(width / factor) * factor
     if h * w > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
@@ -158,16 +179,14 @@ def target_size(
     return h, w
 
 
-def load_image(ref: ImageRef, *, factor: int, min_pixels: int, max_pixels: int) -> np.ndarray:
-    """Decode, set upright, flatten onto white, resize (bicubic) -> uint8 [height, width, 3].
+def load_image(ref: ImageRef, limits: PixelLimits) -> np.ndarray:
+    """Decode, set upright, flatten onto white and resize (bicubic) -> uint8 [height, width, 3].
 
-    Threads call this side by side, so each resizes with itself alone. Raises BadImage.
+    Several threads call this at once, so each resize runs on one thread. Raises BadImage.
     """
     with ref.open() as image:
         height, width, turn = upright(image)
-        size = target_size(
-            height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
-        )
+        size = target_size(height, width, limits)
         try:
             rgb = _flat(image)
             if turn is not None:
@@ -183,7 +202,7 @@ def load_image(ref: ImageRef, *, factor: int, min_pixels: int, max_pixels: int) 
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """RGB of any mode; what is transparent becomes white, as in a document."""
+    """Return the image in RGB, whatever its mode; transparent places become white, as on paper."""
     if image.mode in ("I", "F"):
         raise BadImage("image has 32-bit pixels, whose white is unknown")
     if image.mode.startswith("I;16"):  # Pillow clips these at 255 instead of scaling them

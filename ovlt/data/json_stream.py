@@ -1,135 +1,149 @@
-"""Large JSON files item by item: question files of a gigabyte hold one list or one object.
+"""Read JSON files item by item: question files of a gigabyte hold one list or one object.
 
-The standard decoder takes one item at a time out of a window of the text, so memory stays that of
-the largest item and the window.
+``ijson`` splits the file into events (a key, a number, the start of a list ...) and one item at a
+time is built from them, so memory stays that of the largest item. Two things are checked that ijson
+does not check: nesting deeper than ``MAX_DEPTH``, and a key that an object holds twice.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-_WINDOW = 1 << 20  # characters read at a time
-_DECODER = json.JSONDecoder()
-_SPACE = " \t\r\n"
+import ijson
+
+MAX_DEPTH = 500  # lists and objects within each other; the datasets stay below 20
+_WINDOW = 1 << 16  # bytes read at a time
 
 
-def json_list(path: str | Path, key: str = "") -> Iterator[Any]:
-    """The items of the list that the file holds, or that its top-level object holds under ``key``.
+def json_list(path: str | Path, key: str = "") -> Iterator[object]:
+    """Yield the items of the list in a file, or of the list under ``key`` of its top-level object.
 
-    Raises ValueError: no valid JSON, or no such list (says what stands there).
+    Raises ValueError: the file is not valid JSON, or has no such list (the message says what it
+    has instead).
     """
-    path = Path(path)
-    with _text(path) as text:
+    with _open(Path(path)) as file:
         if not key:
-            if text.peek() != "[":
-                raise ValueError(f"{path} must hold a JSON list of rows")
-            yield from text.items()
+            if file.next_event() != "start_array":
+                raise _WrongShape(f"{path} must hold a JSON list of rows")
+            yield from file.items()
+            file.expect_end()
             return
-        seen = []
-        for name in text.names():
-            seen.append(name)
-            if name == key and text.peek() == "[":
-                yield from text.items()
+        names = []
+        for name in file.names():
+            names.append(name)
+            if file.next_event() == "start_array" and name == key:
+                yield from file.items()
                 return  # what follows the list is not read
-            text.value()
-        raise ValueError(f"{path} has no list '{key}'; its keys are {', '.join(seen) or 'none'}")
+            file.build()
+        has = ", ".join(names) or "none"
+        raise _WrongShape(f"{path} has no list '{key}'; its keys are {has}")
 
 
-def json_members(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of the object that the file holds. Raises ValueError as ``json_list`` does."""
-    path = Path(path)
-    with _text(path) as text:
-        for name in text.names():
-            yield name, text.value()
+def json_members(path: str | Path) -> Iterator[tuple[str, object]]:
+    """Yield (key, value) of the object in a file. Raises ValueError as ``json_list`` does."""
+    with _open(Path(path)) as file:
+        for name in file.names():
+            file.next_event()
+            yield name, file.build()
+        file.expect_end()
+
+
+def json_object(path: str | Path) -> dict[str, object]:
+    """Return the object in a small file, whole. Raises ValueError as ``json_list`` does."""
+    return dict(json_members(path))
+
+
+class _WrongShape(ValueError):
+    """Valid JSON, but not what was expected; the message is complete."""
 
 
 @contextmanager
-def _text(path: Path) -> Iterator[_Text]:
-    """The text of the file; its faults become sentences with the file's name."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield _Text(path, file)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+def _open(path: Path) -> Iterator[_JsonFile]:
+    """Open a file for reading; every fault of its text becomes a ValueError that names the file."""
+    with path.open("rb") as stream:
+        # use_float: a number beyond 64 bits ends in an error. Without it, ijson 3.6's C parser can
+        # crash at an integer of more digits than Python converts.
+        file = _JsonFile(path, ijson.basic_parse(stream, buf_size=_WINDOW, use_float=True))
+        try:
+            yield file
+        except _WrongShape:
+            raise
+        except (ijson.JSONError, ValueError) as error:  # ValueError: UTF-8, and the checks here
+            # yajl draws the place below its message, and some messages are the repr of bytes
+            reason = str(error).removeprefix("b'").split("\\n")[0].split("\n")[0].strip()
+            raise ValueError(f"{path} is not valid JSON: {file.place}: {reason}") from None
 
 
-class _Text:
-    """A window that moves over the text of one file."""
+class _JsonFile:
+    """The events of one file, from which values are built."""
 
-    def __init__(self, path: Path, file: TextIO):
-        self.path, self.file = path, file
-        self.window, self.at, self.ended = "", 0, False
-        self.before = 0  # characters that have left the window, for messages
+    def __init__(self, path: Path, events: Iterator[tuple[str, Any]]):
+        self.path, self.events = path, events
+        self.event, self.value = "", None  # the last event that `next_event` took
+        self.place = "at its start"  # for messages
 
-    def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
-        while True:
-            while self.at < len(self.window):
-                if self.window[self.at] not in _SPACE:
-                    return self.window[self.at]
-                self.at += 1
-            if self.ended:
-                return ""
-            self._read()
+    def next_event(self) -> str:
+        """Take the next event and return its name."""
+        self.event, self.value = next(self.events)
+        return self.event
 
-    def value(self) -> Any:
-        """The value that starts here."""
-        self.peek()
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.window, self.at)
-                if end < len(self.window) or self.ended:  # else a number may go on
-                    self.at = end
-                    return value
-            except json.JSONDecodeError as error:
-                if self.ended:
-                    raise self._broken(error.msg) from None
-            self._read()
-
-    def items(self) -> Iterator[Any]:
-        """The items of the list that starts here."""
-        self._take("[")
-        if self.peek() == "]":
-            self.at += 1
-            return
-        while True:
-            yield self.value()
-            if self._take(",]") == "]":
-                return
+    def items(self) -> Iterator[object]:
+        """Yield the items of the list whose start was taken."""
+        number = 0
+        self.place = "in item 0"
+        while self.next_event() != "end_array":
+            yield self.build()
+            number += 1
+            self.place = f"in item {number}"
 
     def names(self) -> Iterator[str]:
-        """The names of the object that starts here; the caller reads the value after each."""
-        if self.peek() != "{":
-            raise ValueError(f"{self.path} must hold a JSON object of named records")
-        self._take("{")
-        if self.peek() == "}":
-            return
-        while True:
-            name = self.value()
-            self._take(":")
-            yield str(name)
-            if self._take(",}") == "}":
-                return
+        """Yield the keys of the top-level object; the caller takes the value after each."""
+        if self.next_event() != "start_map":
+            raise _WrongShape(f"{self.path} must hold a JSON object of named records")
+        seen: set[str] = set()
+        while self.next_event() != "end_map":
+            name = str(self.value)
+            if name in seen:
+                raise ValueError(f"the key '{name[:80]}' appears twice in an object")
+            seen.add(name)
+            self.place = f"under the key '{name[:80]}'"
+            yield name
 
-    def _take(self, allowed: str) -> str:
-        found = self.peek()
-        if not found or found not in allowed:
-            raise self._broken(f"expecting one of {' '.join(allowed)}")
-        self.at += 1
-        return found
+    def build(self) -> object:
+        """Return the value that starts with the last event taken."""
+        if self.event not in ("start_map", "start_array"):
+            return self.value
+        inner: Any = {} if self.event == "start_map" else []  # the container that is being filled
+        key: str | None = "" if self.event == "start_map" else None  # None within a list
+        outer: list[tuple[Any, str | None]] = []  # the containers around it
+        for event, value in self.events:  # millions of them: the most frequent are tested first
+            if event == "map_key":
+                if value in inner:
+                    raise ValueError(f"the key '{str(value)[:80]}' appears twice in an object")
+                key = value
+            elif event == "end_map" or event == "end_array":
+                if not outer:
+                    return inner
+                inner, key = outer.pop()
+            else:
+                starts = event == "start_map" or event == "start_array"
+                child = value if not starts else {} if event == "start_map" else []
+                if key is None:
+                    inner.append(child)
+                else:
+                    inner[key] = child
+                if starts:
+                    outer.append((inner, key))
+                    if len(outer) >= MAX_DEPTH:
+                        raise ValueError(f"nested deeper than {MAX_DEPTH} lists and objects")
+                    inner, key = child, "" if event == "start_map" else None
+        raise ValueError("it ends within a value")
 
-    def _read(self) -> None:
-        # Doubled each time, so that one item of any size costs a few attempts and not hundreds.
-        more = self.file.read(max(_WINDOW, len(self.window) - self.at))
-        self.ended = not more
-        self.before += self.at
-        self.window, self.at = self.window[self.at :] + more, 0
-
-    def _broken(self, what: str) -> json.JSONDecodeError:
-        error = json.JSONDecodeError(what, "", 0)
-        error.args = (f"{what} at character {self.before + self.at}",)
-        return error
+    def expect_end(self) -> None:
+        """Read on to the end, where nothing may follow."""
+        self.place = "after its end"
+        for event, _ in self.events:
+            raise ValueError(f"unexpected {event}")

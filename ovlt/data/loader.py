@@ -1,4 +1,4 @@
-"""Pixels in time: rows are decoded by a few threads while the engine samples or the model trains.
+"""Decode rows ahead of time: a few threads work while the engine samples or the model trains.
 
 Threads are enough: decoding and resizing release the interpreter lock, and nothing is copied
 between processes.
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Loader(Generic[T]):
-    """Makes items of rows by index; each requested row is decoded once per request."""
+    """Make items of rows by index, in threads; a row is decoded once per request."""
 
     def __init__(self, make: Callable[[int], T], workers: int):
         self._make = make
@@ -22,16 +22,17 @@ class Loader(Generic[T]):
         self._pending: dict[int, Future[T]] = {}
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        """Start decoding; returns at once."""
+        """Start to decode these rows and return at once."""
         for index in indices:
             if index not in self._pending:
                 self._pending[index] = self._pool.submit(self._make, index)
 
     def get(self, indices: Sequence[int]) -> list[T]:
-        """The items of these rows, in order, waiting for them. Raises what making one raised."""
+        """Wait for the items of these rows; return them in order. Raises what making one raised."""
         self.prefetch(indices)
         items = {index: self._pending.pop(index).result() for index in set(indices)}
         return [items[index] for index in indices]
 
     def close(self) -> None:
+        """Drop what was requested and not yet started, and let the threads end."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The order in which rows are seen: one seeded permutation per epoch, resumable by one number."""
+"""The order in which rows are seen: one seeded permutation per epoch, resumed by one number."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class Sampler:
-    """Draws batches of row indices for ever; the position is all there is to save.
+    """Draw batches of row indices without end; the position is all there is to save.
 
-    The order depends on (seed, epoch, number of rows) alone: not on ranks, not on workers, and not
-    on anything drawn elsewhere.
+    The order depends on (seed, epoch, number of rows) alone: not on ranks, workers, or anything
+    drawn elsewhere.
     """
 
     def __init__(self, num_rows: int, seed: int, position: int = 0):
@@ -22,15 +22,15 @@ class Sampler:
         self._order = np.empty(0, dtype=np.int64)
 
     def at(self, position: int, count: int) -> list[int]:
-        """The ``count`` row indices from ``position`` on. A batch may span two epochs."""
+        """Return ``count`` row indices from ``position`` on; they may span two epochs."""
         return [self._at(position + i) for i in range(count)]
 
     def peek(self, count: int) -> list[int]:
-        """The next ``count`` row indices, without moving on."""
+        """Return the next ``count`` row indices without moving on."""
         return self.at(self.position, count)
 
     def take(self, count: int) -> list[int]:
-        """The next ``count`` row indices."""
+        """Return the next ``count`` row indices and move on."""
         rows = self.peek(count)
         self.position += count
         return rows

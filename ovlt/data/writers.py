@@ -1,44 +1,47 @@
-"""Rows into files: parquet with the images inside, or JSONL with a folder of images beside it."""
+"""Write rows to files: parquet with the images inside, or JSONL and a folder of images."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ovlt.system.files import written_whole
+
+# A row to be written: a value for each of the columns that the caller names to `write_rows`, and
+# "images", a list of StoredImage (ovlt.data.images).
+FileRow = dict[str, Any]
 
 SHAREGPT_COLUMNS = {"messages": "messages", "images": "images", "source": "text", "id": "text"}
 
-_GROUP_ROWS, _GROUP_BYTES = 500, 64 << 20  # of a parquet row group
+# A parquet row group ends at 500 rows, or earlier at 64 MiB of images, which bounds the memory of
+# whoever writes or reads it.
+_GROUP_ROWS, _GROUP_BYTES = 500, 64 << 20
 
 
-def write_rows(rows: Iterable[Row], path: str | Path, columns: Mapping[str, str]) -> int:
-    """Write rows and return how many; the file appears only when it is complete.
+def write_rows(rows: Iterable[FileRow], path: str | Path, columns: Mapping[str, str]) -> int:
+    """Write rows to a ``.parquet`` or ``.jsonl`` file and return how many.
 
-    ``columns`` maps names to "text", "texts", "number", "images" or "messages". The column
-    ``images`` lists {bytes, path}, both given. A ``.parquet`` file holds them so; a ``.jsonl`` file
-    lists paths relative to its own folder, in the folder ``<name>_images`` beside it.
+    The file appears only when it is complete. ``columns`` maps names to "text", "texts", "number",
+    "images" or "messages". The column ``images`` lists {bytes, path}, both given: a ``.parquet``
+    file holds them so; a ``.jsonl`` file lists paths relative to its own folder, in the folder
+    ``<name>_images`` beside it. Raises ValueError for any other ending of the name.
     """
     path = Path(path)
     if path.suffix not in (".parquet", ".jsonl"):
         raise ValueError(f"cannot write '{path}': end its name in .parquet or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".parquet":
-        count = _write_parquet(rows, partial, columns)
-    else:
-        count = _write_jsonl(rows, partial, path.with_name(path.stem + "_images"), columns)
-    os.replace(partial, path)
-    return count
+    with written_whole(path) as temporary:
+        if path.suffix == ".parquet":
+            return _write_parquet(rows, temporary, columns)
+        return _write_jsonl(rows, temporary, path.with_name(path.stem + "_images"), columns)
 
 
-def _write_parquet(rows: Iterable[Row], partial: Path, columns: Mapping[str, str]) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _write_parquet(rows: Iterable[FileRow], path: Path, columns: Mapping[str, str]) -> int:
     types = {
         "text": pa.string(),
         "texts": pa.list_(pa.string()),
@@ -48,7 +51,7 @@ def _write_parquet(rows: Iterable[Row], partial: Path, columns: Mapping[str, str
     }
     schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
     count = 0
-    with pq.ParquetWriter(partial, schema) as writer:
+    with pq.ParquetWriter(path, schema) as writer:
         for group in _groups(rows):
             count += len(group)
             table = [{name: row[name] for name in columns} for row in group]
@@ -56,7 +59,7 @@ def _write_parquet(rows: Iterable[Row], partial: Path, columns: Mapping[str, str
     return count
 
 
-def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _groups(rows: Iterable[FileRow]) -> Iterator[list[FileRow]]:
     group, size = [], 0
     for row in rows:
         group.append(row)
@@ -69,16 +72,16 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _write_jsonl(
-    rows: Iterable[Row], partial: Path, folder: Path, columns: Mapping[str, str]
+    rows: Iterable[FileRow], path: Path, image_folder: Path, columns: Mapping[str, str]
 ) -> int:
     count = 0
-    with partial.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for row in rows:
             count += 1
             for image in row["images"]:
-                folder.mkdir(exist_ok=True)
-                (folder / image["path"]).write_bytes(image["bytes"])
+                image_folder.mkdir(exist_ok=True)
+                (image_folder / image["path"]).write_bytes(image["bytes"])
             record = {name: row[name] for name in columns}
-            record["images"] = [f"{folder.name}/{image['path']}" for image in row["images"]]
+            record["images"] = [f"{image_folder.name}/{image['path']}" for image in row["images"]]
             file.write(json.dumps(record) + "\n")
     return count

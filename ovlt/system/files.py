@@ -25,6 +25,23 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file too large for ``write_whole``.
+
+    What the block writes there replaces ``path`` when the block ends; if the block fails, ``path``
+    stays as it was and nothing is left beside it.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all, and on disk when this returns."""
     write_whole(path, json.dumps(value).encode("utf-8"))

@@ -1,4 +1,4 @@
-"""Pixels: the same numbers as transformers', and no hostile file does more than be counted."""
+"""Pixels are the numbers of transformers, and a hostile file is counted and does no harm."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ovlt.data.images import (
     MAX_DECODE_PIXELS,
     BadImage,
     ImageRef,
+    PixelLimits,
     load_image,
     target_size,
     upright,
@@ -25,7 +26,7 @@ from ovlt.data.images import (
 from ovlt.model.patchify import Patchify
 from ovlt_kernels.image import resize_reference
 
-LIMITS = {"factor": 28, "min_pixels": 3136, "max_pixels": 100352}
+LIMITS = PixelLimits(factor=28, min_pixels=3136, max_pixels=100352)
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -59,12 +60,12 @@ def png_claiming(width: int, height: int) -> bytes:
     ("height", "width"), [(28, 28), (84, 56), (196, 140), (61, 317), (700, 301), (9, 14), (1, 150)]
 )
 def test_patches_are_those_of_transformers(height: int, width: int, backend: str) -> None:
-    """Of the loaded image: the engine's processor is given it, and may not resize it once more."""
+    """The engine's processor is given the loaded image and must not resize it again."""
     import transformers
 
-    limits = {name: LIMITS[name] for name in ("min_pixels", "max_pixels")}
+    limits = {"min_pixels": LIMITS.min_pixels, "max_pixels": LIMITS.max_pixels}
     processor = getattr(transformers, backend)(**limits)  # on Pillow, and on torchvision
-    image = load_image(ref(Image.fromarray(noise(height, width, seed=height))), **LIMITS)
+    image = load_image(ref(Image.fromarray(noise(height, width, seed=height))), LIMITS)
     for resize in (True, False):
         theirs = processor(Image.fromarray(image), do_resize=resize, return_tensors="np")
         ours = Patchify.from_processor(processor)(image)
@@ -77,7 +78,7 @@ def test_patches_are_those_of_transformers(height: int, width: int, backend: str
 @pytest.mark.parametrize("size", [(61, 317), (317, 61), (300, 301), (9, 14), (2, 150)])
 def test_loaded_images_are_resized_as_pillow_does(size: tuple[int, int]) -> None:
     image = noise(*size, seed=5)
-    loaded = load_image(ref(Image.fromarray(image)), **LIMITS)
+    loaded = load_image(ref(Image.fromarray(image)), LIMITS)
     np.testing.assert_array_equal(loaded, resize_reference(image, *loaded.shape[:2]))
 
 
@@ -87,16 +88,16 @@ def test_target_size_is_the_rule_of_transformers_and_keeps_its_limits() -> None:
     rng = np.random.default_rng(7)
     differ = 0
     for _ in range(4000):
-        # Sides from 1 to about 8000 pixels, all aspect ratios that are not refused.
+        # Sides from 1 to about 8000 pixels, and every aspect ratio that is accepted.
         short = int(np.exp(rng.uniform(0, 6)))
         long = min(200 * short, int(short * np.exp(rng.uniform(0, math.log(200)))))
         height, width = (short, long) if rng.random() < 0.5 else (long, short)
         low = int(rng.integers(1, 20)) * 784
         limits = {"factor": 28, "min_pixels": low, "max_pixels": int(low * rng.uniform(4, 40))}
-        h, w = target_size(height, width, **limits)
+        h, w = target_size(height, width, PixelLimits(**limits))
         assert h % 28 == w % 28 == 0
         assert low <= h * w <= limits["max_pixels"], (height, width, limits)
-        assert target_size(h, w, **limits) == (h, w)
+        assert target_size(h, w, PixelLimits(**limits)) == (h, w)
         theirs = smart_resize(height, width, **limits)
         if theirs[0] * theirs[1] <= limits["max_pixels"]:
             assert (h, w) == theirs
@@ -108,7 +109,7 @@ def test_target_size_is_the_rule_of_transformers_and_keeps_its_limits() -> None:
 
 
 def test_a_range_too_narrow_for_any_size_keeps_to_the_upper_limit() -> None:
-    h, w = target_size(100, 130, factor=28, min_pixels=12000, max_pixels=12100)
+    h, w = target_size(100, 130, PixelLimits(28, min_pixels=12000, max_pixels=12100))
     assert h % 28 == w % 28 == 0
     assert 784 <= h * w <= 12100
 
@@ -118,16 +119,16 @@ def test_loaded_images_have_the_size_that_their_header_promised(size: tuple[int,
     source = ref(Image.fromarray(noise(*size)))
     with source.open() as header:
         height, width, _ = upright(header)
-    image = load_image(source, **LIMITS)
+    image = load_image(source, LIMITS)
     assert image.dtype == np.uint8
-    assert image.shape == (*target_size(height, width, **LIMITS), 3)
+    assert image.shape == (*target_size(height, width, LIMITS), 3)
 
 
 def test_an_image_of_right_size_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = noise(84, 112)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(load_image(ImageRef(str(tmp_path / "a.png")), **LIMITS), pixels)
-    np.testing.assert_array_equal(load_image(ref(Image.fromarray(pixels)), **LIMITS), pixels)
+    np.testing.assert_array_equal(load_image(ImageRef(str(tmp_path / "a.png")), LIMITS), pixels)
+    np.testing.assert_array_equal(load_image(ref(Image.fromarray(pixels)), LIMITS), pixels)
 
 
 # --- modes ------------------------------------------------------------------------------------
@@ -139,38 +140,38 @@ def test_transparent_is_white_in_every_mode_that_knows_it() -> None:
     expected = np.where(alpha == 0, 255, grey)[..., None].repeat(3, 2)
     la = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
     for image in (la, la.convert("RGBA")):
-        np.testing.assert_array_equal(load_image(ref(image), **LIMITS), expected)
+        np.testing.assert_array_equal(load_image(ref(image), LIMITS), expected)
     half = Image.new("RGBA", (56, 56), (0, 0, 0, 128))
-    assert load_image(ref(half), **LIMITS)[0, 0].tolist() == [127, 127, 127]
+    assert load_image(ref(half), LIMITS)[0, 0].tolist() == [127, 127, 127]
 
 
 def test_palettes_with_and_without_a_transparent_colour() -> None:
     image = Image.new("P", (56, 56), 1)
     image.putpalette([0, 0, 0, 10, 200, 30])
     image.paste(0, (0, 0, 28, 56))
-    opaque = load_image(ref(image), **LIMITS)
+    opaque = load_image(ref(image), LIMITS)
     assert opaque[0, 0].tolist() == [0, 0, 0]
     assert opaque[0, 55].tolist() == [10, 200, 30]
-    clear = load_image(ref(image, transparency=0), **LIMITS)
+    clear = load_image(ref(image, transparency=0), LIMITS)
     assert clear[0, 0].tolist() == [255, 255, 255]
     assert clear[0, 55].tolist() == [10, 200, 30]
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    """Pillow's own conversion turns all above 255 of 65535, that is nearly all, into white."""
+    """Pillow's own conversion makes every value above 255 white, of 65535: nearly all."""
     deep = (np.arange(56 * 56, dtype=np.uint32) * 20).astype(np.uint16).reshape(56, 56)
     for kind in ("PNG", "TIFF"):
-        image = load_image(ref(Image.fromarray(deep), kind), **LIMITS)
+        image = load_image(ref(Image.fromarray(deep), kind), LIMITS)
         np.testing.assert_array_equal(image, (deep >> 8)[..., None].repeat(3, 2))
 
 
 def test_cmyk_one_bit_and_grey_become_rgb() -> None:
     cmyk = Image.new("CMYK", (56, 56), (0, 255, 255, 0))
-    assert load_image(ref(cmyk, "TIFF"), **LIMITS)[3, 3].tolist() == [255, 0, 0]
-    red = load_image(ref(cmyk, "JPEG", quality=95), **LIMITS)[3, 3].astype(int)
+    assert load_image(ref(cmyk, "TIFF"), LIMITS)[3, 3].tolist() == [255, 0, 0]
+    red = load_image(ref(cmyk, "JPEG", quality=95), LIMITS)[3, 3].astype(int)
     assert np.abs(red - [255, 0, 0]).max() < 8
     for mode, white in (("1", 1), ("L", 255)):
-        image = load_image(ref(Image.new(mode, (56, 56), white)), **LIMITS)
+        image = load_image(ref(Image.new(mode, (56, 56), white)), LIMITS)
         assert image.shape == (56, 56, 3)
         assert image.min() == 255
 
@@ -178,7 +179,7 @@ def test_cmyk_one_bit_and_grey_become_rgb() -> None:
 def test_the_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (56, 56), color) for color in ((255, 0, 0), (0, 0, 255))]
     moving = ref(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert load_image(moving, **LIMITS)[5, 5].tolist() == [255, 0, 0]
+    assert load_image(moving, LIMITS)[5, 5].tolist() == [255, 0, 0]
 
 
 # --- orientation ------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_the_first_frame_of_an_animation_is_taken() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_set_upright_and_their_header_agrees(kind: str, orientation: int) -> None:
-    """What transformers' own loader shows; a sideways photograph answers no question of left."""
+    """The result is that of transformers' own loader; on a sideways photograph "left" is wrong."""
     from PIL import ImageOps
 
     stored = Image.fromarray(noise(4, 6).repeat(28, 0).repeat(28, 1))
@@ -197,7 +198,7 @@ def test_photographs_are_set_upright_and_their_header_agrees(kind: str, orientat
     photo = ref(stored, kind, exif=exif, **options)
     with photo.open() as header:
         height, width, _ = upright(header)
-    image = load_image(photo, **LIMITS)
+    image = load_image(photo, LIMITS)
     assert photo.data is not None
     expected = np.asarray(
         ImageOps.exif_transpose(Image.open(io.BytesIO(photo.data))).convert("RGB")
@@ -213,14 +214,14 @@ def test_photographs_are_set_upright_and_their_header_agrees(kind: str, orientat
 def test_a_broken_exif_block_turns_nothing(exif: bytes) -> None:
     pixels = noise(56, 84)
     image = ref(Image.fromarray(pixels), "WEBP", lossless=True, exif=exif)
-    np.testing.assert_array_equal(load_image(image, **LIMITS), pixels)
+    np.testing.assert_array_equal(load_image(image, LIMITS), pixels)
 
 
 def test_an_orientation_that_does_not_exist_turns_nothing() -> None:
     exif = Image.Exif()
     exif[0x0112] = 77
     image = ref(Image.fromarray(noise(56, 84)), "PNG", exif=exif)
-    assert load_image(image, **LIMITS).shape == (56, 84, 3)
+    assert load_image(image, LIMITS).shape == (56, 84, 3)
 
 
 # --- hostile files ----------------------------------------------------------------------------
@@ -247,7 +248,7 @@ HOSTILE = {
 
 def reason_of(source: ImageRef) -> str:
     with pytest.raises(BadImage) as caught:
-        load_image(source, **LIMITS)
+        load_image(source, LIMITS)
     return str(caught.value)
 
 
@@ -276,7 +277,7 @@ def test_every_prefix_of_a_file_is_loaded_or_refused() -> None:
         assert len(reasons) <= 6
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow grumbles over odd TIFF tags
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of odd TIFF tags
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_flipped_bytes_are_loaded_or_refused() -> None:
     rng = np.random.default_rng(3)
@@ -287,7 +288,7 @@ def test_flipped_bytes_are_loaded_or_refused() -> None:
             where = rng.integers(0, min(len(bent), 200), 6)
             bent[where] = rng.integers(0, 256, 6)
             try:
-                image = load_image(ImageRef(data=bent.tobytes()), **LIMITS)
+                image = load_image(ImageRef(data=bent.tobytes()), LIMITS)
             except BadImage:
                 continue
             assert image.dtype == np.uint8
@@ -320,5 +321,5 @@ def test_formats_that_start_other_programs_are_not_opened(tmp_path: Path) -> Non
 def test_files_are_closed_again(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     Image.fromarray(noise(60, 60)).save(tmp_path / "a.png")
     for _ in range(3):
-        load_image(ImageRef(str(tmp_path / "a.png")), **LIMITS)
+        load_image(ImageRef(str(tmp_path / "a.png")), LIMITS)
     assert not [w for w in recwarn if issubclass(w.category, ResourceWarning)]

@@ -1,4 +1,4 @@
-"""Rows are made by threads, in the order asked for, and what fails there is raised here."""
+"""Threads make the rows, in the requested order; the caller gets the errors they raise."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_fails_in_a_thread_is_raised_where_the_row_is_asked_for() -> None:
     with pytest.raises(BadImage, match="image file is missing"):
         loader.get([3])
     broken.clear()
-    assert loader.get([3]) == [3]  # asked for again, it is made again
+    assert loader.get([3]) == [3]  # a second request makes it again
     loader.close()
 
 

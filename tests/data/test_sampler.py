@@ -1,4 +1,4 @@
-"""The order of rows: every row once per epoch, and the same whatever else happens."""
+"""The order of rows: each once per epoch, and the same whatever else happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of rows: good ones are read whatever form they have, bad ones counted by their reason."""
+"""Good rows are read from every form of file and image; bad ones are counted by reason."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def question(number: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def talk(*turns: str, **changes: Any) -> dict[str, Any]:
-    """User and assistant by turns."""
+    """Return a conversation in which user and assistant take turns."""
     roles = ("user", "assistant") * len(turns)
     messages = [{"role": r, "content": c} for r, c in zip(roles, turns, strict=False)]
     return {"messages": messages, **changes}
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:
-    """Rows as lines; a bytes object is a line as it stands."""
+    """Write rows as lines; a bytes object is a line as it is."""
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
@@ -90,7 +90,7 @@ def test_questions_from_parquet_with_image_bytes(tmp_path: Path, chat: Chat) -> 
     columns |= dict.fromkeys(("source", "kind", "id"), TEXT)
     loaded = load_questions(parquet(tmp_path / "q.parquet", rows, columns), chat, LIMITS)
     assert not loaded.bad
-    one, two, three = loaded.rows
+    one, two, three = loaded
     assert (one.id, one.source, one.kind, one.answer) == ("q/0", "charts", "count", "1")
     assert (two.id, two.source, two.kind) == ("mine", "q", "")
     assert one.grids == ((1, 6, 8),)
@@ -121,7 +121,7 @@ def test_questions_from_jsonl_with_paths_beside_the_file(
     monkeypatch.chdir(tmp_path)  # relative to the file, not to where the command runs
     loaded = load_questions(jsonl(tmp_path / "set" / "q.jsonl", rows), chat, LIMITS)
     assert not loaded.bad
-    images = [to_prompt(row, LIMITS).images for row in loaded.rows]
+    images = [to_prompt(row, LIMITS).images for row in loaded]
     assert [len(i) for i in images] == [1, 1, 1, 1, 0, 0]
     for i, seed in ((0, 1), (1, 1), (2, 2), (3, 1)):
         np.testing.assert_array_equal(images[i][0], pixels(seed))
@@ -130,8 +130,8 @@ def test_questions_from_jsonl_with_paths_beside_the_file(
 def test_json_holds_the_same_rows_as_jsonl(tmp_path: Path, chat: Chat) -> None:
     rows = [question(1), question(2, id=0)]
     (tmp_path / "q.json").write_text(json.dumps(rows))
-    listed = load_questions(tmp_path / "q.json", chat, LIMITS).rows
-    lined = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, LIMITS).rows
+    listed = load_questions(tmp_path / "q.json", chat, LIMITS)
+    lined = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, LIMITS)
     assert [r.token_ids.tolist() for r in listed] == [r.token_ids.tolist() for r in lined]
     assert [r.id for r in listed] == ["q/0", "0"]
 
@@ -157,20 +157,20 @@ def test_conversations_from_parquet_and_jsonl_are_the_same_samples(
     samples = []
     for rows in (from_parquet, from_jsonl):
         assert not rows.bad
-        samples.append(to_sample(rows.rows[0], LIMITS))
-        assert samples[-1].num_response_tokens == rows.rows[0].num_labels
+        samples.append(to_sample(rows[0], LIMITS))
+        assert samples[-1].num_response_tokens == rows[0].num_labels
     a, b = samples
     assert a.token_ids.tolist() == b.token_ids.tolist()
     assert a.loss_mask.tolist() == b.loss_mask.tolist()
     np.testing.assert_array_equal(a.prompt.images[0], b.prompt.images[0])
-    said = chat.decode(a.token_ids[a.loss_mask])
-    assert said == "Yes.<think>2, 3.</think> 3"
+    response = chat.decode(a.token_ids[a.loss_mask])
+    assert response == "Yes.<think>2, 3.</think> 3"
     assert a.engine_logp is None
 
 
 def test_the_suffix_is_asked_but_not_kept_as_the_question(tmp_path: Path, chat: Chat) -> None:
     path = jsonl(tmp_path / "q.jsonl", [question(1)])
-    row = load_questions(path, chat, LIMITS, suffix=" Answer briefly.").rows[0]
+    row = load_questions(path, chat, LIMITS, suffix=" Answer briefly.")[0]
     assert row.question == "How many bars in 1?"
     expected = chat.prompt_ids("How many bars in 1? Answer briefly.", [])
     assert row.token_ids.tolist() == expected.tolist()
@@ -179,8 +179,8 @@ def test_the_suffix_is_asked_but_not_kept_as_the_question(tmp_path: Path, chat: 
 def test_limit_counts_good_rows(tmp_path: Path, chat: Chat) -> None:
     rows = [question(1), {}, question(2), question(3)]
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, LIMITS, limit=2)
-    assert [row.answer for row in loaded.rows] == ["1", "2"]
-    assert loaded.rows[1].id == "q/2"  # the number of the line, so that it can be found
+    assert [row.answer for row in loaded] == ["1", "2"]
+    assert loaded[1].id == "q/2"  # the number of the line in the file
 
 
 # --- bad rows ---------------------------------------------------------------------------------
@@ -233,11 +233,11 @@ def test_each_kind_of_bad_row_is_counted_and_the_good_ones_go_on(
     limits = Limits(factor=28, min_pixels=3136, max_pixels=10**6, max_tokens=300)
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, limits)
     assert loaded.bad == Counter({reason: len(broken) for reason, broken in BROKEN.items()})
-    assert [row.answer for row in loaded.rows] == [str(i) for i in range(len(BROKEN) + 1)]
-    told = loaded.report()
-    assert told.startswith(f"{tmp_path / 'q.jsonl'}: {len(loaded)} of ")
+    assert [row.answer for row in loaded] == [str(i) for i in range(len(BROKEN) + 1)]
+    report = loaded.report()
+    assert report.startswith(f"{tmp_path / 'q.jsonl'}: {len(loaded)} of ")
     for reason, broken in BROKEN.items():
-        assert f"{len(broken)} x {reason}" in told
+        assert f"{len(broken)} x {reason}" in report
 
 
 def test_bad_conversations_are_counted(tmp_path: Path, chat: Chat) -> None:
@@ -265,7 +265,7 @@ def test_bad_conversations_are_counted(tmp_path: Path, chat: Chat) -> None:
     rows = [talk("a", "b"), *(row for kind in broken.values() for row in kind), talk("c", "d")]
     loaded = load_conversations(jsonl(tmp_path / "t.jsonl", rows), chat, LIMITS)
     assert loaded.bad == Counter({reason: len(kind) for reason, kind in broken.items()})
-    assert [row.question for row in loaded.rows] == ["a", "c"]
+    assert [row.question for row in loaded] == ["a", "c"]
 
 
 def test_images_that_break_only_when_decoded_are_found_before_training(
@@ -278,15 +278,23 @@ def test_images_that_break_only_when_decoded_are_found_before_training(
         rows.append(question(i, images=[f"{(i + k) % 7}.png" for k in range(1 + i % 2)]))
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, LIMITS)
     assert not loaded.bad  # the headers are whole
-    bad = bad_images(loaded.rows, LIMITS, workers=3)
+    bad = bad_images(loaded, LIMITS, workers=3)
     assert bad == dict.fromkeys((1, 2, 5), "image cannot be decoded (OSError)")
     with pytest.raises(BadImage):
-        to_prompt(loaded.rows[2], LIMITS)
-    assert bad_images([loaded.rows[0]], LIMITS, workers=1) == {}
+        to_prompt(loaded[2], LIMITS)
+    assert bad_images([loaded[0]], LIMITS, workers=1) == {}
     assert bad_images([], LIMITS, workers=1) == {}
 
 
 # --- too much is bad --------------------------------------------------------------------------
+
+
+def test_rows_are_a_sequence(tmp_path: Path, chat: Chat) -> None:
+    path = jsonl(tmp_path / "q.jsonl", [question(i) for i in range(3)])
+    rows = load_questions(path, chat, LIMITS)
+    assert len(rows) == 3
+    assert [row.answer for row in rows] == ["0", "1", "2"]
+    assert (rows[-1].answer, [row.answer for row in rows[:2]]) == ("2", ["0", "1"])
 
 
 def test_too_many_bad_rows_stop_the_run_with_share_and_limit(tmp_path: Path, chat: Chat) -> None:
@@ -296,16 +304,16 @@ def test_too_many_bad_rows_stop_the_run_with_share_and_limit(tmp_path: Path, cha
     assert loaded.require(0.075) is loaded  # 3 of 40: the limit itself is allowed
     with pytest.raises(ValueError, match="max_bad_share") as caught:
         loaded.require(0.02)
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "q.jsonl: 37 of 40 rows are good",
         "2 x 'answer' is not a non-empty string",
         "1 x no 'problem' text",
         "7.5% of the rows are bad",
         "data.max_bad_share = 2.0%",
-        "mend the file or raise the limit",
+        "fix the file or raise the limit",
     ):
-        assert part in said
+        assert part in message
 
 
 def test_the_limit_itself_is_allowed_whatever_floats_do() -> None:
@@ -393,8 +401,8 @@ def test_the_synthetic_world_comes_back_as_it_was_drawn(
     path = tmp_path / f"world.{suffix}"
     synthetic.write_questions(items, path)
     rows = load_questions(path, chat, LIMITS).require(0)
-    assert bad_images(rows.rows, LIMITS, 1) == {}
-    for row, item in zip(rows.rows, items, strict=True):
+    assert bad_images(rows, LIMITS, 1) == {}
+    for row, item in zip(rows, items, strict=True):
         assert (row.id, row.source, row.kind) == (item.id, item.family, item.kind)
         assert row.question == f"<image>{item.problem}"
         assert row.answer == item.answer
@@ -403,14 +411,14 @@ def test_the_synthetic_world_comes_back_as_it_was_drawn(
     synthetic.write_sft(traces, tmp_path / f"sft.{suffix}")
     loaded = load_conversations(tmp_path / f"sft.{suffix}", chat, LIMITS).require(0)
     assert len(loaded) == 5
-    for row, item in zip(loaded.rows, items, strict=True):
+    for row, item in zip(loaded, items, strict=True):
         assert row.loss_mask is not None
-        said = chat.decode(row.token_ids[row.loss_mask])
-        assert said.endswith(f"<answer>{item.answer}</answer>")
+        response = chat.decode(row.token_ids[row.loss_mask])
+        assert response.endswith(f"<answer>{item.answer}</answer>")
 
 
 def test_ten_lines_of_your_own(tmp_path: Path, chat: Chat) -> None:
-    """What the README shows: photographs in a folder and ten lines of text, nothing else."""
+    """The example of the README: photographs in a folder and ten lines of text, nothing else."""
     for i in range(10):
         Image.fromarray(pixels(i, 90 + i, 130)).save(tmp_path / f"photo{i}.jpg")
     lines = [
@@ -421,17 +429,17 @@ def test_ten_lines_of_your_own(tmp_path: Path, chat: Chat) -> None:
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
     rows = load_questions(tmp_path / "mine.jsonl", chat, LIMITS).require(0)
     assert rows.report() == f"{tmp_path / 'mine.jsonl'}: 10 rows"
-    assert [row.answer for row in rows.rows] == [str(i) for i in range(10)]
-    assert {row.source for row in rows.rows} == {"mine"}
-    prompts = [to_prompt(row, LIMITS) for row in rows.rows]
-    for row, prompt in zip(rows.rows, prompts, strict=True):
+    assert [row.answer for row in rows] == [str(i) for i in range(10)]
+    assert {row.source for row in rows} == {"mine"}
+    prompts = [to_prompt(row, LIMITS) for row in rows]
+    for row, prompt in zip(rows, prompts, strict=True):
         height, width, _ = prompt.images[0].shape
         assert row.grids == ((1, height // 14, width // 14),)
         assert (prompt.token_ids == chat.image_id).sum() == height * width // 784
 
 
 def test_grids_and_pixels_agree_for_any_image(tmp_path: Path, chat: Chat) -> None:
-    """A sideways photograph has its sides exchanged in both, or the packer would be wrong."""
+    """A sideways photograph has its sides exchanged in both; otherwise packing would fail."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels(0, 60, 200)).save(tmp_path / "side.jpg", exif=exif)
@@ -442,8 +450,8 @@ def test_grids_and_pixels_agree_for_any_image(tmp_path: Path, chat: Chat) -> Non
     rows = [question(i, images=[name]) for i, name in enumerate(names)]
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, limits)
     assert not loaded.bad
-    shapes = [to_prompt(row, limits).images[0].shape for row in loaded.rows]
-    assert [row.grids for row in loaded.rows] == [((1, h // 14, w // 14),) for h, w, _ in shapes]
+    shapes = [to_prompt(row, limits).images[0].shape for row in loaded]
+    assert [row.grids for row in loaded] == [((1, h // 14, w // 14),) for h, w, _ in shapes]
     assert shapes[0][0] > shapes[0][1]
     assert all(3136 <= h * w <= 12544 for h, w, _ in shapes)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ovlt.config import RewardConfig
-from ovlt.data.images import ImageRef, load_image
+from ovlt.data.images import ImageRef, PixelLimits, load_image
 from ovlt.data.sources import Row
 from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 from ovlt.distill.assemble import sft_row
@@ -18,7 +18,7 @@ from ovlt.distill.generate import verify
 from ovlt.reward.pool import RewardPool
 from ovlt.types import Prompt
 
-SIZES = {"factor": 28, "min_pixels": 3136, "max_pixels": 20000}
+SIZES = PixelLimits(factor=28, min_pixels=3136, max_pixels=20000)
 
 
 def row(ref: ImageRef) -> Row:
@@ -41,8 +41,8 @@ def test_the_image_that_is_learned_is_the_one_that_was_seen(kind: str, tmp_path:
     [written] = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert written["messages"][0]["content"] == "<image>What? Go."
     [cell] = written["images"]
-    seen = load_image(ref, **SIZES)
-    assert np.array_equal(load_image(ImageRef(data=cell["bytes"]), **SIZES), seen)
+    seen = load_image(ref, SIZES)
+    assert np.array_equal(load_image(ImageRef(data=cell["bytes"]), SIZES), seen)
     assert (seen.shape[0] > seen.shape[1]) == (kind != "four inks")
 
 

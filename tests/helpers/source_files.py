@@ -1,4 +1,4 @@
-"""Small datasets in their own schemas, made on the spot: images, JSON, parquet."""
+"""Write small datasets in their own schemas: images, JSON, parquet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ovlt.data.readers import BadRow, Row, open_source
+from ovlt.data.readers import BadRow, QuestionRow, open_source
 
 TEXT = pa.string()
 TEXTS = pa.list_(pa.string())
@@ -21,16 +21,16 @@ IMAGES = pa.list_(IMAGE)
 
 
 def png(seed: int, height: int = 31, width: int = 45) -> bytes:
-    """A picture of coarse blocks, so that it survives being encoded anew."""
+    """Return a picture of coarse blocks, which survives being encoded anew."""
     blocks = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    shown = Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
-    shown.save(buffer, "PNG")
+    image = Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def cell(seed: int) -> dict[str, Any]:
-    """An image column's cell, as the Hugging Face hub stores it."""
+    """Return a cell of an image column, as the Hugging Face hub stores it."""
     return {"bytes": png(seed), "path": f"{seed}.png"}
 
 
@@ -52,8 +52,8 @@ def parquet_file(path: Path, rows: list[dict[str, Any]], columns: dict[str, Any]
     return path
 
 
-def read_all(name: str, path: Path, **part: str) -> tuple[list[Row], list[str]]:
-    """(the good rows, the reasons of the bad ones)"""
+def read_all(name: str, path: Path, **part: str) -> tuple[list[QuestionRow], list[str]]:
+    """Return (the good rows, the reasons of the bad ones)."""
     good, bad = [], []
     for row in open_source(name, path, **part)[1]:
         if isinstance(row, BadRow):
@@ -63,6 +63,6 @@ def read_all(name: str, path: Path, **part: str) -> tuple[list[Row], list[str]]:
     return good, bad
 
 
-def said(rows: list[Row]) -> list[tuple[str, str]]:
-    """(problem without its image tags, answer) of each row."""
+def questions(rows: list[QuestionRow]) -> list[tuple[str, str]]:
+    """Return (problem without its image tags, answer) of each row."""
     return [(row["problem"].replace("<image>", ""), row["answer"]) for row in rows]

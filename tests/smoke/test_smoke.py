@@ -32,7 +32,7 @@ def test_commands_side_by_side_draw_one_world(tmp_path: Path) -> None:
     said = [process.communicate(timeout=240)[0] for process in commands]
     assert [process.returncode for process in commands] == [0, 0, 0]
     assert sum("drawing the synthetic world" in text for text in said) == 1
-    assert not list((tmp_path / "data").glob("*.partial"))
+    assert not list((tmp_path / "data").glob("*.tmp-*"))
     assert json.loads((tmp_path / "data" / "world.json").read_text())["seed_rows"] == 23
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
     other = recipe_from({"synthetic": world | {"seed_rows": 29}})

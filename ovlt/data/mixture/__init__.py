@@ -1,1 +1,1 @@
-"""Mixtures of public datasets, drawn and written as files of questions."""
+"""Mixtures of public datasets: drawn at random and written as files of questions."""

@@ -4,17 +4,18 @@ By source, as OpenVLThinker's second version does: the z-score of a rating (ther
 10) and that of the base model's error rate, averaged, then 1-D k-means into easy, medium, hard.
 By question: the share of a model's own samples that were right.
 
-    python -m ovlt.data.difficulty FILE    rows with a pass_rate column -> error rates and levels
+Print both for a file of rows with a pass_rate column:
+
+    python -m ovlt.data.mixture.difficulty FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ovlt.data.tables import read_table
 from ovlt.system.files import read_json
@@ -23,7 +24,7 @@ LEVELS = ("easy", "medium", "hard")
 
 
 def z_scores(values: Mapping[str, float]) -> dict[str, float]:
-    """(value - mean) / population standard deviation; zeros where all values are equal."""
+    """Return (value - mean) / population standard deviation; zeros if all values are equal."""
     if not values:
         return {}
     mean = math.fsum(values.values()) / len(values)
@@ -32,22 +33,22 @@ def z_scores(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def kmeans_1d(values: Sequence[float], k: int) -> list[int]:
-    """The cluster of each value, 0 for the lowest: least squares, exact, so without a start.
+    """Return the cluster of each value, 0 for the lowest: least squares, and exact.
 
-    In one dimension clusters are ranges of the sorted values; dynamic programming over their ends
-    finds the best ones in O(k n^2). Raises ValueError for fewer than k different values.
+    In one dimension clusters are ranges of the sorted values, and dynamic programming over their
+    ends finds the best ones in O(k n^2). Raises ValueError for fewer than k different values.
     """
     if len(set(values)) < k:
         raise ValueError(f"{k} clusters need {k} different values, not {sorted(set(values))}")
     order = sorted(range(len(values)), key=lambda i: values[i])
     mean = math.fsum(values) / len(values)
-    centred = [values[i] - mean for i in order]  # sums of squares then cancel less
-    first, second = [0.0], [0.0]
+    centred = [values[i] - mean for i in order]  # so that large sums of squares do not cancel
+    first, second = [0.0], [0.0]  # sums of the values, and of their squares, up to each place
     for v in centred:
         first.append(first[-1] + v)
         second.append(second[-1] + v * v)
 
-    def cost(a: int, b: int) -> float:
+    def cost(a: int, b: int) -> float:  # squared distances from the mean within [a, b)
         return second[b] - second[a] - (first[b] - first[a]) ** 2 / (b - a)
 
     n = len(values)
@@ -72,17 +73,17 @@ def kmeans_1d(values: Sequence[float], k: int) -> list[int]:
 def source_scores(
     ratings: Mapping[str, float], error_rates: Mapping[str, float]
 ) -> dict[str, float]:
-    """Mean of the z-scores a source has; higher is harder."""
+    """Return the mean of the z-scores that each source has; higher is harder."""
     parts = [z_scores(ratings), z_scores(error_rates)]
     scores = {}
     for name in dict.fromkeys([*ratings, *error_rates]):
-        known = [part[name] for part in parts if name in part]
-        scores[name] = sum(known) / len(known)
+        measures = [part[name] for part in parts if name in part]
+        scores[name] = sum(measures) / len(measures)
     return scores
 
 
 def source_levels(ratings: Mapping[str, float], error_rates: Mapping[str, float]) -> dict[str, str]:
-    """easy, medium or hard for each source. Raises ValueError below three different scores."""
+    """Return easy, medium or hard for each source. Raises ValueError below three scores."""
     scores = source_scores(ratings, error_rates)
     try:
         labels = kmeans_1d(list(scores.values()), len(LEVELS))
@@ -95,44 +96,49 @@ def source_levels(ratings: Mapping[str, float], error_rates: Mapping[str, float]
 
 
 def question_level(pass_rate: float) -> str:
-    """easy from two thirds right, hard up to one third, medium between."""
+    """Return easy from two thirds right, hard up to one third, medium between them."""
     if not 0 <= pass_rate <= 1:
         raise ValueError(f"pass_rate {pass_rate} is not between 0 and 1")
     return "easy" if pass_rate >= 2 / 3 else "hard" if pass_rate <= 1 / 3 else "medium"
 
 
 def read_pass_rates(paths: Sequence[str]) -> dict[tuple[str, str], float]:
-    """(source, id) -> the share of right samples (of the greedy answer, where none was sampled), of
-    what ``ovlt.evaluate`` writes; later files count where two measure a question.
+    """Read files that ``ovlt evaluate`` wrote and return {(source, id): share of right samples}.
 
-    Raises ValueError: a file is missing, or no evaluation."""
+    Without samples the share is that of the greedy answer, 0 or 1. If several files measure a
+    question, the last one counts. Raises ValueError: a file is missing, or is no evaluation.
+    """
     rates: dict[tuple[str, str], float] = {}
     for path in paths:
         try:
-            asked = read_json(Path(path))["questions"]
-            shares = asked.get("sampled", asked["greedy"])
-            for source, id, share in zip(asked["source"], asked["id"], shares, strict=True):
+            questions = read_json(Path(path))["questions"]
+            shares = questions.get("sampled", questions["greedy"])
+            for source, id, share in zip(questions["source"], questions["id"], shares, strict=True):
                 rates[str(source), str(id)] = float(share)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is not the evaluation.json of ovlt.evaluate ({type(error).__name__}: "
+                f"{path} is not the evaluation.json of ovlt evaluate ({type(error).__name__}: "
                 f"{error}): measure a model with --evaluate.data=FILE OF QUESTIONS first"
             ) from None
     return rates
 
 
-def error_rates(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, float]]:
-    """(questions, error rate) by source, of rows with ``pass_rate``. Raises ValueError for none."""
+def error_rates(rows: Iterable[Mapping[str, object]]) -> dict[str, tuple[int, float]]:
+    """Return {source: (questions, error rate)} of rows with ``pass_rate``.
+
+    Raises ValueError if no row has one.
+    """
     count: Counter[str] = Counter()
-    passed: Counter[str] = Counter()
+    passed: defaultdict[str, float] = defaultdict(float)
     for row in rows:
-        if isinstance(row.get("pass_rate"), int | float):
+        rate = row.get("pass_rate")
+        if isinstance(rate, int | float):
             name = str(row.get("source") or "")
             count[name] += 1
-            passed[name] += row["pass_rate"]
+            passed[name] += rate
     if not count:
         raise ValueError(
-            "no row has a number in a 'pass_rate' column: measure a model by ovlt.evaluate, and "
+            "no row has a number in a 'pass_rate' column: measure a model with ovlt evaluate, and "
             "prepare the file with mixture.pass_rates"
         )
     return {name: (n, 1 - passed[name] / n) for name, n in count.items()}
@@ -140,7 +146,7 @@ def error_rates(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, float
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m ovlt.data.difficulty",
+        prog="python -m ovlt.data.mixture.difficulty",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -157,14 +163,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         levels = source_levels({}, measured) if len(set(measured.values())) >= 3 else {}
     except ValueError as error:
         parser.error(str(error))
-    own: dict[str, Counter[str]] = {name: Counter() for name in rates}
+    by_level: dict[str, Counter[str]] = {name: Counter() for name in rates}
     for row in rows:
         if isinstance(row["pass_rate"], int | float):
-            own[str(row["source"] or "")][question_level(row["pass_rate"])] += 1
+            by_level[str(row["source"] or "")][question_level(row["pass_rate"])] += 1
     print("| source | questions | error rate | level | easy | medium | hard |")
     print("|---|---|---|---|---|---|---|")
     for name, (n, rate) in sorted(rates.items(), key=lambda item: item[1][1]):
-        counts = " | ".join(str(own[name][level]) for level in LEVELS)
+        counts = " | ".join(str(by_level[name][level]) for level in LEVELS)
         print(f"| {name} | {n} | {rate:.3f} | {levels.get(name, '-')} | {counts} |")
 
 

@@ -1,19 +1,18 @@
 """Does a training question come from a benchmark? By its image, and by its text.
 
 455 of MathVista's 1,000 testmini questions come from sources that are trained on. A benchmark's
-copy of an image is often encoded anew, so equal bytes do not suffice: ``dhash`` compares what is
-drawn. Templates repeat over many images ("Is X the minimum?"), so a text alone counts only when it
-is long.
+copy of an image is often encoded anew, so comparing bytes does not suffice: ``dhash`` compares what
+is visible. Templates repeat over many images ("Is X the minimum?"), so a text alone counts only if
+it is long.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,10 +23,10 @@ from ovlt.data.tables import column_names, read_table
 
 MIN_WORDS = 12  # a shorter question is a template that many images share
 SIDE = 32  # the hash compares 32 x 32 neighbours: 1024 bits
-# On 90 images of each synthetic family, re-encoded in four ways (JPEG, from half to 1.5 times the
-# size), bits that differ: median 1 to 3 for four families, 10 for tables, 20 for maps, at most 53.
-# Between different images: at most 4 in 0 to 0.15 % of the pairs; line drawings and tables come
-# within 48, which therefore counts only with the same question.
+# Measured on 90 images of each synthetic image family, encoded anew in four ways (JPEG, from half
+# to 1.5 times the size). Bits that differ: median 1 to 3 for four families, 10 for tables, 20 for
+# maps, at most 53. Of pairs of different images, 0 to 0.15 % differ in at most 4 bits. Different
+# line drawings and tables come within 48, which therefore counts only with the same question.
 BITS = 4
 BITS_OF_SAME_QUESTION = 48
 _WORDS = SIDE * SIDE // 64
@@ -42,16 +41,17 @@ class Benchmark:
     """The images and questions of benchmark files."""
 
     images: set[bytes] = field(default_factory=set)  # digests of the encoded images
+    # uint64 [images, 16], as `dhash` gives them
     hashes: np.ndarray = field(default_factory=lambda: np.zeros((0, _WORDS), np.uint64))
     texts: set[str] = field(default_factory=set)  # as normal_question gives them
     bits: int = BITS
 
     def overlap(self, problem: str, shown: Sequence[Shown]) -> str:
-        """Why a question belongs to the benchmark; "" where it does not.
+        """Return why a question belongs to the benchmark; "" if it does not.
 
-        In this order: the same bytes of an image; an image whose hash differs in at most ``bits``
-        of 1024; one that differs in at most 48, with the same question; the same question of at
-        least 12 words.
+        The reasons, in this order: an image has the same bytes; its hash differs in at most
+        ``bits`` of 1024; it differs in at most 48 and the question is the same; the question is
+        the same and has at least 12 words.
         """
         if any(image.digest in self.images for image in shown):
             return "same image"
@@ -73,16 +73,19 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is compared of an image."""
+    """The features of an image that are compared."""
 
     digest: bytes
-    hash: np.ndarray | None = None  # uint64 [16]; None where it is not needed
+    hash: np.ndarray | None = None  # uint64 [16]; None if no benchmark has images
 
 
 def load_benchmark(paths: Sequence[str | Path], bits: int = BITS) -> Benchmark:
-    """Index parquet, JSON or JSONL files, or the parquet files of folders, with a text column
-    (question, query, problem) or image columns (image, decoded_image, images, image_1 ...). Raises
-    ValueError: no file, no such column, or nothing in it that can be compared with."""
+    """Index benchmark files: parquet, JSON or JSONL, or the parquet files of folders.
+
+    They have a text column (question, query, problem) or image columns (image, decoded_image,
+    images, image_1 ...). Raises ValueError: no file, no such column, or nothing in it that can be
+    compared with.
+    """
     bench = Benchmark(bits=bits)
     hashes: list[np.ndarray] = []
     for path in [file for place in paths for file in _files(Path(place))]:
@@ -94,24 +97,20 @@ def load_benchmark(paths: Sequence[str | Path], bits: int = BITS) -> Benchmark:
                 f"benchmark {path} has columns {', '.join(names) or 'none'}; it needs a text "
                 f"column ({', '.join(_TEXTS)}) or an image column (image, decoded_image, images)"
             )
-        found = 0
+        usable = False
         for row in read_table(path, [*texts, *columns]):
             if not isinstance(row, dict):
                 continue
-            for name in texts:
-                if isinstance(row.get(name), str) and (text := normal_question(row[name])):
-                    bench.texts.add(text)
-                    found += 1
-            for ref in _refs([row.get(name) for name in columns], path.parent):
-                try:
-                    digest, shown = image_digest(ref), dhash(ref)
-                except BadImage:
-                    continue  # MathVista's `image` is a path within a zip; decoded_image is there
-                if digest not in bench.images:
-                    bench.images.add(digest)
-                    hashes.append(shown)
-                found += 1
-        if not found:
+            questions = _questions(row.get(name) for name in texts)
+            bench.texts.update(questions)
+            usable |= bool(questions)
+            for image in _images([row.get(name) for name in columns], path.parent):
+                usable = True
+                if image.digest not in bench.images:
+                    bench.images.add(image.digest)
+                    assert image.hash is not None
+                    hashes.append(image.hash)
+        if not usable:
             raise ValueError(f"benchmark {path} has no text and no readable image to compare with")
     if hashes:
         bench.hashes = np.stack(hashes)
@@ -121,22 +120,33 @@ def load_benchmark(paths: Sequence[str | Path], bits: int = BITS) -> Benchmark:
 def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place]
-    found = sorted(place.rglob("*.parquet"))
-    if not found:
+    files = sorted(place.rglob("*.parquet"))
+    if not files:
         raise ValueError(f"benchmark {place} is a folder without parquet files")
-    return found
+    return files
 
 
-def _refs(cells: list[Any], base: Path) -> Iterator[ImageRef]:
+def _questions(cells: Iterable[object]) -> list[str]:
+    texts = [normal_question(cell) for cell in cells if isinstance(cell, str)]
+    return [text for text in texts if text]
+
+
+def _images(cells: Iterable[object], base: Path) -> Iterator[Shown]:
+    """Yield the images that can be read."""
     for cell in cells:
         try:
-            yield from image_refs(cell, base)
+            refs = image_refs(cell, base)
         except BadImage:
             continue
+        for ref in refs:
+            try:
+                yield Shown(image_digest(ref), dhash(ref))
+            except BadImage:
+                continue  # MathVista's `image` is a path within a zip; decoded_image is there
 
 
 def image_digest(ref: ImageRef) -> bytes:
-    """16 bytes of a hash of the encoded image. Raises BadImage."""
+    """Return 16 bytes of a hash of the encoded image. Raises BadImage."""
     try:
         data = Path(ref.path).read_bytes() if ref.data is None else ref.data
     except OSError:
@@ -145,13 +155,14 @@ def image_digest(ref: ImageRef) -> bytes:
 
 
 def dhash(ref: ImageRef) -> np.ndarray:
-    """Difference hash -> uint64 [16]: is a place clearly darker than its right neighbour?
+    """Return the difference hash of an image, uint64 [16]. Raises BadImage.
 
-    The image is decoded, flattened onto white and averaged to 33 x 32 grey places. Steps of a
-    few grey levels count as none: on a plain ground they are noise. Raises BadImage.
+    The image is decoded, flattened onto white and averaged to 33 x 32 grey places; a bit says
+    whether a place is clearly lighter than its left neighbour. Steps of a few grey levels count as
+    none: on a plain ground they are noise.
     """
     with ref.open() as image:
-        image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG decodes smaller at once
+        image.draft("L", (4 * SIDE, 4 * SIDE))  # a JPEG is decoded small, which is faster
         try:
             if image.mode in ("RGBA", "LA", "PA", "P"):
                 image = image.convert("RGBA")
@@ -161,10 +172,10 @@ def dhash(ref: ImageRef) -> np.ndarray:
         except Exception as error:  # PIL raises many kinds for hostile bytes
             raise BadImage(f"image cannot be decoded ({type(error).__name__})") from None
     grey = np.asarray(small, dtype=np.int16)
-    darker = grey[:, 1:] - grey[:, :-1] > _FLAT
-    return np.packbits(darker).view(np.uint64)
+    lighter = grey[:, 1:] - grey[:, :-1] > _FLAT  # [32, 32]
+    return np.packbits(lighter).view(np.uint64)
 
 
 def normal_question(text: str) -> str:
-    """What is asked, in lower case, without punctuation, instructions and options."""
+    """Return the question in lower case, without punctuation, instructions and options."""
     return " ".join(re.findall(r"\w+", bare_question(text).casefold()))

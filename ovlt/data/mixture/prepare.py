@@ -1,14 +1,15 @@
-"""Datasets as people have them -> files of questions to train on, by a recipe's [mixture].
+"""The command ``ovlt prepare``: public datasets -> files of questions, by a recipe's [mixture].
 
-    python -m ovlt.data.prepare my.toml --mixture.name=v2-medium
-    python -m ovlt.data.prepare --list
+    ovlt prepare my.toml --mixture.name=v2-medium
+    ovlt prepare --list
 
-Writes train.parquet (EasyR1's columns; with mixture.validation also validation.parquet), on wish
-LLaMA-Factory's sharegpt files, and report.json: rows by source, and what was left out and why.
+It writes train.parquet (EasyR1's columns; with mixture.validation also validation.parquet), with
+mixture.sharegpt the files of LLaMA-Factory, and report.json: the rows of each source, and how many
+were left out and why.
 
-Two passes over the sources, so that memory does not grow with the images: the first hashes every
-question and decides, the second reads again and writes what was chosen. The draw takes the rows
-with the lowest hash of seed and content: the same rows whatever else the mixture holds.
+There are two passes over the sources, so that memory does not grow with the images: the first
+hashes every question and decides, the second reads again and writes the chosen rows. The draw takes
+the rows with the lowest hash of seed and content: the same rows whatever else the mixture holds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TypedDict
 
 from ovlt.config import MixtureConfig
 from ovlt.config.command_line import command_line
@@ -27,17 +28,19 @@ from ovlt.data.mixture.difficulty import read_pass_rates
 from ovlt.data.mixture.overlap import image_digest, load_benchmark
 from ovlt.data.mixture.shares import MIXES, Entry, entries, quotas
 from ovlt.data.mixture.survey import (
-    Found,
     Inspector,
     Rates,
+    SourceSurvey,
     level_of,
     levels_of,
     open_entry,
+    pass_rate_of,
     refs,
     survey,
 )
-from ovlt.data.readers import SOURCES, BadRow, Row, layouts
-from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
+from ovlt.data.readers import SOURCES, BadRow, QuestionRow, layouts
+from ovlt.data.writers import SHAREGPT_COLUMNS, FileRow, write_rows
+from ovlt.system.files import write_whole
 
 COLUMNS = {
     "problem": "text",
@@ -52,20 +55,55 @@ COLUMNS = {
 }
 
 
-def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Write a mixture's files and return the report. Raises ValueError: the recipe or data cannot
-    be used; nothing is left in the place of a file that was there before."""
+class SourceReport(TypedDict):
+    """What became of the rows of one source."""
+
+    source: str
+    path: str
+    layout: str
+    share: float
+    cap: int
+    level: str
+    read: int
+    bad: dict[str, int]  # reason -> rows
+    duplicates: int
+    in_benchmark: dict[str, int]  # reason -> rows
+    other_level: int
+    other_pass_rate: int
+    usable: int
+    written: dict[str, int]  # train, validation -> rows
+
+
+class Report(TypedDict):
+    """The content of report.json."""
+
+    mixture: str
+    seed: int
+    asked: int  # the total that the recipe asks for; 0: all
+    written: dict[str, int]
+    short: int  # so many fewer than asked for
+    benchmarks: list[str]
+    overlap_bits: int
+    sources: list[SourceReport]
+
+
+def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None) -> Report:
+    """Write the files of a mixture and return the report; ``tell`` is given progress, in lines.
+
+    Raises ValueError if the recipe or the data cannot be used. A file of an earlier run stays as it
+    is until its new content is complete.
+    """
     chosen, total = entries(mixture)
     rates = read_pass_rates(mixture.pass_rates)
     levels = levels_of(mixture, chosen, rates)
     benchmark = load_benchmark(mixture.benchmarks, mixture.overlap_bits)
     inspect = Inspector(hashed=len(benchmark.hashes) > 0)
     seen: set[bytes] = set()
-    found = []
+    surveys = []
     for entry in chosen:
-        found.append(survey(entry, mixture, levels, rates, benchmark, inspect, seen))
-        tell(_summary(entry, found[-1]))
-    takes = _draw(mixture, chosen, found, total)
+        surveys.append(survey(entry, mixture, levels, rates, benchmark, inspect, seen))
+        tell(_summary(entry, surveys[-1]))
+    takes = _draw(mixture, chosen, surveys, total)
     if not any(take for take, _ in takes):
         raise ValueError("no question is left to write: see the counts above for the reasons")
     parts = {"train": [take - held for take, held in takes]}
@@ -74,7 +112,7 @@ def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None
     folder = Path(mixture.folder)
     written = {}
 
-    def second_pass(picks: Sequence[set[int]]) -> Iterator[Row]:
+    def second_pass(picks: Sequence[set[int]]) -> Iterator[FileRow]:
         return _second_pass(chosen, picks, rates, levels, mixture.seed)
 
     for part, picks in parts.items():
@@ -82,25 +120,27 @@ def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None
         written[part] = write_rows(second_pass(picks), folder / name, COLUMNS)
         tell(f"wrote {written[part]} questions to {folder / name}")
         if mixture.sharegpt:
-            talks = map(sharegpt_row, second_pass(picks))
-            write_rows(talks, folder / f"{part}_sharegpt.jsonl", SHAREGPT_COLUMNS)
+            conversations = map(sharegpt_row, second_pass(picks))
+            write_rows(conversations, folder / f"{part}_sharegpt.jsonl", SHAREGPT_COLUMNS)
     if mixture.sharegpt:
         _register(folder, list(parts))
-    report = _report(mixture, chosen, found, parts, levels, total, written)
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    report = _report(mixture, chosen, surveys, parts, levels, total, written)
+    _write_indented(folder / "report.json", report)
     return report
 
 
-# --- the draw ------------------------------------------------------------------------------------
+def _write_indented(path: Path, content: object) -> None:
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
 
 
 def _draw(
-    mixture: MixtureConfig, chosen: Sequence[Entry], found: Sequence[Found], total: int
+    mixture: MixtureConfig, chosen: Sequence[Entry], surveys: Sequence[SourceSurvey], total: int
 ) -> list[tuple[set[int], set[int]]]:
-    """For each source the places of the rows to train on, and of those held back."""
-    limits = [min(len(f.index), e.cap or len(f.index)) for e, f in zip(chosen, found, strict=True)]
-    wanted = total + mixture.validation if total else 0
-    sizes = quotas(wanted, [entry.share for entry in chosen], limits)
+    """Return, for each source, the places of the rows to train on and of those held back."""
+    usable = [len(one.index) for one in surveys]
+    limits = [min(n, entry.cap or n) for entry, n in zip(chosen, usable, strict=True)]
+    target = total + mixture.validation if total else 0
+    sizes = quotas(target, [entry.share for entry in chosen], limits)
     if mixture.validation and sum(sizes) <= mixture.validation:
         raise ValueError(
             f"mixture.validation = {mixture.validation} leaves nothing to train on: there are "
@@ -108,28 +148,34 @@ def _draw(
         )
     picks = []
     by_image: dict[int, list[tuple[int, int]]] = {}
-    for number, (size, f) in enumerate(zip(sizes, found, strict=True)):
-        drawn = sorted(range(len(f.index)), key=f.rank.__getitem__)[:size]
-        picks.append({f.index[place] for place in drawn})
+    for number, (size, one) in enumerate(zip(sizes, surveys, strict=True)):
+        drawn = sorted(range(len(one.index)), key=one.rank.__getitem__)[:size]
+        picks.append({one.index[place] for place in drawn})
         for place in drawn:
-            by_image.setdefault(f.image[place], []).append((number, f.index[place]))
-    held: list[set[int]] = [set() for _ in chosen]
-    left = mixture.validation
-    for image in sorted(by_image):  # by a seeded hash, so at random
-        if len(by_image[image]) <= left:  # all questions about an image, or none
-            for number, place in by_image[image]:
-                held[number].add(place)
-            left -= len(by_image[image])
-    train = [pick - aside for pick, aside in zip(picks, held, strict=True)]
-    for _ in range(
-        sum(map(len, train)) - total if total else 0
-    ):  # what no image was small enough for
+            by_image.setdefault(one.image[place], []).append((number, one.index[place]))
+    validation = _hold_back(by_image, len(chosen), mixture.validation)
+    train = [pick - held for pick, held in zip(picks, validation, strict=True)]
+    # Too few were held back if every image left has more questions than there was room for.
+    for _ in range(sum(map(len, train)) - total if total else 0):
         largest = max(train, key=len)
         largest.remove(max(largest))
-    return list(zip(train, held, strict=True))
+    return list(zip(train, validation, strict=True))
 
 
-# --- second pass: what is written ----------------------------------------------------------------
+def _hold_back(
+    by_image: dict[int, list[tuple[int, int]]], num_sources: int, count: int
+) -> list[set[int]]:
+    """Return, for each source, the places of at most ``count`` rows: all of an image, or none.
+
+    ``by_image`` maps a seeded hash of an image to its questions, (number of the source, place).
+    """
+    held: list[set[int]] = [set() for _ in range(num_sources)]
+    for image in sorted(by_image):  # by the hash, so at random
+        if len(by_image[image]) <= count:
+            for number, place in by_image[image]:
+                held[number].add(place)
+            count -= len(by_image[image])
+    return held
 
 
 def _second_pass(
@@ -138,8 +184,8 @@ def _second_pass(
     rates: Rates,
     levels: dict[str, str],
     seed: int,
-) -> Iterator[Row]:
-    """The picked rows, the sources interleaved: any first part of the file is a mixture too."""
+) -> Iterator[FileRow]:
+    """Yield the picked rows, interleaved: the beginning of the file is a mixture of all sources."""
     streams = [_picked(entry, pick, rates) for entry, pick in zip(chosen, picks, strict=True)]
     left = [len(pick) for pick in picks]
     rng = Random(f"order/{seed}")
@@ -148,11 +194,11 @@ def _second_pass(
         left[number] -= 1
         row = next(streams[number], None)
         if row is None:
-            raise ValueError(f"{chosen[number].config.path} has changed while it was read")
+            raise ValueError(f"{chosen[number].config.path} changed while it was read: start again")
         yield _finished(row, levels)
 
 
-def _picked(entry: Entry, pick: set[int], rates: Rates) -> Iterator[Row]:
+def _picked(entry: Entry, pick: set[int], rates: Rates) -> Iterator[QuestionRow]:
     left = len(pick)
     for index, row in enumerate(open_entry(entry, rates)[1] if pick else ()):
         if index in pick and not isinstance(row, BadRow):
@@ -162,19 +208,23 @@ def _picked(entry: Entry, pick: set[int], rates: Rates) -> Iterator[Row]:
                 return
 
 
-def _finished(row: Row, levels: dict[str, str]) -> Row:
-    """With its images as bytes, named by their content, and every column of the file."""
-    return row | {
+def _finished(row: QuestionRow, levels: dict[str, str]) -> FileRow:
+    """Return every column of the file, images as bytes and named by their content."""
+    return {
+        "problem": row["problem"],
+        "answer": row["answer"],
         "images": [stored(ref, image_digest(ref).hex()) for ref in refs(row)],
-        "id": str(row["id"]),
-        "choices": row.get("choices") or [],
+        "source": row["source"],
+        "id": row["id"],
+        "kind": row["kind"],
+        "choices": row["choices"],
         "difficulty": level_of(row, levels),
-        "pass_rate": row.get("pass_rate"),
+        "pass_rate": pass_rate_of(row),
     }
 
 
-def sharegpt_row(row: Row) -> Row:
-    """A question and its bare answer as a conversation for LLaMA-Factory."""
+def sharegpt_row(row: FileRow) -> FileRow:
+    """Return a question and its bare answer as a conversation for LLaMA-Factory."""
     messages = [
         {"role": "user", "content": row["problem"]},
         {"role": "assistant", "content": f"<answer>{row['answer']}</answer>"},
@@ -183,7 +233,7 @@ def sharegpt_row(row: Row) -> Row:
 
 
 def _register(folder: Path, parts: Sequence[str]) -> None:
-    """dataset_info.json, by which LLaMA-Factory finds the files and names their columns."""
+    """Write dataset_info.json, in which LLaMA-Factory finds the files and their columns."""
     tags = {
         "role_tag": "role",
         "content_tag": "content",
@@ -199,54 +249,51 @@ def _register(folder: Path, parts: Sequence[str]) -> None:
         }
         for part in parts
     }
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    _write_indented(folder / "dataset_info.json", info)
 
 
-# --- what is told --------------------------------------------------------------------------------
-
-
-def _summary(entry: Entry, found: Found) -> str:
+def _summary(entry: Entry, result: SourceSurvey) -> str:
     counts = [
-        f"{found.read} read",
-        f"{sum(found.bad.values())} bad",
-        f"{found.duplicates} duplicates",
-        f"{sum(found.overlap.values())} in a benchmark",
+        f"{result.read} read",
+        f"{sum(result.bad.values())} bad",
+        f"{result.duplicates} duplicates",
+        f"{sum(result.overlap.values())} in a benchmark",
     ]
-    if other := found.other_level + found.other_pass_rate:
+    if other := result.other_level + result.other_pass_rate:
         counts.append(f"{other} of another level or pass rate, or of none")
-    counts.append(f"{len(found.index)} usable")
-    lines = [f"{entry.name} ({found.layout}): {', '.join(counts)}"]
-    lines += [f"  {n} x {reason}" for reason, n in (found.bad + found.overlap).most_common()]
+    counts.append(f"{len(result.index)} usable")
+    lines = [f"{entry.name} ({result.layout}): {', '.join(counts)}"]
+    lines += [f"  {n} x {reason}" for reason, n in (result.bad + result.overlap).most_common()]
     return "\n".join(lines)
 
 
 def _report(
     mixture: MixtureConfig,
     chosen: Sequence[Entry],
-    found: Sequence[Found],
+    surveys: Sequence[SourceSurvey],
     parts: dict[str, list[set[int]]],
     levels: dict[str, str],
     total: int,
     written: dict[str, int],
-) -> dict[str, Any]:
-    sources = [
+) -> Report:
+    sources: list[SourceReport] = [
         {
             "source": entry.name,
             "path": entry.config.path,
-            "layout": f.layout,
+            "layout": one.layout,
             "share": entry.share,
             "cap": entry.cap,
             "level": levels.get(entry.name, ""),
-            "read": f.read,
-            "bad": dict(f.bad.most_common()),
-            "duplicates": f.duplicates,
-            "in_benchmark": dict(f.overlap.most_common()),
-            "other_level": f.other_level,
-            "other_pass_rate": f.other_pass_rate,
-            "usable": len(f.index),
+            "read": one.read,
+            "bad": dict(one.bad.most_common()),
+            "duplicates": one.duplicates,
+            "in_benchmark": dict(one.overlap.most_common()),
+            "other_level": one.other_level,
+            "other_pass_rate": one.other_pass_rate,
+            "usable": len(one.index),
             "written": {part: len(picks[i]) for part, picks in parts.items()},
         }
-        for i, (entry, f) in enumerate(zip(chosen, found, strict=True))
+        for i, (entry, one) in enumerate(zip(chosen, surveys, strict=True))
     ]
     short = max(0, total - written["train"])
     return {
@@ -262,13 +309,12 @@ def _report(
 
 
 def listing() -> str:
-    """Every source with its layouts, and every published mixture."""
+    """Return a text with every source and its layouts, and every published mixture."""
     lines = ["Sources (mixture.sources.source) and the layouts that are read:"]
     shared = layouts(SOURCES["geos"])
     for source in SOURCES.values():
-        own = [layout for layout in layouts(source) if layout not in shared]
         lines.append(f"  {source.name:<12} {source.title}")
-        lines += [f"    {layout.expects}" for layout in own]
+        lines += [f"    {one.expects}" for one in layouts(source) if one not in shared]
     lines.append("  every source:")
     lines += [f"    {layout.expects}" for layout in shared]
     lines.append("Mixtures (mixture.name):")
@@ -277,12 +323,16 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``ovlt prepare`` with these words; a mistake ends the process with one sentence."""
     argv = sys.argv[1:] if argv is None else argv
     if "--list" in argv:
         print(listing())
         return
-    summary = "Datasets -> files of questions; --list shows the sources and published mixtures."
+    summary = (
+        "Draw a mixture of public datasets into files of questions; --list shows the\n"
+        "datasets, the layouts in which they are read, and the published mixtures."
+    )
     recipe = command_line("prepare", summary, ("mixture",), argv)
     mixture = recipe.mixture.model_copy(update={"folder": recipe.expand(recipe.mixture.folder)})
     try:

@@ -1,9 +1,9 @@
-"""Questions out of chat turns: LLaVA-OneVision, MathV360K and the_cauldron keep them so.
+"""Questions in chat turns, the form of LLaVA-OneVision, MathV360K and the_cauldron.
 
 A human turn holds an instruction ("Hint: Please answer ...", "Answer with the letter."), the
-question and perhaps its options in one of several notations; the reply holds the answer in a
+question, and perhaps its options in one of several notations; the reply holds the answer in a
 sentence. Both are taken apart here. A reply that is prose, or that names none of the options, has
-no verifiable answer: a BadRow.
+no verifiable answer and makes a BadRow.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ovlt.data.readers.layouts import Asked, Table
+from ovlt.data.readers.layouts import SourcePart, TableLayout
 from ovlt.data.readers.rows import (
     LETTERS,
+    QuestionRow,
     Record,
-    Row,
     checked_choices,
     letter_at,
     letter_of,
@@ -27,11 +26,10 @@ from ovlt.data.readers.rows import (
 )
 from ovlt.data.tables import BadRow
 
-MAX_ANSWER_WORDS = (
-    12  # a longer reply is prose; the longest captions of MapQA's regions are shorter
-)
+# A longer reply is prose. The longest real answers, MapQA's lists of regions, stay below it.
+MAX_ANSWER_WORDS = 12
 
-# Instructions stand on lines of their own, at the start or the end.
+# Instructions are lines of their own, at the start or the end.
 _INSTRUCTION = re.compile(
     r"(?:hint: *)?(?:"
     r"please (?:answer|select|choose|provide|first)\b.*"
@@ -46,33 +44,33 @@ _INSTRUCTION = re.compile(
     re.IGNORECASE,
 )
 _MATHVISTA = re.compile(r"hint: *please\b.*?\bquestion: *", re.IGNORECASE | re.DOTALL)
-_BLOCK = re.compile(  # on a line of its own, or running on where its first option follows
+_BLOCK = re.compile(  # on a line of its own, or within one if its first option follows
     r"(?:^|\n) *(?:choices|options) *: *|\s(?:choices|options) *: *(?=\(?A[).:])", re.IGNORECASE
 )
 _MARKS = (r"\(%s\)", r"%s\.", r"%s:", r"%s\)")  # "(A) x", "A. x", "A: x", "A) x"
 _PLACES = (r"(?:^|\n)[ \t]*", r"(?:^|\s)")  # each option on a line of its own, or all on one
-_SAID = re.compile(
+_ANSWER_IS = re.compile(
     r"(?:\bthe (?:final |correct )?(?:answer|option) is\b *:?|\banswer *:)", re.IGNORECASE
 )
-_ABBREVIATION = re.compile(r"(?:\b\w\.){2,}$", re.UNICODE)  # "2:10 P.M." keeps its full stop
+_ABBREVIATION = re.compile(r"(?:\b\w\.){2,}$", re.UNICODE)  # "2:10 P.M." keeps its last dot
 
 
 def parse_turn(human: str, reply: str) -> tuple[str, str, list[str]]:
-    """(question, answer, options) of a turn and its reply; the answer is a letter if there are any.
+    """Return (question, answer, options) of a turn and its reply. Raises BadRow.
 
-    Raises BadRow.
+    With options, the answer is the letter of the right one.
     """
     question, choices = split_choices(_without_instructions(plain(human)))
-    said = _said(reply)
+    answer = _answer_in(reply)
     if not choices:
-        if len(said.split()) > MAX_ANSWER_WORDS:
+        if len(answer.split()) > MAX_ANSWER_WORDS:
             raise BadRow("reply is prose, not an answer")
-        return question, said, []
-    return question, _letter_said(said, choices), choices
+        return question, answer, []
+    return question, _letter_for(answer, choices), choices
 
 
 def bare_question(text: str) -> str:
-    """What is asked, without image tags, instructions and options."""
+    """Return the question alone, without image tags, instructions and options."""
     text = _without_instructions(plain(text))
     try:
         return split_choices(text)[0]
@@ -81,11 +79,14 @@ def bare_question(text: str) -> str:
 
 
 def split_choices(text: str) -> tuple[str, list[str]]:
-    """A question and the options that stand below it, without the question's own label."""
+    """Return a question and the options below it, without its label ("Question:").
+
+    Raises BadRow if the options are in an unknown notation.
+    """
     head, choices = text, []
     blocks = list(_BLOCK.finditer(text))
     if blocks:
-        block = blocks[-1]  # the question itself may speak of choices
+        block = blocks[-1]  # the last: the question itself may speak of choices
         head, tail = text[: block.start()], text[block.end() :]
         choices = _marked(tail)
         if not choices and block[0].strip().lower().startswith("options"):
@@ -97,14 +98,14 @@ def split_choices(text: str) -> tuple[str, list[str]]:
     else:
         lines = text.split("\n")
         first = next((i for i in range(1, len(lines)) if re.match(r"\(?A[).:]", lines[i])), 0)
-        if first and (found := _marked("\n".join(lines[first:]))):
-            head, choices = "\n".join(lines[:first]), found
+        if first and (options := _marked("\n".join(lines[first:]))):
+            head, choices = "\n".join(lines[:first]), options
     head = re.sub(r"(?:^|(?<=\n)) *question *: *", "", head, count=1, flags=re.IGNORECASE)
     return _without_instructions(head.strip()), choices
 
 
 def _marked(text: str) -> list[str]:
-    """Options marked A, B, C ... in one notation; none where the text does not start with them."""
+    """Return options marked A, B, C ... in one notation; none if the text does not start so."""
     text = text.strip()
     for mark in _MARKS:
         if not re.match(mark % "A", text):
@@ -112,11 +113,11 @@ def _marked(text: str) -> list[str]:
         for place in _PLACES:
             spans, at = [], 0
             for letter in LETTERS:
-                found = re.compile(place + mark % letter).search(text, at)
-                if found is None:
+                span = re.compile(place + mark % letter).search(text, at)
+                if span is None:
                     break
-                spans.append(found)
-                at = found.end()
+                spans.append(span)
+                at = span.end()
             if len(spans) > 1:
                 ends = [span.start() for span in spans[1:]] + [len(text)]
                 return [text[s.end() : e].strip() for s, e in zip(spans, ends, strict=True)]
@@ -132,28 +133,29 @@ def _without_instructions(text: str) -> str:
     return "\n".join(lines).strip()
 
 
-def _said(reply: str) -> str:
-    """The answer within a reply: what follows the last "the answer is", without its full stop."""
-    said = reply.strip()
-    tagged = re.findall(r"<answer>(.*?)</answer>", said, re.DOTALL)
+def _answer_in(reply: str) -> str:
+    """Return what follows the last "the answer is" of a reply, without its full stop."""
+    answer = reply.strip()
+    tagged = re.findall(r"<answer>(.*?)</answer>", answer, re.DOTALL)
     if tagged:
-        said = tagged[-1].strip()
+        answer = tagged[-1].strip()
     else:
-        said = re.split(r"\n *rationale *:", said, flags=re.IGNORECASE)[0].strip()
-        parts = _SAID.split(said)
+        answer = re.split(r"\n *rationale *:", answer, flags=re.IGNORECASE)[0].strip()
+        parts = _ANSWER_IS.split(answer)
         if len(parts) > 1 and parts[-1].strip():
-            said = parts[-1].strip()
-    if said.endswith(".") and not _ABBREVIATION.search(said):
-        said = said[:-1].rstrip()
-    if not said:
+            answer = parts[-1].strip()
+    if answer.endswith(".") and not _ABBREVIATION.search(answer):
+        answer = answer[:-1].rstrip()
+    if not answer:
         raise BadRow("no answer")
-    return said
+    return answer
 
 
-def _letter_said(said: str, choices: list[str]) -> str:
-    if any(same(said, choice) for choice in choices):
-        return letter_of(said, choices)  # first: an option may itself read "A"
-    marked = re.fullmatch(r"(?:option )?\(?([A-Z])\)?(?:[.:)]?\s*(.*))?", said, re.DOTALL)
+def _letter_for(answer: str, choices: list[str]) -> str:
+    """Return the letter that a reply names, by itself or by its option's text. Raises BadRow."""
+    if any(same(answer, choice) for choice in choices):
+        return letter_of(answer, choices)  # first: an option may itself read "A"
+    marked = re.fullmatch(r"(?:option )?\(?([A-Z])\)?(?:[.:)]?\s*(.*))?", answer, re.DOTALL)
     index = LETTERS.index(marked[1]) if marked else len(choices)
     if (
         marked is None
@@ -164,13 +166,10 @@ def _letter_said(said: str, choices: list[str]) -> str:
     return letter_at(index, choices)
 
 
-# --- the three schemas -------------------------------------------------------------------------
-
-
 def turn_rows(
-    turns: Iterable[tuple[Any, Any]], images: list[Any], id: str
-) -> Iterator[Row | BadRow]:
-    """A row for each (human, reply); every one asks about the same images."""
+    turns: Iterable[tuple[object, object]], images: list[object], id: str
+) -> Iterator[QuestionRow | BadRow]:
+    """Yield a row for each (human, reply); all of them ask about the same images."""
     for number, (human, reply) in enumerate(turns):
         try:
             if not isinstance(human, str) or not isinstance(reply, str):
@@ -181,7 +180,8 @@ def turn_rows(
             yield bad
 
 
-def _pairs(conversation: Any) -> Iterator[tuple[Any, Any]]:
+def _pairs(conversation: object) -> Iterator[tuple[object, object]]:
+    """Yield (human, reply) of a LLaVA conversation. Raises BadRow."""
     if not isinstance(conversation, list) or len(conversation) < 2:
         raise BadRow("no conversation of human and gpt")
     for human, reply in zip(conversation[::2], conversation[1::2], strict=False):
@@ -195,20 +195,20 @@ def _pairs(conversation: Any) -> Iterator[tuple[Any, Any]]:
         yield human.get("value"), reply.get("value")
 
 
-def _llava(record: Record, id: str, asked: Asked) -> Iterator[Row | BadRow]:
+def _llava(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow | BadRow]:
     image = record["image"]
     if image is None or image == "":
         raise BadRow("no image")
     if isinstance(image, str):  # MathV360K: one file for all sources, "FigureQA/images/1.png"
         prefix = image.split("/")[0]
-        if asked.prefixes and "/" in image and prefix.lower() not in asked.prefixes:
-            return  # another source's
-        image = str(_image_root(asked.path) / image)
-    yield from turn_rows(_pairs(record["conversations"]), [image], _named(record, id))
+        if part.prefixes and "/" in image and prefix.lower() not in part.prefixes:
+            return  # the row belongs to another source
+        image = str(_image_root(part.path) / image)
+    yield from turn_rows(_pairs(record["conversations"]), [image], _id_of(record, id))
 
 
 def _image_root(path: Path) -> Path:
-    """Where MathV360K's images were unpacked: data_images, or images_data in older READMEs."""
+    """Return the folder of MathV360K's images: data_images, or images_data in older READMEs."""
     folder = path if path.is_dir() else path.parent
     for name in ("data_images", "images_data"):
         if (folder / name).is_dir():
@@ -216,12 +216,12 @@ def _image_root(path: Path) -> Path:
     return folder
 
 
-def _named(record: Record, id: str) -> str:
-    own = record.get("id")
-    return str(own) if own not in (None, "") else id
+def _id_of(record: Record, default: str) -> str:
+    id = record.get("id")
+    return str(id) if id not in (None, "") else default
 
 
-def _cauldron(record: Record, id: str, asked: Asked) -> Iterator[Row | BadRow]:
+def _cauldron(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow | BadRow]:
     images, texts = record["images"], record["texts"]
     if not isinstance(texts, list) or not isinstance(images, list):
         raise BadRow("images and texts are not lists")
@@ -229,10 +229,10 @@ def _cauldron(record: Record, id: str, asked: Asked) -> Iterator[Row | BadRow]:
     yield from turn_rows(turns, images, id)
 
 
-LLAVA = Table(
+LLAVA = TableLayout(
     "LLaVA conversations (LLaVA-OneVision-Data, MathV360K)",
     ("image", "conversations"),
     _llava,
     optional=("id",),
 )
-CAULDRON = Table("the_cauldron", ("images", "texts"), _cauldron)
+CAULDRON = TableLayout("the_cauldron", ("images", "texts"), _cauldron)

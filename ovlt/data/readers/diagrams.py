@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ovlt.data.json_stream import json_members
-from ovlt.data.readers.layouts import Asked, Folder, Rows, Source, Table, attempt, pick
+from ovlt.data.json_stream import json_members, json_object
+from ovlt.data.readers.layouts import (
+    FolderLayout,
+    RowStream,
+    Source,
+    SourcePart,
+    TableLayout,
+    attempt,
+    extended,
+    pick,
+)
 from ovlt.data.readers.rows import (
     IMAGE_TAG,
+    QuestionRow,
     Record,
-    Row,
     checked_choices,
     letter_at,
     letter_of,
@@ -22,30 +29,30 @@ from ovlt.data.readers.rows import (
 )
 from ovlt.data.tables import BadRow
 
-# --- AI2D --------------------------------------------------------------------------------------
 
-
-def _ai2d_parquet(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+def _ai2d_parquet(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     choices = checked_choices(record["options"])
     letter = letter_at(record["answer"], choices)  # "0" .. "3", as text
     yield question_row(id, record["question"], letter, [record["image"]], choices=choices)
 
 
-def _ai2d_folder(asked: Asked) -> Rows:
-    for file in sorted((asked.path / "questions").glob("*.json")):
+def _ai2d_folder(part: SourcePart) -> RowStream:
+    for file in sorted((part.path / "questions").glob("*.json")):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            image = str(asked.path / "images" / record["imageName"])
-            asked_of = dict(record["questions"])
-        except (ValueError, KeyError, TypeError):
+            record = json_object(file)
+        except ValueError:
+            record = {}
+        name, questions = record.get("imageName"), record.get("questions")
+        if not isinstance(name, str) or not isinstance(questions, dict):
             yield BadRow("question file has no imageName and questions")
             continue
-        for number, (text, entry) in enumerate(asked_of.items()):
+        image = str(part.path / "images" / name)
+        for number, (text, entry) in enumerate(questions.items()):
             question = {"text": text, "image": image, "entry": entry}
-            yield from attempt(_ai2d_question, question, f"{file.stem}/{number}", asked)
+            yield from attempt(_ai2d_question, question, f"{file.stem}/{number}", part)
 
 
-def _ai2d_question(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+def _ai2d_question(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     entry = record["entry"]
     if entry.get("abcLabel"):
         raise BadRow("asks for the letters of the masked image, which AI2D's release does not hold")
@@ -56,33 +63,39 @@ def _ai2d_question(record: Record, id: str, asked: Asked) -> Iterator[Row]:
     )
 
 
-# --- IconQA ------------------------------------------------------------------------------------
-
-
-def _iconqa_folder(asked: Asked) -> Rows:
+def _iconqa_folder(part: SourcePart) -> RowStream:
     """problems.json (records by id), pid_splits.json ("choose_img_train": ids), folders of PNGs."""
-    path = asked.path
-    splits = json.loads((path / "pid_splits.json").read_text(encoding="utf-8"))
-    found = {name.rpartition("_")[2] for name in splits}
-    split = pick(found, asked.split, ("train",), "split", path)
-    where = {
-        str(pid): (kind, name.rpartition("_")[2])
+    path = part.path
+    splits = _splits(path)
+    names = {name.rpartition("_")[2] for name in splits}
+    split = pick(names, part.split, ("train",), "split", path)
+    kind_of = {
+        pid: kind
         for name, pids in splits.items()
-        for kind in [name.rpartition("_")[0]]
-        if name.rpartition("_")[2] == split
+        for kind, _, split_of in [name.rpartition("_")]
+        if split_of == split
         for pid in pids
     }
     base = path / "iconqa" if (path / "iconqa").is_dir() else path
+    base /= split.removeprefix("mini")  # the mini splits lie in the folders of the full ones
     for pid, record in json_members(path / "problems.json"):
-        if pid not in where:
-            continue
-        kind, part = where[pid]
-        # the mini splits are parts of the others, and lie in their folders
-        folder = base / part.removeprefix("mini") / kind / pid
-        yield from attempt(_iconqa_problem, record | {"folder": folder}, pid, asked)
+        if pid in kind_of:
+            problem = extended(record, folder=base / kind_of[pid] / pid)
+            yield from attempt(_iconqa_problem, problem, pid, part)
 
 
-def _iconqa_problem(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+def _splits(path: Path) -> dict[str, list[str]]:
+    """Return pid_splits.json of a folder: name of a split -> ids. Raises ValueError."""
+    file = path / "pid_splits.json"
+    splits = {}
+    for name, pids in json_members(file):
+        if not isinstance(pids, list):
+            raise ValueError(f"{file} has no list of ids under '{name}'")
+        splits[name] = [str(pid) for pid in pids]
+    return splits
+
+
+def _iconqa_problem(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     folder: Path = record["folder"]
     kind, question, image = record["ques_type"], record["question"], str(folder / "image.png")
     if kind == "fill_in_blank":
@@ -97,15 +110,15 @@ def _iconqa_problem(record: Record, id: str, asked: Asked) -> Iterator[Row]:
         yield question_row(id, question, letter, [image], choices=choices, kind=kind)
 
 
-def _image_choices(id: str, question: Any, letter: str, images: list[Any]) -> Row:
-    """A row whose options are images: the question's first, then one per option."""
+def _image_choices(id: str, question: object, letter: str, images: list[object]) -> QuestionRow:
+    """Return a row whose options are images: the question's first, then one per option."""
     row = question_row(id, question, letter, images, kind="choose_img")
-    row["problem"] = IMAGE_TAG + with_choices(plain(question), [IMAGE_TAG] * (len(images) - 1))
+    row["problem"] = IMAGE_TAG + with_choices(plain(str(question)), [IMAGE_TAG] * (len(images) - 1))
     return row
 
 
-def _iconqa_parquet(record: Record, id: str, asked: Asked) -> Iterator[Row]:
-    """``choices`` is one text joined by commas; only two images of options have columns."""
+def _iconqa_parquet(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
+    """``choices`` is one text joined by commas; images of options have only two columns."""
     kind, question, answer = record["ques_type"], record["question"], record["answer"]
     id, image = str(record.get("question_id", id)), record["query_image"]
     if answer is None:
@@ -122,16 +135,13 @@ def _iconqa_parquet(record: Record, id: str, asked: Asked) -> Iterator[Row]:
         return
     try:
         letter = letter_of(answer, choices)
-    except BadRow:  # a comma within an option has cut it in two
+    except BadRow:  # a comma within an option cuts it in two
         raise BadRow("answer is none of the comma-separated choices") from None
     yield question_row(id, question, letter, [image], choices=choices, kind=kind)
 
 
-# --- ScienceQA ---------------------------------------------------------------------------------
-
-
-def _scienceqa(record: Record, id: str, asked: Asked) -> Iterator[Row]:
-    """Half of the questions have no image and are left out; a hint is the text asked about."""
+def _scienceqa(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
+    """Half of the questions have no image and are left out; a hint is the text in question."""
     choices = checked_choices(record["choices"])
     question, hint = record["question"], record.get("hint")
     if isinstance(hint, str) and hint.strip() and isinstance(question, str):
@@ -142,26 +152,25 @@ def _scienceqa(record: Record, id: str, asked: Asked) -> Iterator[Row]:
     )
 
 
-def _scienceqa_folder(asked: Asked) -> Rows:
-    path = asked.path
-    splits = json.loads((path / "pid_splits.json").read_text(encoding="utf-8"))
-    split = pick(splits, asked.split, ("train",), "split", path)
-    wanted = {str(pid) for pid in splits[split]}
+def _scienceqa_folder(part: SourcePart) -> RowStream:
+    path = part.path
+    splits = _splits(path)
+    split = pick(splits, part.split, ("train",), "split", path)
+    pids = set(splits[split])
+    folder = path / "images" / split.removeprefix("mini")
     for pid, record in json_members(path / "problems.json"):
-        if pid not in wanted:
-            continue
-        name = record.get("image")
-        folder = path / "images" / split.removeprefix("mini")
-        image = str(folder / pid / name) if name else None
-        yield from attempt(_scienceqa, record | {"image": image}, pid, asked)
+        if pid in pids:
+            name = record.get("image") if isinstance(record, dict) else None
+            image = str(folder / pid / str(name)) if name else None
+            yield from attempt(_scienceqa, extended(record, image=image), pid, part)
 
 
 AI2D = Source(
     "ai2d",
     "AI2D",
     (
-        Folder("AI2D", ("questions/*.json", "images"), _ai2d_folder),
-        Table("lmms-lab/ai2d", ("question", "options", "answer", "image"), _ai2d_parquet),
+        FolderLayout("AI2D", ("questions/*.json", "images"), _ai2d_folder),
+        TableLayout("lmms-lab/ai2d", ("question", "options", "answer", "image"), _ai2d_parquet),
     ),
     ("ai2d(cauldron,llava_format)", "ai2d(gpt4v)", "ai2d(internvl)", "ai2d"),
     ("ai2d",),
@@ -170,8 +179,8 @@ ICONQA = Source(
     "iconqa",
     "IconQA",
     (
-        Folder("IconQA", ("problems.json", "pid_splits.json"), _iconqa_folder),
-        Table(
+        FolderLayout("IconQA", ("problems.json", "pid_splits.json"), _iconqa_folder),
+        TableLayout(
             "lmms-lab/ICON-QA",
             (
                 "question",
@@ -193,8 +202,10 @@ SCIENCEQA = Source(
     "scienceqa",
     "ScienceQA",
     (
-        Folder("ScienceQA", ("problems.json", "pid_splits.json", "images"), _scienceqa_folder),
-        Table(
+        FolderLayout(
+            "ScienceQA", ("problems.json", "pid_splits.json", "images"), _scienceqa_folder
+        ),
+        TableLayout(
             "derek-thomas/ScienceQA",
             ("image", "question", "choices", "answer", "hint"),
             _scienceqa,

@@ -1,20 +1,29 @@
 """Geometry: Geometry3K, GEOS, UniGeo, GeoQA.
 
-GEOS is obtainable only through MathV360K and what is made from it. UniGeo's and GeoQA's own files
+GEOS can be had only through MathV360K and what is derived from it. UniGeo's and GeoQA's own files
 are pickles, which run whatever code they hold when they are opened: they are refused.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ovlt.data.readers.layouts import Asked, Folder, Rows, Source, Table, attempt, pick
+from ovlt.data.json_stream import json_object
+from ovlt.data.readers.layouts import (
+    FolderLayout,
+    RowStream,
+    Source,
+    SourcePart,
+    TableLayout,
+    attempt,
+    extended,
+    pick,
+)
 from ovlt.data.readers.rows import (
     LETTERS,
+    QuestionRow,
     Record,
-    Row,
     answer_text,
     checked_choices,
     letter_at,
@@ -23,28 +32,28 @@ from ovlt.data.readers.rows import (
 from ovlt.data.tables import BadRow
 
 
-def _geometry3k_folder(asked: Asked) -> Rows:
-    path = asked.path
+def _geometry3k_folder(part: SourcePart) -> RowStream:
+    path = part.path
     if not any(path.glob("*/data.json")):
         splits = [folder.name for folder in path.iterdir() if any(folder.glob("*/data.json"))]
-        path = path / pick(splits, asked.split, ("train",), "split", path)
+        path = path / pick(splits, part.split, ("train",), "split", path)
     for folder in sorted(path.iterdir(), key=lambda f: (len(f.name), f.name)):
         if not (folder / "data.json").is_file():
             continue
         try:
-            record = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+            record = json_object(folder / "data.json")
         except ValueError:
             yield BadRow("data.json is not valid JSON")
             continue
-        record["folder"] = folder
-        yield from attempt(_geometry3k_problem, record, folder.name, asked)
+        problem = extended(record, folder=folder)
+        yield from attempt(_geometry3k_problem, problem, folder.name, part)
 
 
-def _geometry3k_problem(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+def _geometry3k_problem(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     folder: Path = record["folder"]
     choices = checked_choices(record["choices"])
     kinds = record.get("problem_type_goal") or []
-    # annotat_text is the text set right by hand; problem_text is as an OCR read it
+    # annotat_text is the text corrected by hand; problem_text is the output of an OCR
     yield question_row(
         id,
         record.get("annotat_text") or record["problem_text"],
@@ -61,14 +70,14 @@ def _letter(letter: object, choices: list[str]) -> str:
     return letter_at(LETTERS.index(letter), choices)
 
 
-def _geometry3k_parquet(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+def _geometry3k_parquet(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     choices = checked_choices(record["choices"])
     letter = _letter(record["ground_truth"], choices)
     if choices[LETTERS.index(letter)] != answer_text(record["answer"]):
         raise BadRow("ground_truth is not the letter of the answer")
-    own = record.get("id")
+    name = record.get("id")
     yield question_row(
-        id if own is None else str(own),
+        id if name is None else str(name),
         record["problem"],
         letter,
         record["images"] or [],
@@ -76,26 +85,28 @@ def _geometry3k_parquet(record: Record, id: str, asked: Asked) -> Iterator[Row]:
     )
 
 
-def _refuse_pickles(asked: Asked) -> Rows:
+def _refuse_pickles(part: SourcePart) -> RowStream:
     raise ValueError(
-        f"{asked.path} holds pickles, which run the code within them when they are opened. Use the "
-        f"copies in LLaVA-OneVision-Data, MathV360K or R1-V instead"
+        f"{part.path} holds pickles, which run the code within them when they are opened. Use the "
+        "copies in LLaVA-OneVision-Data, MathV360K or R1-V instead"
     )
-    yield  # a generator, as every reader is
+    yield  # makes it a generator, as every reader is
 
 
 _PICKLES = (
-    Folder("pickles (refused)", ("*.pk",), _refuse_pickles),
-    Folder("pickles (refused)", ("*.pkl",), _refuse_pickles),
+    FolderLayout("pickles (refused)", ("*.pk",), _refuse_pickles),
+    FolderLayout("pickles (refused)", ("*.pkl",), _refuse_pickles),
 )
 
 GEOMETRY3K = Source(
     "geometry3k",
     "Geometry3K",
     (
-        Folder("Geometry3K, one split", ("*/data.json", "*/img_diagram.png"), _geometry3k_folder),
-        Folder("Geometry3K", ("*/*/data.json", "*/*/img_diagram.png"), _geometry3k_folder),
-        Table(
+        FolderLayout(
+            "Geometry3K, one split", ("*/data.json", "*/img_diagram.png"), _geometry3k_folder
+        ),
+        FolderLayout("Geometry3K", ("*/*/data.json", "*/*/img_diagram.png"), _geometry3k_folder),
+        TableLayout(
             "hiyouga/geometry3k",
             ("images", "problem", "answer", "choices", "ground_truth"),
             _geometry3k_parquet,

@@ -1,68 +1,74 @@
-"""Which layout of a source lies at a path: told by its files and columns, never guessed.
+"""Which layout of a source lies at a path: decided by its files and columns, never guessed.
 
-A ``Table`` is a layout of rows in parquet, JSON or JSONL; a ``Folder`` is the native one, files of
-several kinds that belong together. Whatever fits none is reported by what is there and by what the
-source's layouts would have.
+A ``TableLayout`` has rows in parquet, JSON or JSONL; a ``FolderLayout`` is a dataset's native one,
+files of several kinds that belong together. If none fits, the error says what is there and what the
+layouts of the source would have.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ovlt.data.readers.rows import Record, Row
+from ovlt.data.readers.rows import QuestionRow, Record
 from ovlt.data.tables import TABLES, BadRow, column_names, read_table
 
-Rows = Iterator[Row | BadRow]
+RowStream = Iterator[QuestionRow | BadRow]
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Which part of a source is wanted, and what its rows are called."""
+class SourcePart:
+    """Which part of a source to read."""
 
-    source: str
+    source: str  # what its rows are called
     path: Path
     split: str = ""
     subset: str = ""
     prefixes: tuple[str, ...] = ()  # of the source's image paths in MathV360K
 
 
+# (record, its id, the part that it belongs to) -> the questions of the record; raises BadRow
+Convert = Callable[[Record, str, SourcePart], Iterable[QuestionRow | BadRow]]
+
+
 @dataclass(frozen=True)
-class Table:
-    """Rows with these columns; ``convert`` yields the questions of one, or raises BadRow."""
+class TableLayout:
+    """Rows with these columns."""
 
     name: str
     columns: tuple[str, ...]
-    convert: Callable[[Record, str, Asked], Iterable[Row | BadRow]]  # record, its id, what is asked
-    optional: tuple[str, ...] = ()
+    convert: Convert
+    optional: tuple[str, ...] = ()  # columns that are read if they are there
 
     @property
     def expects(self) -> str:
+        """One line for error messages."""
         return f"{self.name}: columns {', '.join(self.columns)}"
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder with a match for each of these patterns; ``read`` yields its rows."""
+class FolderLayout:
+    """A folder in which each of these patterns has a match."""
 
     name: str
     files: tuple[str, ...]
-    read: Callable[[Asked], Rows]
+    read: Callable[[SourcePart], RowStream]
 
     @property
     def expects(self) -> str:
+        """One line for error messages."""
         return f"{self.name}: a folder with {', '.join(self.files)}"
 
 
-Layout = Table | Folder
+Layout = TableLayout | FolderLayout
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that ovlt can read, and how people have it."""
+    """A dataset that ovlt can read, and the layouts in which people have it."""
 
     name: str
     title: str
@@ -71,42 +77,46 @@ class Source:
     prefixes: tuple[str, ...] = ()  # of image paths in MathV360K
 
 
-def read_layouts(asked: Asked, source: Source, layouts: Sequence[Layout]) -> tuple[str, Rows]:
-    """(name of the layout found, its rows). Raises ValueError when none of ``layouts`` fits."""
-    path = asked.path
-    if not path.exists():
-        raise ValueError(f"{source.title}: nothing at {path}; give the folder or file it lies in")
-    path = _snapshot(path)
+def read_layouts(
+    part: SourcePart, source: Source, layouts: Sequence[Layout]
+) -> tuple[str, RowStream]:
+    """Return (the name of the layout that fits, its rows). Raises ValueError if none fits."""
+    if not part.path.exists():
+        raise ValueError(
+            f"{source.title}: nothing at {part.path}; give the folder or file it lies in"
+        )
+    path = _snapshot(part.path)
+    part = replace(part, path=path)
     if path.is_dir():
         for layout in layouts:
-            if isinstance(layout, Folder) and all(any(path.glob(p)) for p in layout.files):
-                return layout.name, layout.read(_at(asked, path))
-    files = _tables(path, asked, source)
+            if isinstance(layout, FolderLayout) and all(any(path.glob(p)) for p in layout.files):
+                return layout.name, layout.read(part)
+    files = _tables(part, source)
     if not files:
         raise _unknown(source, path, f"holds {_entries(path)}", layouts)
     columns = column_names(files[0])
     fitting = [
         layout
         for layout in layouts
-        if isinstance(layout, Table) and set(layout.columns) <= set(columns)
+        if isinstance(layout, TableLayout) and set(layout.columns) <= set(columns)
     ]
     if not fitting:
         named = ", ".join(columns) or "none"
         raise _unknown(source, path, f"has {files[0].name} with columns {named}", layouts)
-    layout = max(fitting, key=lambda layout: len(layout.columns))  # the most that is known of it
-    return layout.name, _table_rows(files, layout, columns, _at(asked, path))
+    layout = max(fitting, key=lambda layout: len(layout.columns))  # the most specific one
+    return layout.name, _table_rows(files, layout, columns, part)
 
 
-def pick(names: Iterable[str], wanted: str, usual: Sequence[str], what: str, where: Path) -> str:
-    """``wanted`` if it is there; else the only name, or the first of ``usual`` that is there.
+def pick(names: Iterable[str], choice: str, usual: Sequence[str], what: str, where: Path) -> str:
+    """Return ``choice`` if it is there; without one, the only name, or the first of ``usual``.
 
-    Raises ValueError that lists the names.
+    Raises ValueError that lists the names; ``what`` says what they are, ``where`` who has them.
     """
     names = sorted(set(names))
-    if wanted:
-        if wanted not in names:
-            raise ValueError(f"{where} has no {what} '{wanted}'; it has {', '.join(names)}")
-        return wanted
+    if choice:
+        if choice not in names:
+            raise ValueError(f"{where} has no {what} '{choice}'; it has {', '.join(names)}")
+        return choice
     if len(names) == 1:
         return names[0]
     for name in usual:
@@ -115,81 +125,84 @@ def pick(names: Iterable[str], wanted: str, usual: Sequence[str], what: str, whe
     raise ValueError(f'{where} has {what}s {", ".join(names)}: say which with {what} = "..."')
 
 
-def _at(asked: Asked, path: Path) -> Asked:
-    return Asked(asked.source, path, asked.split, asked.subset, asked.prefixes)
-
-
 def _snapshot(path: Path) -> Path:
-    """Inside a folder of the Hugging Face cache, the snapshot itself."""
+    """Return the snapshot inside a folder of the Hugging Face cache; any other path as it is."""
     if path.is_dir() and (path / "snapshots").is_dir():
         names = [entry.name for entry in (path / "snapshots").iterdir()]
         return path / "snapshots" / pick(names, "", (), "snapshot", path)
     return path
 
 
-def _tables(path: Path, asked: Asked, source: Source) -> list[Path]:
-    """The files of rows at a path: one file, or the shards of one split of one subset."""
+def _tables(part: SourcePart, source: Source) -> list[Path]:
+    """Return the files of rows at a path: one file, or the shards of one split of one subset."""
+    path = part.path
     if path.is_file():
         return [path] if path.suffix in TABLES else []
     files = sorted(path.rglob("*.parquet"))
-    if not files:  # JSON only beside the folder's other entries: below may lie anything
-        files = sorted(f for f in path.iterdir() if f.suffix in (".json", ".jsonl"))
-        if len(files) > 1 and not asked.split:
-            raise ValueError(
-                f"{path} has {', '.join(f.name for f in files)}: give the path of the one to read"
-            )
-        return [f for f in files if not asked.split or f.stem == asked.split]
+    if not files:
+        return _json_tables(part)
     groups: dict[str, list[Path]] = {}
     for file in files:
         inner = file.parent.relative_to(path).parts
-        groups.setdefault("/".join(part for part in inner if part != "data"), []).append(file)
-    known = [name for name in groups if name.split("/")[-1].lower() in _lower(source.subsets)]
-    if len(known) > 1 and not asked.subset:
+        groups.setdefault("/".join(name for name in inner if name != "data"), []).append(file)
+    subsets = {name.lower() for name in source.subsets}
+    usual = [name for name in groups if name.split("/")[-1].lower() in subsets]
+    if len(usual) > 1 and not part.subset:
         raise ValueError(
-            f"{path} has several subsets of {source.title}: {', '.join(sorted(known))}; "
+            f"{path} has several subsets of {source.title}: {', '.join(sorted(usual))}; "
             'say which with subset = "..."'
         )
-    files = groups[pick(groups, asked.subset, known, "subset", path)]
+    files = groups[pick(groups, part.subset, usual, "subset", path)]
     splits: dict[str, list[Path]] = {}
     for file in files:
         shard = _SHARD.fullmatch(file.stem)
         splits.setdefault(shard["split"] if shard else file.stem, []).append(file)
-    return splits[pick(splits, asked.split, ("train",), "split", path)]
+    return splits[pick(splits, part.split, ("train",), "split", path)]
 
 
-def _lower(names: Iterable[str]) -> set[str]:
-    return {name.lower() for name in names}
+def _json_tables(part: SourcePart) -> list[Path]:
+    """Return the JSON or JSONL file of a folder; folders below it may hold anything else."""
+    files = sorted(f for f in part.path.iterdir() if f.suffix in (".json", ".jsonl"))
+    if len(files) > 1 and not part.split:
+        names = ", ".join(f.name for f in files)
+        raise ValueError(f"{part.path} has {names}: give the path of the one to read")
+    return [f for f in files if not part.split or f.stem == part.split]
 
 
-def _table_rows(files: Sequence[Path], layout: Table, columns: Sequence[str], asked: Asked) -> Rows:
-    wanted = [c for c in columns if c in {*layout.columns, *layout.optional}]
+def _table_rows(
+    files: Sequence[Path], layout: TableLayout, columns: Sequence[str], part: SourcePart
+) -> RowStream:
+    needed = [c for c in columns if c in {*layout.columns, *layout.optional}]
     for file in files:
-        for index, record in enumerate(read_table(file, wanted)):
+        for index, record in enumerate(read_table(file, needed)):
             if isinstance(record, BadRow):
                 yield record
             elif not isinstance(record, dict):
                 yield BadRow("row is not an object")
             else:
-                yield from attempt(layout.convert, record, f"{file.stem}/{index}", asked)
+                yield from attempt(layout.convert, record, f"{file.stem}/{index}", part)
 
 
-def attempt(
-    convert: Callable[[Record, str, Asked], Iterable[Row | BadRow]],
-    record: Record,
-    id: str,
-    asked: Asked,
-) -> Rows:
-    """The rows of one record, with the source's name, or the BadRow that it is."""
+def extended(record: object, **fields: object) -> object:
+    """Return a record with more fields; what is no object stays as it is, for ``attempt``."""
+    return record | fields if isinstance(record, dict) else record
+
+
+def attempt(convert: Convert, record: object, id: str, part: SourcePart) -> RowStream:
+    """Yield the rows of one record, with the name of the source, or the BadRow that it is."""
+    if not isinstance(record, dict):
+        yield BadRow("record has an unexpected shape")
+        return
     try:
-        for row in convert(record, id, asked):
+        for row in convert(record, id, part):
             if not isinstance(row, BadRow):
-                row["source"] = row["source"] or asked.source
+                row["source"] = row["source"] or part.source
             yield row
     except BadRow as bad:
         yield bad
     except KeyError as missing:
         yield BadRow(f"record has no {missing}")
-    except (TypeError, AttributeError):  # a text where an object should be, and the like
+    except (TypeError, AttributeError):  # a text in place of an object, and the like
         yield BadRow("record has an unexpected shape")
 
 
@@ -200,6 +213,6 @@ def _entries(path: Path) -> str:
     return ", ".join(names[:12]) + ", ..." * (len(names) > 12) if names else "nothing"
 
 
-def _unknown(source: Source, path: Path, found: str, layouts: Sequence[Layout]) -> ValueError:
+def _unknown(source: Source, path: Path, content: str, layouts: Sequence[Layout]) -> ValueError:
     expected = "; ".join(layout.expects for layout in layouts)
-    return ValueError(f"{source.title}: {path} {found}. Layouts that can be read: {expected}")
+    return ValueError(f"{source.title}: {path} {content}. Layouts that can be read: {expected}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
-from ovlt.data.readers.layouts import Asked, Table
-from ovlt.data.readers.rows import IMAGE_TAG, Record, Row, answer_text, question_row
+from ovlt.data.readers.layouts import SourcePart, TableLayout
+from ovlt.data.readers.rows import IMAGE_TAG, QuestionRow, Record, answer_text, question_row
 from ovlt.data.tables import BadRow
 
-MARKS = ("id", "source", "kind", "choices", "pass_rate", "difficulty")  # kept where a row has them
+OPTIONAL = ("id", "source", "kind", "choices", "pass_rate", "difficulty")
 
 
-def _easyr1(record: Record, id: str, asked: Asked) -> Iterator[Row]:
-    """As it stands: the text may hold its image tags anywhere, or none (then they go in front)."""
+def _easyr1(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
+    """Yield a row as it is; image tags may stand anywhere in its text, or are put in front."""
     problem, images = record["problem"], record["images"]
     if not isinstance(problem, str) or not problem.strip():
         raise BadRow("no question text")
@@ -23,21 +24,37 @@ def _easyr1(record: Record, id: str, asked: Asked) -> Iterator[Row]:
         problem = IMAGE_TAG * len(images) + problem
     elif tags != len(images):
         raise BadRow(f"{tags} {IMAGE_TAG} tags but {len(images)} images")
-    row = {"problem": problem, "answer": answer_text(record["answer"])}
-    row |= {"images": [_found(image, asked) for image in images]}
-    marks = {name: record[name] for name in MARKS if record.get(name) is not None}
-    yield row | {"id": id, "source": "", "kind": "", "choices": []} | marks
+    base = part.path if part.path.is_dir() else part.path.parent
+    choices = record.get("choices")
+    row: QuestionRow = {
+        "problem": problem,
+        "answer": answer_text(record["answer"]),
+        "images": [_resolved(image, base) for image in images],
+        "id": _text(record, "id", id),
+        "source": _text(record, "source"),
+        "kind": _text(record, "kind"),
+        "choices": list(map(str, choices)) if isinstance(choices, list) else [],
+    }
+    if record.get("difficulty") is not None:
+        row["difficulty"] = _text(record, "difficulty")
+    if record.get("pass_rate") is not None:
+        row["pass_rate"] = record["pass_rate"]
+    yield row
 
 
-def _found(image: object, asked: Asked) -> object:
+def _text(record: Record, name: str, default: str = "") -> str:
+    value = record.get(name)
+    return default if value is None else str(value)
+
+
+def _resolved(image: object, base: Path) -> object:
+    """Return the path of an image as seen from the working directory; bytes as they are."""
     if isinstance(image, dict) and image.get("bytes") is None:
         image = image.get("path")
-    if isinstance(image, str) and image:
-        return str((asked.path if asked.path.is_dir() else asked.path.parent) / image)
-    return image
+    return str(base / image) if isinstance(image, str) and image else image
 
 
-def _r1v(record: Record, id: str, asked: Asked) -> Iterator[Row]:
+def _r1v(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     solution = record["solution"]
     tagged = re.search(r"<answer>(.*?)</answer>", str(solution), re.DOTALL)
     if tagged is None:
@@ -45,5 +62,7 @@ def _r1v(record: Record, id: str, asked: Asked) -> Iterator[Row]:
     yield question_row(id, record["problem"], tagged[1], [record["image"]])
 
 
-EASYR1 = Table("EasyR1's columns", ("problem", "answer", "images"), _easyr1, optional=MARKS)
-R1V = Table("R1-V's columns", ("image", "problem", "solution"), _r1v)
+EASYR1 = TableLayout(
+    "EasyR1's columns", ("problem", "answer", "images"), _easyr1, optional=OPTIONAL
+)
+R1V = TableLayout("R1-V's columns", ("image", "problem", "solution"), _r1v)

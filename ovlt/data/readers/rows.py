@@ -1,40 +1,55 @@
-"""What every reader yields: one question as a plain dict, or the reason why there is none.
+"""What every reader yields: one question as a row, or the reason why there is none.
 
 A row has EasyR1's columns ``problem`` (one ``<image>`` per image), ``answer`` (text) and ``images``
 (each a path or the ``{bytes, path}`` of a parquet cell, never decoded), and ``id``, ``source``,
-``kind``, ``choices``. A question with options states them in the problem and has the letter of the
-right one as its answer, which is how the benchmarks ask.
+``kind``, ``choices``. A question with options states them in the problem, and its answer is the
+letter of the right one: the benchmarks ask this way.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ovlt.data.tables import BadRow
 
 IMAGE_TAG = "<image>"
 LETTERS = string.ascii_uppercase
 
-Record = dict[str, Any]  # of a dataset's own file
-Row = dict[str, Any]
+# A record of a dataset's own file. What its fields hold is unknown until a reader looks at them: a
+# field of another type than the reader expects makes a BadRow (`layouts.attempt`).
+Record = dict[str, Any]
+
+
+class QuestionRow(TypedDict):
+    """One question of any dataset."""
+
+    problem: str
+    answer: str
+    images: list[object]  # as ovlt.data.images.image_refs reads them
+    id: str
+    source: str
+    kind: str
+    choices: list[str]
+    difficulty: NotRequired[str]
+    pass_rate: NotRequired[object]  # share of right answers of a model; as the file has it
 
 
 def question_row(
     id: str,
-    question: Any,
-    answer: Any,
-    images: Sequence[Any],
+    question: object,
+    answer: object,
+    images: Sequence[object],
     *,
-    choices: Sequence[Any] = (),
-    kind: Any = "",
-    source: str = "",
-) -> Row:
-    """A row from a question's parts; ``answer`` is text, or the letter of one of ``choices``.
+    choices: Sequence[object] = (),
+    kind: object = "",
+) -> QuestionRow:
+    """Return a row from the parts of a question; its source is filled in by ``layouts.attempt``.
 
-    Image tags within the question's own text are taken out: the images stand in front of it.
-    Raises BadRow: no question, no answer, no image.
+    ``answer`` is text, or the letter of one of ``choices``. Image tags within the question's own
+    text are taken out: the images stand in front of it. Raises BadRow: no question, no answer, no
+    image.
     """
     if not isinstance(question, str) or not (question := plain(question)):
         raise BadRow("no question text")
@@ -49,21 +64,21 @@ def question_row(
         "answer": text,
         "images": list(images),
         "id": id,
-        "source": source,
+        "source": "",
         "kind": str(kind or ""),
         "choices": options,
     }
 
 
-def _missing(image: Any) -> bool:
-    """Whether a nullable image column holds nothing here."""
+def _missing(image: object) -> bool:
+    """Whether the cell of a nullable image column holds nothing."""
     if isinstance(image, dict):
         return image.get("bytes") is None and not image.get("path")
     return image is None
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question with its options below it, as MathVista writes them."""
+    """Return the question with its options below it, as MathVista writes them."""
     if not choices:
         return question
     lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
@@ -71,12 +86,12 @@ def with_choices(question: str, choices: Sequence[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """Without image tags and outer blanks."""
+    """Return the text without image tags and outer blanks."""
     return text.replace(IMAGE_TAG, "").strip()
 
 
-def answer_text(value: Any) -> str:
-    """An answer of any JSON type as text. Raises BadRow for a null, a list, an empty text.
+def answer_text(value: object) -> str:
+    """Return an answer of any JSON type as text. Raises BadRow: null, a list, an empty text.
 
     Super-CLEVR mixes the types: True is "Yes" and 1 is "1", though Python calls the two equal.
     """
@@ -95,40 +110,40 @@ def answer_text(value: Any) -> str:
     raise BadRow(f"answer is a {type(value).__name__}, not a text or number")
 
 
-def letter_at(index: Any, choices: Any) -> str:
-    """The letter of the option at a 0-based index, an int or its digits as text ("0" in AI2D).
+def letter_at(index: object, choices: object) -> str:
+    """Return the letter of the option at a 0-based index, an int or its digits ("0" in AI2D).
 
-    Raises BadRow: no list of options, no such option, or the right option stands there twice, so
-    that its letter is not the only right answer.
+    Raises BadRow: no list of options, no such option, or the right option is listed twice, so that
+    its letter is not the only right answer.
     """
-    choices = checked_choices(choices)
+    options = checked_choices(choices)
     if isinstance(index, str) and index.strip().isdecimal():
         index = int(index)
     if index is None:
         raise BadRow("no answer")
     if isinstance(index, bool) or not isinstance(index, int):
         raise BadRow("answer is not the index of a choice")
-    if not 0 <= index < len(choices):
+    if not 0 <= index < len(options):
         raise BadRow("answer is the index of no choice")
-    if sum(same(choices[index], other) for other in choices) > 1:
-        raise BadRow("the right choice stands there twice")
+    if sum(same(options[index], other) for other in options) > 1:
+        raise BadRow("the right choice is listed twice")
     return LETTERS[index]
 
 
-def letter_of(answer: Any, choices: Any) -> str:
-    """The letter of the option that reads as ``answer``. Raises BadRow as ``letter_at`` does."""
-    choices = checked_choices(choices)
+def letter_of(answer: object, choices: object) -> str:
+    """Return the letter of the option that reads as ``answer``. Raises BadRow as ``letter_at``."""
+    options = checked_choices(choices)
     text = answer_text(answer)
-    found = [i for i, choice in enumerate(choices) if same(text, choice)]
-    if not found:
+    matches = [i for i, option in enumerate(options) if same(text, option)]
+    if not matches:
         raise BadRow("answer is none of the choices")
-    if len(found) > 1:
-        raise BadRow("the right choice stands there twice")
-    return LETTERS[found[0]]
+    if len(matches) > 1:
+        raise BadRow("the right choice is listed twice")
+    return LETTERS[matches[0]]
 
 
-def checked_choices(choices: Any) -> list[str]:
-    """Options as text. Raises BadRow where there are fewer than two or more than letters."""
+def checked_choices(choices: object) -> list[str]:
+    """Return the options as text. Raises BadRow: fewer than two, or more than letters."""
     if not isinstance(choices, list) or len(choices) < 2:
         raise BadRow("choices are not a list of two or more")
     if len(choices) > len(LETTERS):
@@ -137,5 +152,5 @@ def checked_choices(choices: Any) -> list[str]:
 
 
 def same(a: str, b: str) -> bool:
-    """Whether two options read the same, but for case and blanks."""
+    """Whether two options read the same, apart from case and blanks."""
     return " ".join(a.split()).casefold() == " ".join(b.split()).casefold()

@@ -1,12 +1,13 @@
 """Bars of whole-number height 1 to 9 in distinct colours, on a grid of one line per unit.
 
-There is nothing to count: ``tally`` reads all heights and then names the bars that are asked for,
-which makes each number a copy of one just written; ``scan`` leaves that step out.
+There is nothing to count: the trace ``tally`` reads all heights and then names the bars in
+question, so that each number is a copy of one just written; ``scan`` leaves that step out.
 """
 
 from __future__ import annotations
 
 from random import Random
+from typing import TypedDict
 
 from PIL import Image, ImageDraw
 
@@ -47,15 +48,21 @@ _SUM = (
 )
 
 
-def make(rng: Random, level: int, kind: str) -> Scene:
+class BarsContent(TypedDict):
+    """Bars from left to right."""
+
+    bars: list[tuple[str, int]]  # colour, height
+
+
+def make(rng: Random, level: int, kind: str) -> Scene[BarsContent]:
     fewest, most, num_colors = _LEVELS[level]
     colors = rng.sample(COLORS[:num_colors], rng.randint(fewest, most))
-    bars = [[color, rng.randint(1, MAX_HEIGHT)] for color in colors]
+    bars = [(color, rng.randint(1, MAX_HEIGHT)) for color in colors]
     return Scene({"bars": bars}, rng.getrandbits(32))
 
 
-def draw(scene: Scene, width: int, height: int) -> Image.Image:
-    """At 84 pixels a unit is 9 pixels high; axis numbers appear from 168 pixels on."""
+def draw(scene: Scene[BarsContent], width: int, height: int) -> Image.Image:
+    """Paint the bars: at 84 pixels a unit is 9 pixels high; from 168 on, the axis has numbers."""
     bars, look = scene.content["bars"], Random(scene.look)
     image = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(image)
@@ -82,11 +89,11 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     return image
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene[BarsContent]) -> str:
     return ", ".join(f"{color} bar {value}" for color, value in scene.content["bars"]) + "."
 
 
-def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+def ask(scene: Scene[BarsContent], kind: str, rng: Random) -> Question | None:
     heights: dict[str, int] = dict(scene.content["bars"])
     read = ", ".join(f"{color} {value}" for color, value in heights.items())
     if kind == "tallest":

@@ -1,14 +1,14 @@
-"""What every family of the synthetic world shares: its types, its palette and its drawing tools."""
+"""Types, colours and drawing tools that the image families of the synthetic world share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
-from typing import Any
+from typing import Generic, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -31,8 +31,11 @@ LEVELS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """How large and how hard. ``size`` is pixels of a side, or (width, height); ``difficulty`` is
-    the level (1 to 3) of every item unless ``generate`` is given ``levels``."""
+    """How large the images are and how hard the questions.
+
+    ``size`` is pixels of a side, or (width, height). ``difficulty`` is the level (1 to 3) of every
+    item unless ``generate`` is given ``levels``.
+    """
 
     size: int | tuple[int, int] = 84
     difficulty: int = 1
@@ -52,24 +55,33 @@ class WorldSpec:
         return self.size if isinstance(self.size, int) else self.size[1]
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What a picture shows. ``content`` is plain JSON data and decides the split; ``look`` seeds
-    what carries no meaning (jitter, rotation, hue) and so has no say in the split."""
+Content = TypeVar("Content", bound=Mapping[str, object])
 
-    content: dict[str, Any]
+
+@dataclass(frozen=True)
+class Scene(Generic[Content]):
+    """What a picture shows.
+
+    ``content`` is a TypedDict of the image family, plain JSON data, and decides the split. ``look``
+    seeds what carries no meaning (jitter, rotation, hue) and does not touch the split.
+    """
+
+    content: Content
     look: int = 0
 
     def key(self, family: str) -> str:
-        """Hash of the content, 16 hex digits."""
+        """Return a hash of the content, 16 hex digits."""
         text = json.dumps([family, self.content], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene. Every trace, and the summary, ends in the answer and a full stop;
-    ``decoy`` is a plausible wrong answer."""
+    """A question about one scene.
+
+    Every trace, and the summary, ends in the answer and a full stop; ``decoy`` is a plausible wrong
+    answer.
+    """
 
     problem: str
     answer: str
@@ -103,23 +115,27 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One kind of picture. ``make`` draws a scene that suits a level and a kind of question,
-    ``ask`` returns None where the scene has no clear answer to that kind."""
+class Family(Generic[Content]):
+    """An image family: one kind of picture and the kinds of question about it.
+
+    ``make`` draws at random a scene that suits a level and a kind of question; ``draw`` paints it
+    at a width and height in pixels; ``ask`` returns None if the scene has no clear answer to that
+    kind of question.
+    """
 
     name: str
     kinds: tuple[str, ...]
     min_side: tuple[int, int, int]  # shortest legible side in pixels, per level
-    make: Callable[[Random, int, str], Scene]
-    draw: Callable[[Scene, int, int], Image.Image]
-    caption: Callable[[Scene], str]
-    ask: Callable[[Scene, str, Random], Question | None]
+    make: Callable[[Random, int, str], Scene[Content]]
+    draw: Callable[[Scene[Content], int, int], Image.Image]
+    caption: Callable[[Scene[Content]], str]
+    ask: Callable[[Scene[Content], str, Random], Question | None]
 
 
 def reasoned(
     picture: str, problem: str, answer: str, decoy: str, body: str, label: str
 ) -> Question:
-    """A question whose ``steps`` are ``body`` and a conclusion; ``label`` names the answer."""
+    """Return a question with the trace ``body`` and a conclusion; ``label`` names the answer."""
     short = f"{answer.capitalize()}." if answer in ("yes", "no") else f"It is {answer}."
     return Question(
         problem=problem,
@@ -135,41 +151,45 @@ def reasoned(
 
 
 def near_miss(rng: Random, value: int, spread: int = 2) -> str:
-    """A whole number close to ``value``, not equal to it and not negative."""
+    """Draw a whole number close to ``value``, not equal to it and not negative."""
     steps = [d for d in range(-spread, spread + 1) if d and value + d >= 0]
     return str(value + rng.choice(steps))
 
 
 def other(rng: Random, options: list[str], answer: str) -> str:
-    """One of ``options`` that is not the answer."""
+    """Draw one of ``options`` that is not the answer."""
     return rng.choice([option for option in options if option != answer])
 
 
 def yes_no(truth: bool) -> tuple[str, str]:
-    """(answer, decoy) of a yes/no question."""
+    """Return (answer, decoy) of a yes/no question."""
     return ("yes", "no") if truth else ("no", "yes")
 
 
-def pick_by_truth(rng: Random, cases: list[tuple[Any, bool]]) -> tuple[Any, bool] | None:
-    """A case whose truth was decided by a fair coin; None when no case has that truth.
+Case = TypeVar("Case")
 
-    The scene is then drawn again but the coin is not, so yes and no stay near one half each.
+
+def pick_by_truth(rng: Random, cases: list[tuple[Case, bool]]) -> tuple[Case, bool] | None:
+    """Toss a fair coin and draw a case with that truth; None if no case has it.
+
+    The caller then draws another scene but the coin stays the same, so yes and no come about
+    equally often.
     """
-    want = rng.random() < 0.5
-    fitting = [case for case in cases if case[1] == want]
+    truth = rng.random() < 0.5
+    fitting = [case for case in cases if case[1] == truth]
     return rng.choice(fitting) if fitting else None
 
 
 @lru_cache(maxsize=128)
 def font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in face at a height in pixels."""
+    """Return Pillow's built-in face at a height in pixels."""
     return ImageFont.load_default(max(6, pixels))
 
 
 def fit_font(
     texts: list[str], max_width: float, max_height: float
 ) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The largest built-in face in which each text stays within the width and height (pixels)."""
+    """Return the largest built-in face in which each text fits the width and height (pixels)."""
     pixels = max(6, int(max_height))
     widest = max((font(pixels).getlength(text) for text in texts), default=0.0)
     if widest > max_width:
@@ -180,7 +200,7 @@ def fit_font(
 class Canvas:
     """A picture drawn at twice its size and halved at the end, which smooths lines and text.
 
-    Coordinates are those of the large picture (``width`` x ``height`` here are doubled).
+    Coordinates are those of the large picture: ``self.width`` and ``self.height`` are doubled.
     """
 
     scale = 2
@@ -192,4 +212,5 @@ class Canvas:
         self.stroke = max(2, round(min(self.width, self.height) / 160))
 
     def finish(self) -> Image.Image:
+        """Return the picture at its final size."""
         return self.image.reduce(self.scale)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from random import Random
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 from PIL import Image
 
@@ -51,11 +51,19 @@ _RISES = (
     "Does {x} rise from the first point to the last?",
 )
 
-Series = dict[str, list[int]]  # subject of a sentence -> values, in drawing order
+# Colour, name ("" at level 1) and values: one value, or one per point of a line.
+Series = tuple[str, str, list[int]]
+
+
+class ChartContent(TypedDict):
+    """A line, pie or bar chart."""
+
+    chart: str
+    series: list[Series]
 
 
 def _walks(rng: Random, lines: int, points: int) -> list[list[int]]:
-    """One walk per line; no two lines share a value at a point, so contact means crossing."""
+    """Return one walk per line; no two share a value at a point, so lines that touch cross."""
     columns = [rng.sample(range(TOP + 1), lines)]
     while len(columns) < points:
         step = [min(TOP, max(0, v + rng.randint(-2, 2))) for v in columns[-1]]
@@ -65,7 +73,7 @@ def _walks(rng: Random, lines: int, points: int) -> list[list[int]]:
 
 
 def _shares(rng: Random, slices: int, gap: int) -> list[list[int]]:
-    """Percentages that add up to 100: multiples of 5, at least 5, any two ``gap`` or more apart."""
+    """Return percentages that add up to 100: multiples of 5, any two at least ``gap`` apart."""
     while True:
         cuts = sorted(rng.sample(range(1, 20), slices - 1))
         parts = [5 * (b - a) for a, b in zip([0, *cuts], [*cuts, 20], strict=True)]
@@ -74,7 +82,7 @@ def _shares(rng: Random, slices: int, gap: int) -> list[list[int]]:
             return [[part] for part in parts]
 
 
-def make(rng: Random, level: int, kind: str) -> Scene:
+def make(rng: Random, level: int, kind: str) -> Scene[ChartContent]:
     chart = "line" if kind in ("crosses", "rises") else rng.choice(("line", "pie", "bar"))
     count = {1: 3, 2: 4, 3: 5}[level]
     if chart == "line":
@@ -85,12 +93,12 @@ def make(rng: Random, level: int, kind: str) -> Scene:
         values = [[value] for value in rng.sample(range(1, TOP + 1), count)]
     colors = rng.sample(COLORS, len(values))
     names = rng.sample(NAMES, len(values)) if level > 1 else [""] * len(values)
-    series = [[c, n, v] for c, n, v in zip(colors, names, values, strict=True)]
+    series = list(zip(colors, names, values, strict=True))
     return Scene({"chart": chart, "series": series}, rng.getrandbits(32))
 
 
-def _legend(canvas: Canvas, series: list[list[Any]], top: float, height: float) -> None:
-    """Swatch and name of each series, in one row."""
+def _legend(canvas: Canvas, series: list[Series], top: float, height: float) -> None:
+    """Paint the swatch and the name of each series, in one row."""
     slot = canvas.width * 0.96 / len(series)
     swatch = min(height * 0.6, slot * 0.2)
     names = [name for _, name, _ in series]
@@ -102,7 +110,7 @@ def _legend(canvas: Canvas, series: list[list[Any]], top: float, height: float) 
         canvas.pen.text((x + swatch * 1.35, y), name, INK, face, anchor="lm")
 
 
-def draw(scene: Scene, width: int, height: int) -> Image.Image:
+def draw(scene: Scene[ChartContent], width: int, height: int) -> Image.Image:
     chart, series = scene.content["chart"], scene.content["series"]
     canvas = Canvas(width, height)
     top = canvas.height * 0.05
@@ -116,7 +124,7 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     return canvas.finish()
 
 
-def _draw_pie(canvas: Canvas, series: list[list[Any]], top: float, look: Random) -> None:
+def _draw_pie(canvas: Canvas, series: list[Series], top: float, look: Random) -> None:
     bottom = canvas.height * 0.95
     radius = min(bottom - top, canvas.width * 0.9) / 2
     x, y = canvas.width / 2, (top + bottom) / 2
@@ -127,7 +135,7 @@ def _draw_pie(canvas: Canvas, series: list[list[Any]], top: float, look: Random)
         angle += 3.6 * share
 
 
-def _draw_axes(canvas: Canvas, series: list[list[Any]], top: float, chart: str) -> None:
+def _draw_axes(canvas: Canvas, series: list[Series], top: float, chart: str) -> None:
     pen, stroke = canvas.pen, canvas.stroke
     left, right = canvas.width * 0.10, canvas.width * 0.97
     bottom = canvas.height * (0.95 if chart == "bar" else 0.89)
@@ -160,7 +168,7 @@ def _listed(chart: str, values: list[int]) -> str:
     return f"{values[0]} percent" if chart == "pie" else " ".join(map(str, values))
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene[ChartContent]) -> str:
     chart = scene.content["chart"]
     parts = [
         f"{f'{name} ({color})' if name else color} {_listed(chart, values)}"
@@ -169,71 +177,109 @@ def caption(scene: Scene) -> str:
     return f"A {chart} chart. " + ", ".join(parts) + "."
 
 
-def _subjects(scene: Scene) -> Series:
-    noun = {"line": "line", "pie": "slice", "bar": "bar"}[scene.content["chart"]]
-    return {
+class _Values(NamedTuple):
+    """The values of a chart by the subject of a sentence: a name, or "the red line"."""
+
+    measure: str  # what is compared: a final value, a share, a value
+    series: dict[str, list[int]]
+
+    @property
+    def final(self) -> dict[str, int]:
+        return {x: values[-1] for x, values in self.series.items()}
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(x, y) for x in self.series for y in self.series if x != y]
+
+
+class _Claim(NamedTuple):
+    """A yes/no question, the reasoning about it, and whether it is true."""
+
+    problem: str
+    body: str
+    truth: bool
+
+
+def ask(scene: Scene[ChartContent], kind: str, rng: Random) -> Question | None:
+    chart = scene.content["chart"]
+    noun = {"line": "line", "pie": "slice", "bar": "bar"}[chart]
+    series = {
         name or f"the {color} {noun}": values for color, name, values in scene.content["series"]
     }
-
-
-def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
-    chart, subjects = scene.content["chart"], _subjects(scene)
-    measure = _MEASURE[chart]
-    final = {x: values[-1] for x, values in subjects.items()}
-    pairs = [(x, y) for x in subjects for y in subjects if x != y]
-    readings = (
-        f"The {measure}s are "
-        + ", ".join(f"{x.removeprefix('the ')} {value}" for x, value in final.items())
-        + "."
-    )
+    values = _Values(_MEASURE[chart], series)
     if kind in ("is_max", "is_min"):
-        best = (max if kind == "is_max" else min)(final, key=final.__getitem__)
-        word = "highest" if kind == "is_max" else "lowest"
-        picked = pick_by_truth(rng, [(x, x == best) for x in subjects])
-        assert picked is not None  # two subjects and more: one is the best, another is not
-        x, truth = picked
-        problem = rng.choice(_EXTREME).format(x=x, word=word, measure=measure)
-        body = f"{readings} The {word} is {final[best]}, of {best}."
-    elif kind == "greater":
-        higher = rng.random() < 0.5
-        cases = [((x, y), (final[x] > final[y]) == higher) for x, y in pairs]
-        picked = pick_by_truth(rng, cases)
-        assert picked is not None  # of two different values, each pair holds for one order
-        (x, y), truth = picked
-        word = "higher" if higher else "lower"
-        problem = rng.choice(_GREATER).format(x=x, y=y, word=word, measure=measure)
-        relation = "more" if final[x] > final[y] else "less"
-        body = (
-            f"{x} has {final[x]} and {y} has {final[y]}. {final[x]} is {relation} than {final[y]}."
-        )
-    elif kind == "crosses":
-        picked = pick_by_truth(rng, [((x, y), _cross(subjects[x], subjects[y])) for x, y in pairs])
-        if picked is None:
-            return None
-        (x, y), truth = picked
-        problem = rng.choice(_CROSSES).format(x=x, y=y)
-        order = [
-            "above" if a > b else "below" for a, b in zip(subjects[x], subjects[y], strict=True)
-        ]
-        body = (
-            f"From point to point, {x} is {', '.join(order)} {y}. The order "
-            f"{'changes' if truth else 'stays the same'}."
-        )
+        claim = _claim_extreme(values, kind, rng)
     else:
-        cases = [(x, v[-1] > v[0]) for x, v in subjects.items() if v[-1] != v[0]]
-        picked = pick_by_truth(rng, cases)
-        if picked is None:
-            return None
-        x, truth = picked
-        problem = rng.choice(_RISES).format(x=x)
-        body = f"{x} starts at {subjects[x][0]} and ends at {subjects[x][-1]}."
-    answer, decoy = yes_no(truth)
-    body = body[0].upper() + body[1:]
-    return reasoned("chart", problem, answer, decoy, body, "answer")
+        claim = {"greater": _claim_greater, "crosses": _claim_crosses, "rises": _claim_rises}[kind](
+            values, rng
+        )
+    if claim is None:
+        return None
+    answer, decoy = yes_no(claim.truth)
+    body = claim.body[0].upper() + claim.body[1:]
+    return reasoned("chart", claim.problem, answer, decoy, body, "answer")
+
+
+def _claim_extreme(values: _Values, kind: str, rng: Random) -> _Claim:
+    final, measure = values.final, values.measure
+    best = (max if kind == "is_max" else min)(final, key=final.__getitem__)
+    word = "highest" if kind == "is_max" else "lowest"
+    case = pick_by_truth(rng, [(x, x == best) for x in final])
+    assert case is not None  # of two or more subjects one is the best and another is not
+    x, truth = case
+    readings = ", ".join(f"{x.removeprefix('the ')} {value}" for x, value in final.items())
+    return _Claim(
+        rng.choice(_EXTREME).format(x=x, word=word, measure=measure),
+        f"The {measure}s are {readings}. The {word} is {final[best]}, of {best}.",
+        truth,
+    )
+
+
+def _claim_greater(values: _Values, rng: Random) -> _Claim:
+    final = values.final
+    higher = rng.random() < 0.5
+    case = pick_by_truth(rng, [((x, y), (final[x] > final[y]) == higher) for x, y in values.pairs])
+    assert case is not None  # of two different values, each pair holds for one order
+    (x, y), truth = case
+    word = "higher" if higher else "lower"
+    relation = "more" if final[x] > final[y] else "less"
+    return _Claim(
+        rng.choice(_GREATER).format(x=x, y=y, word=word, measure=values.measure),
+        f"{x} has {final[x]} and {y} has {final[y]}. {final[x]} is {relation} than {final[y]}.",
+        truth,
+    )
+
+
+def _claim_crosses(values: _Values, rng: Random) -> _Claim | None:
+    series = values.series
+    case = pick_by_truth(rng, [((x, y), _cross(series[x], series[y])) for x, y in values.pairs])
+    if case is None:
+        return None
+    (x, y), truth = case
+    order = ["above" if a > b else "below" for a, b in zip(series[x], series[y], strict=True)]
+    return _Claim(
+        rng.choice(_CROSSES).format(x=x, y=y),
+        f"From point to point, {x} is {', '.join(order)} {y}. The order "
+        f"{'changes' if truth else 'stays the same'}.",
+        truth,
+    )
+
+
+def _claim_rises(values: _Values, rng: Random) -> _Claim | None:
+    series = values.series
+    case = pick_by_truth(rng, [(x, v[-1] > v[0]) for x, v in series.items() if v[-1] != v[0]])
+    if case is None:
+        return None
+    x, truth = case
+    return _Claim(
+        rng.choice(_RISES).format(x=x),
+        f"{x} starts at {series[x][0]} and ends at {series[x][-1]}.",
+        truth,
+    )
 
 
 def _cross(a: list[int], b: list[int]) -> bool:
-    """Whether the order of two lines changes; they never share a value at a point."""
+    """Whether two lines change their order; they never share a value at a point."""
     return len({x > y for x, y in zip(a, b, strict=True)}) == 2
 
 

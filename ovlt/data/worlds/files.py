@@ -1,4 +1,4 @@
-"""Synthetic questions and SFT rows as files: parquet, or JSONL with PNG files beside it."""
+"""Write synthetic questions and SFT rows: parquet, or JSONL with PNG files beside it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from PIL import Image
 
 from ovlt.data.worlds.base import Item
-from ovlt.data.writers import SHAREGPT_COLUMNS, Row, write_rows
+from ovlt.data.writers import SHAREGPT_COLUMNS, FileRow, write_rows
 
 IMAGE_TAG = "<image>"
 
 
-def _encoded(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows with PIL images -> rows with PNG bytes, named after the row."""
+def _encoded(rows: Iterable[FileRow]) -> Iterator[FileRow]:
+    """Yield the rows with each PIL image as PNG bytes and a name after the row."""
     for row in rows:
         images = [
             {"bytes": _png(image), "path": f"{row['id']}-{i}.png"}
@@ -33,12 +33,12 @@ def _png(image: Image.Image) -> bytes:
 def write_questions(
     items: Iterable[Item], path: str | Path, source: Callable[[Item], str] = lambda i: i.family
 ) -> int:
-    """Questions with answers, for GRPO and evaluation; returns how many.
+    """Write questions with answers, for GRPO and evaluation, and return how many.
 
-    ``source`` names what an item counts as, its family by default.
-    Columns: problem (starts with "<image>"), answer, images, source, id, kind. A ``.parquet`` file
-    holds its images as {bytes, path}; a ``.jsonl`` file lists paths relative to its own folder, in
-    the folder ``<name>_images`` beside it.
+    Columns: problem (starts with "<image>"), answer, images, source, id, kind. ``source`` names
+    what an item counts as, its image family by default. A ``.parquet`` file holds images as
+    {bytes, path}; a ``.jsonl`` file lists paths relative to its own folder, in the folder
+    ``<name>_images`` beside it.
     """
     columns = dict.fromkeys(("problem", "answer", "images", "source", "id", "kind"), "text")
     rows = (
@@ -55,7 +55,10 @@ def write_questions(
     return write_rows(_encoded(rows), path, columns | {"images": "images"})
 
 
-def write_sft(rows: Iterable[Row], path: str | Path) -> int:
-    """Rows of ``trace_rows`` or ``base_rows``, with columns messages, images, source, id; returns
-    how many. Files as in ``write_questions``; marks are kept in the id alone."""
+def write_sft(rows: Iterable[FileRow], path: str | Path) -> int:
+    """Write rows of ``trace_rows`` or ``base_rows`` and return how many.
+
+    Columns: messages, images, source, id; files as in ``write_questions``. The marks of a row
+    (``style``, ``correct``) are written only as part of its id.
+    """
     return write_rows(_encoded(rows), path, SHAREGPT_COLUMNS)

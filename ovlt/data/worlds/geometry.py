@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import cos, radians, sin
 from random import Random
-from typing import Any
+from typing import Literal, NamedTuple, TypedDict
 
 from PIL import Image
 
@@ -42,6 +42,7 @@ KINDS = (
 RULER = 15  # units on the ruler
 _STEP = {1: 10, 2: 10, 3: 5}  # degrees between the places where a ray may lie, per level
 Point = tuple[float, float]
+Bar = tuple[str, int, int]  # colour, where it begins and ends on the ruler
 _LETTERS = ("ABC", "DEF", "KLM", "PQR", "STU", "XYZ")
 
 _PHRASES = {
@@ -83,21 +84,55 @@ _PHRASES = {
 }
 
 
-def make(rng: Random, level: int, kind: str) -> Scene:
-    maker = {
-        "angle": _make_angle,
-        "angle_type": _make_angle,
-        "missing_angle": _make_triangle,
-        "isosceles": _make_triangle,
-        "ruler": _make_ruler,
-        "ruler_diff": _make_ruler,
-        "perimeter": _make_rectangle,
-        "area": _make_rectangle,
-    }[kind]
-    return Scene(maker(rng, level, kind), rng.getrandbits(32))
+class Angle(TypedDict):
+    """A protractor with two rays."""
+
+    figure: Literal["angle"]
+    rays: tuple[int, int]  # degrees
+    color: str
 
 
-def _make_angle(rng: Random, level: int, kind: str) -> dict[str, Any]:
+class Triangle(TypedDict):
+    """A triangle with one unknown angle; ``equal`` marks the two sides at its last vertex."""
+
+    figure: Literal["triangle"]
+    letters: str  # of the vertices
+    angles: tuple[int, int, int]  # degrees, in the order of the vertices
+    equal: bool
+
+
+class Ruler(TypedDict):
+    """Bars over a ruler."""
+
+    figure: Literal["ruler"]
+    bars: list[Bar]
+
+
+class Rectangle(TypedDict):
+    """A rectangle with its sides given."""
+
+    figure: Literal["rectangle"]
+    sides: tuple[int, int]  # width, height
+    color: str
+
+
+Figure = Angle | Triangle | Ruler | Rectangle
+
+
+def make(rng: Random, level: int, kind: str) -> Scene[Figure]:
+    figure: Figure
+    if kind in ("angle", "angle_type"):
+        figure = _make_angle(rng, level, kind)
+    elif kind in ("missing_angle", "isosceles"):
+        figure = _make_triangle(rng, level, kind)
+    elif kind in ("ruler", "ruler_diff"):
+        figure = _make_ruler(rng, level, kind)
+    else:
+        figure = _make_rectangle(rng, level, kind)
+    return Scene(figure, rng.getrandbits(32))
+
+
+def _make_angle(rng: Random, level: int, kind: str) -> Angle:
     step = _STEP[level]
     if kind == "angle":
         size = rng.randrange(20, 100, step)
@@ -105,11 +140,11 @@ def _make_angle(rng: Random, level: int, kind: str) -> dict[str, Any]:
         low, high = rng.choice(((20, 80), (90, 90), (100, 170)))
         size = rng.randrange(low, high + 1, step)
     first = rng.randrange(0, 181 - size, step)
-    return {"figure": "angle", "rays": [first, first + size], "color": rng.choice(COLORS[:5])}
+    return {"figure": "angle", "rays": (first, first + size), "color": rng.choice(COLORS[:5])}
 
 
-def _make_triangle(rng: Random, level: int, kind: str) -> dict[str, Any]:
-    """Angles in order of the vertices; the last vertex holds the unknown."""
+def _make_triangle(rng: Random, level: int, kind: str) -> Triangle:
+    """Draw three angles; an unknown one is at most 99 degrees, two digits."""
     step = {1: 5, 2: 2, 3: 1}[level]
     while True:
         if kind == "isosceles":
@@ -121,43 +156,44 @@ def _make_triangle(rng: Random, level: int, kind: str) -> dict[str, Any]:
     return {
         "figure": "triangle",
         "letters": rng.choice(_LETTERS),
-        "angles": [a, b, 180 - a - b],
+        "angles": (a, b, 180 - a - b),
         "equal": kind == "isosceles",
     }
 
 
-def _make_ruler(rng: Random, level: int, kind: str) -> dict[str, Any]:
-    bars: list[list[Any]] = []
+def _make_ruler(rng: Random, level: int, kind: str) -> Ruler:
+    bars: list[Bar] = []
     for color in rng.sample(COLORS[:5], 2 if kind == "ruler_diff" else level):
         length = rng.randint(2, RULER - 2)
         first = rng.randint(0, RULER - length)
-        bars.append([color, first, first + length])
+        bars.append((color, first, first + length))
     return {"figure": "ruler", "bars": bars}
 
 
-def _make_rectangle(rng: Random, level: int, kind: str) -> dict[str, Any]:
+def _make_rectangle(rng: Random, level: int, kind: str) -> Rectangle:
     most = {1: 12, 2: 20, 3: 30}[level]
     while True:
         width, height = rng.randint(3, most), rng.randint(2, most)
         fits = width * height <= 99 if kind == "area" else 2 * (width + height) <= 99
         if fits and 1 / 4 <= width / height <= 4:
             break
-    return {"figure": "rectangle", "sides": [width, height], "color": rng.choice(COLORS[:5])}
+    return {"figure": "rectangle", "sides": (width, height), "color": rng.choice(COLORS[:5])}
 
 
-def draw(scene: Scene, width: int, height: int) -> Image.Image:
-    canvas = Canvas(width, height)
-    drawer = {
-        "angle": _draw_angle,
-        "triangle": _draw_triangle,
-        "ruler": _draw_ruler,
-        "rectangle": _draw_rectangle,
-    }[scene.content["figure"]]
-    drawer(canvas, scene.content, Random(scene.look))
+def draw(scene: Scene[Figure], width: int, height: int) -> Image.Image:
+    canvas, content = Canvas(width, height), scene.content
+    if content["figure"] == "angle":
+        _draw_angle(canvas, content)
+    elif content["figure"] == "triangle":
+        _draw_triangle(canvas, content, turn=Random(scene.look).uniform(0, 360))
+    elif content["figure"] == "ruler":
+        _draw_ruler(canvas, content)
+    else:
+        _draw_rectangle(canvas, content)
     return canvas.finish()
 
 
-def _draw_angle(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
+def _draw_angle(canvas: Canvas, content: Angle) -> None:
     pen, stroke = canvas.pen, canvas.stroke
     radius = min(canvas.width * 0.40, canvas.height * 0.70)
     x0, y0 = canvas.width / 2, (canvas.height + radius) / 2
@@ -179,13 +215,13 @@ def _draw_angle(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
     pen.ellipse((x0 - dot, y0 - dot, x0 + dot, y0 + dot), fill=INK)
 
 
-def _draw_triangle(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
+def _draw_triangle(canvas: Canvas, content: Triangle, turn: float) -> None:
+    """Paint a triangle to scale, turned by so many degrees."""
     a, b, c = content["angles"]
-    # law of sines: vertices with the circumscribed circle as unit
+    # law of sines: sides in units of the diameter of the circumscribed circle
     side = sin(radians(c))
     reach = sin(radians(b))
     corners = [(0.0, 0.0), (side, 0.0), (reach * cos(radians(a)), reach * sin(radians(a)))]
-    turn = look.uniform(0, 360)
     spun = [
         (
             x * cos(radians(turn)) - y * sin(radians(turn)),
@@ -221,8 +257,8 @@ def _draw_triangle(canvas: Canvas, content: dict[str, Any], look: Random) -> Non
             _tick(canvas, (x, y), points[2], size * 0.03)
 
 
-def unknown_vertex(content: dict[str, Any]) -> int:
-    """The last vertex, or the first where the last is the apex of an isosceles triangle."""
+def unknown_vertex(content: Triangle) -> int:
+    """Return the vertex in question: the last, or the first of an isosceles triangle."""
     return 0 if content["equal"] else 2
 
 
@@ -234,7 +270,7 @@ def _tick(canvas: Canvas, start: Point, end: Point, length: float) -> None:
     canvas.pen.line((x - dx, y - dy, x + dx, y + dy), fill=INK, width=2 * canvas.stroke)
 
 
-def _draw_ruler(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
+def _draw_ruler(canvas: Canvas, content: Ruler) -> None:
     pen, stroke = canvas.pen, canvas.stroke
     left, right = canvas.width * 0.06, canvas.width * 0.94
     unit = (right - left) / RULER
@@ -257,7 +293,7 @@ def _draw_ruler(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
         pen.rectangle(box, fill=PALETTE[color])
 
 
-def _draw_rectangle(canvas: Canvas, content: dict[str, Any], look: Random) -> None:
+def _draw_rectangle(canvas: Canvas, content: Rectangle) -> None:
     width, height = content["sides"]
     scale = min(canvas.width * 0.68 / width, canvas.height * 0.68 / height)
     w, h = width * scale / 2, height * scale / 2
@@ -271,7 +307,7 @@ def _draw_rectangle(canvas: Canvas, content: dict[str, Any], look: Random) -> No
     canvas.pen.text((x + w + size * 0.06, y), str(height), INK, face, anchor="mm")
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene[Figure]) -> str:
     content = scene.content
     if content["figure"] == "angle":
         first, second = content["rays"]
@@ -295,41 +331,28 @@ def caption(scene: Scene) -> str:
     )
 
 
-def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+class _Reading(NamedTuple):
+    """What is read off a figure: the reasoning, its result, and the words of the question."""
+
+    body: str
+    value: int
+    label: str
+    words: dict[str, str]
+
+
+def ask(scene: Scene[Figure], kind: str, rng: Random) -> Question | None:
     content = scene.content
-    words: dict[str, str] = {}
-    if kind in ("angle", "angle_type"):
-        first, second = content["rays"]
-        value = second - first
-        body = f"The rays are at {first} and {second}. {second} minus {first} is {value}."
-        label = "angle"
-    elif kind == "missing_angle":
-        a, b, value = content["angles"]
-        words = {"x": content["letters"][2]}
-        body = f"{a} plus {b} is {a + b}. 180 minus {a + b} is {value}."
-        label = f"angle {words['x']}"
-    elif kind == "isosceles":
-        value, _, apex = content["angles"]
-        words = {"x": content["letters"][0]}
-        body = (
-            f"The angles across from equal sides are equal. 180 minus {apex} is {180 - apex}. "
-            f"Half of {180 - apex} is {value}."
-        )
-        label = f"angle {words['x']}"
-    elif kind in ("ruler", "ruler_diff"):
-        body, value, words = _read_ruler(content["bars"], kind, rng)
-        label = "length" if kind == "ruler" else "difference"
-        if value <= 0:
+    if content["figure"] == "angle":
+        reading = _read_angle(content)
+    elif content["figure"] == "triangle":
+        reading = _read_triangle(content)
+    elif content["figure"] == "ruler":
+        reading = _read_ruler(content, kind, rng)
+        if reading.value <= 0:  # two bars of one length
             return None
     else:
-        width, height = content["sides"]
-        if kind == "perimeter":
-            value = 2 * (width + height)
-            body = f"{width} plus {height} is {width + height}. Twice {width + height} is {value}."
-        else:
-            value = width * height
-            body = f"{width} times {height} is {value}."
-        label = kind
+        reading = _read_rectangle(content, kind)
+    body, value, label, words = reading
     problem = rng.choice(_PHRASES["missing_angle" if kind == "isosceles" else kind]).format(**words)
     answer, decoy = str(value), near_miss(rng, value, 5)
     if kind == "angle_type":
@@ -340,21 +363,54 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
     return reasoned("figure", problem, answer, decoy, body, label)
 
 
-def _read_ruler(bars: list[list[Any]], kind: str, rng: Random) -> tuple[str, int, dict[str, str]]:
-    """(reasoning, value, words of the question); the value is <= 0 for two equal lengths."""
+def _read_angle(content: Angle) -> _Reading:
+    first, second = content["rays"]
+    value = second - first
+    body = f"The rays are at {first} and {second}. {second} minus {first} is {value}."
+    return _Reading(body, value, "angle", {})
+
+
+def _read_triangle(content: Triangle) -> _Reading:
+    x = content["letters"][unknown_vertex(content)]
+    if content["equal"]:
+        value, _, apex = content["angles"]
+        body = (
+            f"The angles across from equal sides are equal. 180 minus {apex} is {180 - apex}. "
+            f"Half of {180 - apex} is {value}."
+        )
+    else:
+        a, b, value = content["angles"]
+        body = f"{a} plus {b} is {a + b}. 180 minus {a + b} is {value}."
+    return _Reading(body, value, f"angle {x}", {"x": x})
+
+
+def _read_rectangle(content: Rectangle, kind: str) -> _Reading:
+    width, height = content["sides"]
+    if kind == "perimeter":
+        value = 2 * (width + height)
+        body = f"{width} plus {height} is {width + height}. Twice {width + height} is {value}."
+    else:
+        value = width * height
+        body = f"{width} times {height} is {value}."
+    return _Reading(body, value, kind, {})
+
+
+def _read_ruler(content: Ruler, kind: str, rng: Random) -> _Reading:
+    """Read one bar, or two and their difference: <= 0 if they are equally long."""
     if kind == "ruler":
-        color, first, last = rng.choice(bars)
+        color, first, last = rng.choice(content["bars"])
         body = (
             f"The {color} bar goes from {first} to {last}. {last} minus {first} is {last - first}."
         )
-        return body, last - first, {"x": color}
-    (x, x0, x1), (y, y0, y1) = sorted(bars, key=lambda bar: bar[1] - bar[2])[:2]
+        return _Reading(body, last - first, "length", {"x": color})
+    by_length = sorted(content["bars"], key=lambda bar: bar[1] - bar[2])  # the longest first
+    (x, x0, x1), (y, y0, y1) = by_length[:2]
     long, short = x1 - x0, y1 - y0
     body = (
         f"The {x} bar is {x1} minus {x0}, that is {long}. The {y} bar is {y1} minus {y0}, "
         f"that is {short}. {long} minus {short} is {long - short}."
     )
-    return body, long - short, {"x": x, "y": y}
+    return _Reading(body, long - short, "difference", {"x": x, "y": y})
 
 
 FAMILY = Family("geometry", KINDS, (140, 140, 140), make, draw, caption, ask)

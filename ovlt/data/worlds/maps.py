@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from random import Random
+from typing import TypedDict
 
 from PIL import Image
 
@@ -86,15 +87,24 @@ _BORDERS = (
 )
 
 
-def make(rng: Random, level: int, kind: str) -> Scene:
+class MapContent(TypedDict):
+    """Regions in reading order, ``columns`` to a row."""
+
+    measure: str
+    classes: list[str]  # from least to most
+    columns: int
+    regions: list[tuple[str, str]]  # name, class
+
+
+def make(rng: Random, level: int, kind: str) -> Scene[MapContent]:
     columns, rows = _GRID[level]
     names = rng.sample(NAMES, columns * rows)
     classes = CLASSES[level]
-    content = {
+    content: MapContent = {
         "measure": rng.choice(_MEASURES),
         "classes": list(classes),
         "columns": columns,
-        "regions": [[name, rng.choice(classes)] for name in names],
+        "regions": [(name, rng.choice(classes)) for name in names],
     }
     return Scene(content, rng.getrandbits(32))
 
@@ -102,7 +112,7 @@ def make(rng: Random, level: int, kind: str) -> Scene:
 def _wavy(
     start: tuple[float, float], end: tuple[float, float], size: float, look: Random
 ) -> list[tuple[float, float]]:
-    """A border between two points, displaced at its midpoints three times over."""
+    """Return a border between two points, displaced at its midpoints three times over."""
     points = [start, end]
     for _ in range(3):
         finer = [points[0]]
@@ -119,7 +129,7 @@ def _wavy(
 
 
 def tints(look: int, count: int) -> list[tuple[int, int, int]]:
-    """The colours of the classes, lightest first."""
+    """Return the colours of the classes, lightest first."""
     light, dark = Random(look).choice(_SCALES)
     r, g, b = (
         [round(x + (y - x) * i / (count - 1)) for i in range(count)]
@@ -128,7 +138,7 @@ def tints(look: int, count: int) -> list[tuple[int, int, int]]:
     return list(zip(r, g, b, strict=True))
 
 
-def draw(scene: Scene, width: int, height: int) -> Image.Image:
+def draw(scene: Scene[MapContent], width: int, height: int) -> Image.Image:
     content = scene.content
     columns, rows = content["columns"], len(content["regions"]) // content["columns"]
     colors = dict(zip(content["classes"], tints(scene.look, len(content["classes"])), strict=True))
@@ -173,7 +183,7 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
 
 
 def _draw_legend(canvas: Canvas, measure: str, colors: dict[str, tuple[int, int, int]]) -> None:
-    """What is measured, over one field per class: its tint with its name on it."""
+    """Paint the name of the measure over one field per class: its tint with its name on it."""
     left, right = canvas.width * 0.06, canvas.width * 0.94
     top, bottom = canvas.height * 0.89, canvas.height * 0.98
     title = fit_font([measure], right - left, canvas.height * 0.055)
@@ -186,7 +196,7 @@ def _draw_legend(canvas: Canvas, measure: str, colors: dict[str, tuple[int, int,
         canvas.pen.text((x + slot / 2, (top + bottom) / 2), name, INK, face, anchor="mm")
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene[MapContent]) -> str:
     content, columns = scene.content, scene.content["columns"]
     regions = [f"{name} {kind}" for name, kind in content["regions"]]
     rows = [", ".join(regions[i : i + columns]) for i in range(0, len(regions), columns)]
@@ -195,7 +205,7 @@ def caption(scene: Scene) -> str:
     return f"A map of {content['measure']}, from least to most: {scale}. {listed}"
 
 
-def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+def ask(scene: Scene[MapContent], kind: str, rng: Random) -> Question | None:
     content = scene.content
     regions: dict[str, str] = dict(content["regions"])
     classes, measure = content["classes"], content["measure"]
@@ -211,18 +221,18 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
             "level",
         )
     if kind == "count_class":
-        wanted = rng.choice(classes)
-        found = [name for name, value in regions.items() if value == wanted]
+        target = rng.choice(classes)
+        names = [name for name, value in regions.items() if value == target]
         body = (
-            f"Regions that are {wanted}: "
-            + (", ".join(f"{name} {i}" for i, name in enumerate(found, 1)) or "none 0")
+            f"Regions that are {target}: "
+            + (", ".join(f"{name} {i}" for i, name in enumerate(names, 1)) or "none 0")
             + "."
         )
         return reasoned(
             "map",
-            rng.choice(_COUNT).format(k=wanted, m=measure),
-            str(len(found)),
-            near_miss(rng, len(found)),
+            rng.choice(_COUNT).format(k=target, m=measure),
+            str(len(names)),
+            near_miss(rng, len(names)),
             body,
             "count",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import cos, pi, sin
 from random import Random
+from typing import TypedDict
 
 from PIL import Image, ImageDraw
 
@@ -41,14 +42,22 @@ _MORE = (
 Shape = tuple[str, str]  # colour, shape
 
 
-def make(rng: Random, level: int, kind: str) -> Scene:
+class ShapesContent(TypedDict):
+    """Objects on a grid, at most one to a cell."""
+
+    columns: int
+    rows: int
+    objects: list[tuple[int, str, str]]  # cell in reading order, colour, shape
+
+
+def make(rng: Random, level: int, kind: str) -> Scene[ShapesContent]:
     columns, rows, fewest, most, num_colors, num_shapes = _LEVELS[level]
     count = rng.randint(fewest, most)
     colors, shapes = COLORS[:num_colors], SHAPES[:num_shapes]
-    if rng.random() < 0.5:  # few sorts of things: without it, almost every count is 0 or 1
+    if rng.random() < 0.5:  # few sorts of things; otherwise almost every count is 0 or 1
         colors, shapes = rng.sample(colors, 2), rng.sample(shapes, 2)
     cells = sorted(rng.sample(range(columns * rows), count))
-    objects = [[cell, rng.choice(colors), rng.choice(shapes)] for cell in cells]
+    objects = [(cell, rng.choice(colors), rng.choice(shapes)) for cell in cells]
     return Scene({"columns": columns, "rows": rows, "objects": objects}, rng.getrandbits(32))
 
 
@@ -59,7 +68,7 @@ def _star(radius: float) -> list[tuple[float, float]]:
 
 @lru_cache(maxsize=256)
 def _mask(shape: str, diameter: int) -> Image.Image:
-    """Coverage of one shape, ``[diameter, diameter]``, drawn at 8x and reduced."""
+    """Return the coverage of one shape, ``[diameter, diameter]``, drawn at 8x and reduced."""
     big = 8 * diameter
     mask = Image.new("L", (big, big), 0)
     pen = ImageDraw.Draw(mask)
@@ -84,7 +93,7 @@ def _mask(shape: str, diameter: int) -> Image.Image:
     return mask.reduce(8)
 
 
-def draw(scene: Scene, width: int, height: int) -> Image.Image:
+def draw(scene: Scene[ShapesContent], width: int, height: int) -> Image.Image:
     content, look = scene.content, Random(scene.look)
     columns, rows = content["columns"], content["rows"]
     cell_w, cell_h = width / columns, height / rows
@@ -99,11 +108,11 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     return image
 
 
-def _objects(scene: Scene) -> list[Shape]:
+def _objects(scene: Scene[ShapesContent]) -> list[Shape]:
     return [(color, shape) for _, color, shape in scene.content["objects"]]
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene[ShapesContent]) -> str:
     return ", ".join(f"{color} {shape}" for color, shape in _objects(scene)) + "."
 
 
@@ -112,11 +121,11 @@ def plural(shape: str) -> str:
 
 
 def _running(objects: list[Shape], part: str, groups: list[list[Shape]]) -> str:
-    """Every object in order, named by what the question asks after, each with the counts so far.
+    """Return every object in order, named as the question names it, each with the counts so far.
 
-    The form a tiny transformer learns to count in: the next object is the next one in the image,
+    A tiny transformer learns to count in this form: the next object is the next one in the image,
     and whether a count goes up is a comparison of the word just written with the question.
-    ``groups`` holds the objects of each count.
+    ``part`` is "color", "shape" or "both"; ``groups`` holds the objects of each count.
     """
     parts, counts = [], [0] * len(groups)
     for color, shape in objects:
@@ -127,16 +136,16 @@ def _running(objects: list[Shape], part: str, groups: list[list[Shape]]) -> str:
 
 
 def _spread(rng: Random, options: list[tuple[str, list[Shape]]]) -> tuple[str, list[Shape]]:
-    """An option drawn by its count first: 0 and 1, which nearly every scene offers, less often."""
-    counts = sorted({len(found) for _, found in options})
-    wanted = rng.choices(counts, [{0: 0.4, 1: 0.6}.get(count, 1.0) for count in counts])[0]
-    return rng.choice([option for option in options if len(option[1]) == wanted])
+    """Draw an option, its count first: 0 and 1, which nearly every scene offers, less often."""
+    counts = sorted({len(objects) for _, objects in options})
+    target = rng.choices(counts, [{0: 0.4, 1: 0.6}.get(count, 1.0) for count in counts])[0]
+    return rng.choice([option for option in options if len(option[1]) == target])
 
 
 def _options(
     kind: str, objects: list[Shape], num_c: int, num_s: int
 ) -> list[tuple[str, list[Shape]]]:
-    """Everything a kind can ask after at this level, with the objects that answer it."""
+    """Return everything a kind can ask about at this level, with the objects that answer it."""
     colors, shapes = COLORS[:num_c], SHAPES[:num_s]
     if kind == "count_c":
         return [(f"{c} shapes", [o for o in objects if o[0] == c]) for c in colors]
@@ -147,7 +156,7 @@ def _options(
     ]
 
 
-def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+def ask(scene: Scene[ShapesContent], kind: str, rng: Random) -> Question | None:
     objects = _objects(scene)
     level = next(k for k, v in _LEVELS.items() if v[0] == scene.content["columns"])
     num_c, num_s = _LEVELS[level][4:]
@@ -156,25 +165,25 @@ def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
         return _ask_more(objects, everything, rng, num_c, num_s)
     label, part = "count", {"count_c": "color", "count_cs": "both"}.get(kind, "shape")
     if kind == "count_all":
-        found, problem = objects, rng.choice(_COUNT).format(x="shapes")
+        counted, problem = objects, rng.choice(_COUNT).format(x="shapes")
     elif kind == "total2":
         one = rng.choice(("count_c", "count_s"))
         part = "color" if one == "count_c" else "shape"
         (x, first), (y, second) = rng.sample(_options(one, objects, num_c, num_s), 2)
         if not first and not second:
             return None
-        found = [o for o in objects if o in first or o in second]
+        counted = [o for o in objects if o in first or o in second]
         problem, label = rng.choice(_TOTAL).format(x=x, y=y), "total"
     else:
-        x, found = _spread(rng, _options(kind, objects, num_c, num_s))
+        x, counted = _spread(rng, _options(kind, objects, num_c, num_s))
         problem = rng.choice(_COUNT).format(x=x)
-    n = len(found)
+    n = len(counted)
     return Question(
         problem=problem,
         answer=str(n),
         decoy=near_miss(rng, n),
         traces={
-            "tally": f"I count: {_running(objects, part, [found])}. So {n}.",
+            "tally": f"I count: {_running(objects, part, [counted])}. So {n}.",
             "scan": f"I see: {everything}. So {n}.",
             "direct": f"I look at the shapes. So {n}.",
         },
@@ -189,16 +198,16 @@ def _ask_more(
     by_color = rng.random() < 0.5
     what, words = ("color", COLORS[:num_c]) if by_color else ("shape", SHAPES[:num_s])
     x, y = rng.sample(words, 2)
-    found = {w: [o for o in objects if o[0 if by_color else 1] == w] for w in (x, y)}
-    if len(found[x]) == len(found[y]):
+    group = {w: [o for o in objects if o[0 if by_color else 1] == w] for w in (x, y)}
+    if len(group[x]) == len(group[y]):
         return None
-    answer, decoy = (x, y) if len(found[x]) > len(found[y]) else (y, x)
+    answer, decoy = (x, y) if len(group[x]) > len(group[y]) else (y, x)
     return Question(
         problem=rng.choice(_MORE).format(what=what, x=x, y=y),
         answer=answer,
         decoy=decoy,
         traces={
-            "tally": f"I count: {_running(objects, what, [found[x], found[y]])}. So {answer}.",
+            "tally": f"I count: {_running(objects, what, [group[x], group[y]])}. So {answer}.",
             "scan": f"I see: {everything}. So {answer}.",
             "direct": f"I look at the shapes. So {answer}.",
         },

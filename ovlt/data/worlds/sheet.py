@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in a grid, each over its question, answer and caption."""
+"""A contact sheet: pictures in a grid, each above its question, answer and caption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _wrap(text: str, width: float) -> list[str]:
 
 
 def _notes(item: Item, width: float) -> list[tuple[str, tuple[int, int, int]]]:
-    """The lines under one picture, each with its colour."""
+    """Return the lines under one picture, each with its colour."""
     blocks = (
         (f"{item.kind}, level {item.level}", _QUIET),
         (item.problem, _TEXT),
@@ -33,7 +33,7 @@ def _notes(item: Item, width: float) -> list[tuple[str, tuple[int, int, int]]]:
 
 
 def draw_sheet(rows: list[list[Item]]) -> Image.Image:
-    """One row of pictures per list of items; pictures narrower than 240 pixels are enlarged."""
+    """Paint one row of pictures per list of items, enlarging those narrower than 240 pixels."""
     first = rows[0][0].image
     enlarge = max(1, -(-240 // first.width))
     width, height = first.width * enlarge, first.height * enlarge

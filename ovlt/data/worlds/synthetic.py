@@ -1,12 +1,11 @@
 """A seeded world of pictures with exactly known answers: questions, captions, reasoning traces.
 
-Six families follow the data that OpenVLThinker trains on: ``shapes`` (CLEVR, Super-CLEVR),
-``bars``, ``charts`` (FigureQA), ``geometry`` (Geometry3K, GEOS), ``tables`` (TabMWP), ``maps``
-(MapQA).
-The same arguments give the same bytes; item i does not depend on how many are asked for; and the
-splits are disjoint by content, since the split of a scene is a function of its hash alone.
+Six image families follow the data that OpenVLThinker trains on: ``shapes`` (CLEVR, Super-CLEVR),
+``bars``, ``charts`` (FigureQA), ``geometry`` (Geometry3K, GEOS), ``tables`` (TabMWP) and ``maps``
+(MapQA). The same arguments give the same bytes; item i does not depend on the number of items; and
+the splits are disjoint by content, because the split of a scene depends on its hash alone.
 
-    python -m ovlt.data.synthetic --out runs/world --size 336 --families charts,maps --n 1000
+    python -m ovlt.data.worlds.synthetic --out runs/world --families charts,maps --n 1000
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ from typing import Any
 
 from ovlt.data.worlds import FAMILIES
 from ovlt.data.worlds.base import LEVELS, Item, Question, Scene, WorldSpec
-from ovlt.data.worlds.files import IMAGE_TAG, Row, write_questions, write_sft
+from ovlt.data.worlds.files import IMAGE_TAG, write_questions, write_sft
+from ovlt.data.worlds.sheet import draw_sheet
+from ovlt.data.writers import FileRow
 
 __all__ = [
     "FAMILIES",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "validation", "held_out")
-_ATTEMPTS = 20_000
+_ATTEMPTS = 20_000  # scenes drawn for one item before its kind counts as impossible
 
 DESCRIBE = (
     "Describe the image.",
@@ -55,25 +56,22 @@ _TOLD = (
 )
 
 
-# --- what is asked ---------------------------------------------------------------------------
-
-
 def split_of(key: str) -> str:
-    """The split of a scene key: 80 % train, 10 % validation, 10 % held_out."""
+    """Return the split of a scene key: 80 % train, 10 % validation, 10 % held_out."""
     bucket = int(key[:8], 16) % 10
     return "train" if bucket < 8 else SPLITS[bucket - 7]
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """An item before its picture is drawn."""
+    """An item before its picture is painted."""
 
     id: str
     family: str
     kind: str
     level: int
     key: str
-    scene: Scene
+    scene: Scene[Any]
     question: Question
 
 
@@ -86,43 +84,53 @@ def _drafts(
     kinds: Sequence[str] | None = None,
     levels: Sequence[int] | None = None,
 ) -> Iterator[_Draft]:
-    if isinstance(families, str):
-        raise ValueError(f"families must be a list or a table of weights: write ['{families}']")
-    weights = dict(families) if isinstance(families, Mapping) else dict.fromkeys(families, 1.0)
-    unknown = sorted(set(weights) - set(FAMILIES))
-    if unknown or not weights:
-        raise ValueError(f"unknown or no families {unknown}: choose among {', '.join(FAMILIES)}")
-    if min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        raise ValueError(f"family weights {weights} must be >= 0, with a sum above 0")
+    weights = _family_weights(families)
     if split not in SPLITS:
         raise ValueError(f"unknown split '{split}': choose among {', '.join(SPLITS)}")
     chosen_levels = tuple(levels) if levels else (spec.difficulty,)
     if not set(chosen_levels) <= set(LEVELS):
         raise ValueError(f"levels {chosen_levels} do not all exist: choose among 1, 2, 3")
     active = [name for name, weight in weights.items() if weight > 0]
-    usable = {
-        name: [k for k in FAMILIES[name].kinds if kinds is None or k in kinds] for name in active
-    }
-    for name in active:
-        family, level = FAMILIES[name], max(chosen_levels)
-        if not usable[name]:
-            raise ValueError(f"no kind of '{name}' is wanted: it has {', '.join(family.kinds)}")
-        if min(spec.width, spec.height) < family.min_side[level - 1]:
-            raise ValueError(
-                f"'{name}' at level {level} is not legible at size {spec.size}: "
-                f"use at least {family.min_side[level - 1]} pixels, or a lower level"
-            )
+    usable = {name: _usable_kinds(name, kinds, max(chosen_levels), spec) for name in active}
     for index in range(n):
-        rng = Random(f"ovlt/{seed}/{split}/{index}")  # so that item i stands alone
+        rng = Random(f"ovlt/{seed}/{split}/{index}")  # of its own, so that item i stands alone
         name = rng.choices(active, [weights[name] for name in active])[0]
         kind, level = rng.choice(usable[name]), rng.choice(chosen_levels)
         yield _draft(rng, name, kind, level, split, f"{name}-{split}-{seed}-{index:06d}")
 
 
+def _family_weights(families: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """Return the weight of each image family. Raises ValueError."""
+    if isinstance(families, str):
+        raise ValueError(f"families must be a list or a table of weights: write ['{families}']")
+    weights = dict(families) if isinstance(families, Mapping) else dict.fromkeys(families, 1.0)
+    unknown = sorted(set(weights) - set(FAMILIES))
+    if unknown or not weights:
+        raise ValueError(f"unknown or no families {unknown}: choose among {', '.join(FAMILIES)}")
+    return _checked(weights, "family weights")
+
+
+def _usable_kinds(name: str, kinds: Sequence[str] | None, level: int, spec: WorldSpec) -> list[str]:
+    """Return the kinds of question to ask about an image family.
+
+    Raises ValueError: none of ``kinds``, or the images are too small to be read at this level.
+    """
+    family = FAMILIES[name]
+    usable = [kind for kind in family.kinds if kinds is None or kind in kinds]
+    if not usable:
+        raise ValueError(f"'{name}' has none of these kinds: it has {', '.join(family.kinds)}")
+    if min(spec.width, spec.height) < family.min_side[level - 1]:
+        raise ValueError(
+            f"'{name}' at level {level} is not legible at size {spec.size}: "
+            f"use at least {family.min_side[level - 1]} pixels, or a lower level"
+        )
+    return usable
+
+
 def _draft(rng: Random, name: str, kind: str, level: int, split: str, id: str) -> _Draft:
     family = FAMILIES[name]
-    # each attempt asks with the same dice: what is rare in a scene (a crossing) would else be
-    # rare among the answers too
+    # Each attempt asks with the same dice. With fresh ones, what is rare in a scene (a crossing)
+    # would be rare among the answers too.
     dice = rng.getrandbits(64)
     for _ in range(_ATTEMPTS):
         scene = family.make(rng, level, kind)
@@ -143,17 +151,17 @@ def generate(
     kinds: Sequence[str] | None = None,
     levels: Sequence[int] | None = None,
 ) -> Iterator[Item]:
-    """``n`` items of a mixture of families.
+    """Yield ``n`` items of a mixture of image families.
 
     Args:
         families: names, or names with weights (any positive scale).
         split: "train", "validation" or "held_out"; disjoint by content for any seeds.
         spec: size in pixels and difficulty; 84 x 84 at level 1 by default.
-        kinds: the kinds of question wanted (of any family); all by default.
+        kinds: the kinds of question to ask, of any image family; all by default.
         levels: levels to draw from evenly; by default ``spec.difficulty`` alone.
 
     Raises:
-        ValueError: an unknown name, or a size at which a family cannot be read.
+        ValueError: an unknown name, or a size at which an image family cannot be read.
     """
     spec = spec or WorldSpec()
     for draft in _drafts(families, split, n, seed, spec, kinds, levels):
@@ -175,11 +183,8 @@ def generate(
         )
 
 
-# --- what is trained on ----------------------------------------------------------------------
-
-
 def format_response(reasoning: str, summary: str, answer: str) -> str:
-    """The response format of the task, on one line."""
+    """Return a response in the format of the task, on one line."""
     return f"<think>{reasoning}</think> {summary} <answer>{answer}</answer>"
 
 
@@ -193,7 +198,9 @@ def _checked(shares: Mapping[str, float], what: str) -> dict[str, float]:
     return dict(shares)
 
 
-def _row(item: Item, id: str, user: str, assistant: str, with_image: bool, **marks: Any) -> Row:
+def _row(
+    item: Item, id: str, user: str, assistant: str, with_image: bool, **marks: str | bool
+) -> FileRow:
     return {
         "messages": [
             {"role": "user", "content": f"{IMAGE_TAG}{user}" if with_image else user},
@@ -207,20 +214,20 @@ def _row(item: Item, id: str, user: str, assistant: str, with_image: bool, **mar
 
 
 def _swap_end(text: str, answer: str, decoy: str) -> str:
-    """The text with the answer that ends it replaced."""
+    """Return the text with the decoy in place of the answer that ends it."""
     assert text.endswith(f"{answer}."), text
     return f"{text[: -len(answer) - 1]}{decoy}."
 
 
 def trace_rows(
     items: Iterable[Item], styles: Mapping[str, float], seed: int, wrong_share: float = 0.0
-) -> Iterator[Row]:
-    """One SFT row per item: the question with its image, and a formatted response.
+) -> Iterator[FileRow]:
+    """Yield one SFT row per item: the question with its image, and a formatted response.
 
     ``styles`` are shares per style of trace. A style that an item lacks passes its share to
-    ``steps`` where the item has that, and to the item's other styles otherwise. ``wrong_share`` of
-    the rows conclude with a wrong answer; each row has the marks ``style`` and ``correct``, and its
-    id ends in the style and, if wrong, "-wrong".
+    ``steps`` if the item has that, and to the item's other styles otherwise. A share
+    ``wrong_share`` of the rows concludes with a wrong answer. Each row has the marks ``style`` and
+    ``correct``, and its id ends in the style and, if wrong, "-wrong".
     """
     _checked(styles, "styles")
     if not 0 <= wrong_share <= 1:
@@ -259,22 +266,25 @@ def teacher_rows(
     seed: int,
     wrong_share: float = 0.0,
     reflections: float = 0.0,
-) -> Iterator[Row]:
-    """What :func:`trace_rows` gives, with the caption in place of the image: for a teacher that is
-    asked ``TOLD`` and cannot see. A share ``reflections`` of the traces goes over it once more."""
+) -> Iterator[FileRow]:
+    """Yield the rows of ``trace_rows`` with the caption in place of the image.
+
+    They train a text-only teacher, which is prompted with ``TOLD``. A share ``reflections`` of the
+    traces repeats its reasoning once.
+    """
     for item in items:
         (row,) = trace_rows([item], styles, seed, wrong_share)
         user = TOLD.format(caption=item.caption, problem=item.problem)
-        said = row["messages"][1]
+        reply = row["messages"][1]
         if Random(f"reflections/{seed}/{item.id}").random() < reflections:
-            think, end, rest = said["content"].partition("</think>")
+            think, end, rest = reply["content"].partition("</think>")
             again = think.removeprefix("<think>")
-            said = said | {"content": f"{think} Wait, once more. {again}{end}{rest}"}
-        yield row | {"messages": [{"role": "user", "content": user}, said], "images": []}
+            reply = reply | {"content": f"{think} Wait, once more. {again}{end}{rest}"}
+        yield row | {"messages": [{"role": "user", "content": user}, reply], "images": []}
 
 
-def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> Iterator[Row]:
-    """One row per item for the base model, which must know nothing of the response format.
+def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> Iterator[FileRow]:
+    """Yield one row per item for the base model, which must not learn the response format.
 
     ``shares`` are over "caption" (image -> its caption), "short" (image and question -> a short
     sentence) and "text" (caption and question, no image -> reasoning in the item's first style, the
@@ -300,8 +310,10 @@ def base_rows(items: Iterable[Item], shares: Mapping[str, float], seed: int) -> 
 def vocabulary_corpus(
     families: Sequence[str] = ("shapes", "bars"), n: int = 3000, levels: Sequence[int] = (1,)
 ) -> Iterator[str]:
-    """Text of ``n`` training items, without drawing them: enough for a tokenizer to see each
-    template and word. The same for every caller."""
+    """Yield the texts of ``n`` training items, without painting them; the same for every caller.
+
+    Enough for a tokenizer to see each template and word.
+    """
     rng = Random("vocabulary")
     yield from DESCRIBE
     for draft in _drafts(families, "train", n, 0, WorldSpec(size=1024), levels=levels):
@@ -322,9 +334,7 @@ def contact_sheet(
     families: Sequence[str] = tuple(FAMILIES),
     levels: Sequence[int] | None = None,
 ) -> None:
-    """One PNG: a row per family, with question, answer and caption under each picture."""
-    from ovlt.data.worlds.sheet import draw_sheet
-
+    """Write one PNG: a row per image family, each picture above its question and caption."""
     spec = spec or WorldSpec(size=336, difficulty=2)
     rows = [
         list(generate([name], "train", per_family, seed, spec, levels=levels)) for name in families
@@ -333,21 +343,22 @@ def contact_sheet(
     draw_sheet(rows).save(path)
 
 
-# --- command line ----------------------------------------------------------------------------
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m ovlt.data.synthetic",
+        prog="python -m ovlt.data.worlds.synthetic",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated names")
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help="image families, separated by commas"
+    )
     parser.add_argument("--n", type=int, default=1000, help="number of questions")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other items")
     parser.add_argument("--size", default="336", help="pixels: 336, or 672x504 (width x height)")
-    parser.add_argument("--levels", default="1", help="comma-separated levels of difficulty")
+    parser.add_argument(
+        "--levels", default="1", help="levels of difficulty (1 to 3), separated by commas"
+    )
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--format", choices=("parquet", "jsonl"), default="parquet")
     parser.add_argument("--contact-sheet", action="store_true", help="also draw contact_sheet.png")

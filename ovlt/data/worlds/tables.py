@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import TypedDict
 
 from PIL import Image
 
@@ -59,14 +60,22 @@ _ABOVE = (
 )
 
 
-def make(rng: Random, level: int, kind: str) -> Scene:
+class TableContent(TypedDict):
+    """A table of whole numbers: a row per person, a column per day."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[int]]]
+
+
+def make(rng: Random, level: int, kind: str) -> Scene[TableContent]:
     num_rows, num_columns, most = _LEVELS[level]
     first = rng.randrange(len(_COLUMNS) - num_columns + 1)
     rows = [
-        [name, [rng.randint(1, most) for _ in range(num_columns)]]
+        (name, [rng.randint(1, most) for _ in range(num_columns)])
         for name in rng.sample(NAMES, num_rows)
     ]
-    content = {
+    content: TableContent = {
         "title": rng.choice(_THEMES),
         "columns": list(_COLUMNS[first : first + num_columns]),
         "rows": rows,
@@ -74,7 +83,7 @@ def make(rng: Random, level: int, kind: str) -> Scene:
     return Scene(content, rng.getrandbits(32))
 
 
-def draw(scene: Scene, width: int, height: int) -> Image.Image:
+def draw(scene: Scene[TableContent], width: int, height: int) -> Image.Image:
     content, look = scene.content, Random(scene.look)
     canvas = Canvas(width, height)
     pen, stroke = canvas.pen, canvas.stroke
@@ -102,13 +111,13 @@ def draw(scene: Scene, width: int, height: int) -> Image.Image:
     return canvas.finish()
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: Scene[TableContent]) -> str:
     content = scene.content
     rows = ", ".join(f"{name} {' '.join(map(str, values))}" for name, values in content["rows"])
     return f"A table of {content['title'].lower()} on {' '.join(content['columns'])}. {rows}."
 
 
-def ask(scene: Scene, kind: str, rng: Random) -> Question | None:
+def ask(scene: Scene[TableContent], kind: str, rng: Random) -> Question | None:
     index = rng.randrange(len(scene.content["columns"]))
     day = scene.content["columns"][index]
     values: dict[str, int] = {name: row[index] for name, row in scene.content["rows"]}

@@ -1,4 +1,4 @@
-"""Benchmark questions are found again: by bytes, by what is drawn, by their text."""
+"""Benchmark questions are recognised by bytes, by what is visible, by their text."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def shown(image: ImageRef) -> Shown:
 def test_a_hash_survives_encoding_and_tells_pictures_apart() -> None:
     images = pictures()
     hashes = [dhash(encoded(image)) for image in images]
-    for image, own in zip(images, hashes, strict=True):
+    for image, hash in zip(images, hashes, strict=True):
         smaller = image.convert("RGB").resize((224, 224))
         for again in (encoded(smaller, "JPEG", quality=80), encoded(image.convert("RGBA"), "WEBP")):
-            assert np.bitwise_count(own ^ dhash(again)).sum() <= BITS_OF_SAME_QUESTION
-        assert (dhash(encoded(image.convert("RGBA"))) == own).all()
+            assert np.bitwise_count(hash ^ dhash(again)).sum() <= BITS_OF_SAME_QUESTION
+        assert (dhash(encoded(image.convert("RGBA"))) == hash).all()
     apart = [np.bitwise_count(a ^ b).sum() for i, a in enumerate(hashes) for b in hashes[i + 1 :]]
     assert min(apart) > BITS
 

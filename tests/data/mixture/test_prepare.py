@@ -20,7 +20,7 @@ COLUMNS = {"problem": TEXT, "answer": TEXT, "images": IMAGES}
 
 
 def easyr1(folder: Path, n: int, first: int = 0, questions: int = 1) -> str:
-    """A source of ``n`` images with ``questions`` each."""
+    """Write a source of ``n`` images with ``questions`` each and return its folder."""
     rows = [
         {"problem": f"<image>Q {i}, {k}?", "answer": str(k), "images": [cell(first + i)]}
         for i in range(n)
@@ -62,7 +62,7 @@ def test_shares_caps_and_a_draw_that_the_seed_alone_decides(tmp_path: Path) -> N
     other = tmp_path / "other"
     prepare(mixture(other, sources, total=28, seed=1))
     assert written(other) != rows
-    # what is drawn of a source does not hang on the others
+    # what is drawn from a source does not depend on the others
     alone = tmp_path / "alone"
     prepare(mixture(alone, {"geometry3k": sources["geometry3k"]}, total=20))
     ids = {row["id"] for row in rows if row["source"] == "geometry3k"}
@@ -85,11 +85,12 @@ def test_the_report_tells_what_became_of_every_row(tmp_path: Path) -> None:
     parquet_file(tmp_path / "b" / "train.parquet", rows[:1], COLUMNS)
     bench = json_file(tmp_path / "bench.json", [{"question": "other", "image": "3.png"}])
     image_file(tmp_path / "3.png", 3)
-    told: list[str] = []
+    lines: list[str] = []
     sources = {"geometry3k": str(tmp_path / "a"), "geos": str(tmp_path / "b")}
     sources |= {"mapqa": easyr1(tmp_path / "c", 2, 50)}
     report = prepare(
-        mixture(tmp_path / "out", sources, benchmarks=[str(bench)], max_bad_share=1.0), told.append
+        mixture(tmp_path / "out", sources, benchmarks=[str(bench)], max_bad_share=1.0),
+        lines.append,
     )
     first, second, _ = report["sources"]
     assert first["read"] == 8
@@ -103,8 +104,8 @@ def test_the_report_tells_what_became_of_every_row(tmp_path: Path) -> None:
     assert first["usable"] == first["written"]["train"] == 3
     assert (second["duplicates"], second["usable"]) == (1, 0)  # also across sources
     assert json.loads((tmp_path / "out/report.json").read_text()) == report
-    assert told[0].startswith("geometry3k (EasyR1's columns): 8 read, 3 bad, 1 duplicates, 1 in a")
-    assert "  1 x same image" in told[0]
+    assert lines[0].startswith("geometry3k (EasyR1's columns): 8 read, 3 bad, 1 duplicates, 1 in a")
+    assert "  1 x same image" in lines[0]
 
 
 def test_files_are_read_by_the_trainer_as_they_were_written(tmp_path: Path) -> None:
@@ -115,10 +116,10 @@ def test_files_are_read_by_the_trainer_as_they_were_written(tmp_path: Path) -> N
     prepare(mixture(tmp_path / "f", source, images="files"))
     for file in ("p/train.parquet", "f/train.jsonl"):
         rows = load_questions(tmp_path / file, chat, limits).require(0)
-        assert {(r.question, r.answer) for r in rows.rows} == {
+        assert {(r.question, r.answer) for r in rows} == {
             (f"<image>Q {i}, 0?", "0") for i in range(9)
         }
-        data = {ref.data or Path(ref.path).read_bytes() for r in rows.rows for ref in r.images}
+        data = {ref.data or Path(ref.path).read_bytes() for r in rows for ref in r.images}
         assert data == {png(i) for i in range(9)}
     talks = load_conversations(tmp_path / "p/train_sharegpt.jsonl", chat, limits).require(0)
     assert len(talks) == 9
@@ -180,23 +181,23 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
         for i, name in enumerate(["iconqa", "mapqa", "geos"])
     }
     prepare(mixture(tmp_path / "all", sources))
-    asked = written(tmp_path / "all")
+    everything = written(tmp_path / "all")
     right = {"iconqa": 1.0, "mapqa": 0.5, "geos": 0.25}
     questions = {
-        "source": [row["source"] for row in asked],
-        "id": [row["id"] for row in asked],
-        "greedy": [0.0 for _ in asked],
-        "sampled": [right[row["source"]] for row in asked],
+        "source": [row["source"] for row in everything],
+        "id": [row["id"] for row in everything],
+        "greedy": [0.0 for _ in everything],
+        "sampled": [right[row["source"]] for row in everything],
     }
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"questions": questions}))
-    own = {"pass_rates": [str(path)], "levels": ["medium", "hard"], "min_pass_rate": 0.25}
-    prepare(mixture(tmp_path / "some", sources, **own))
+    keys = {"pass_rates": [str(path)], "levels": ["medium", "hard"], "min_pass_rate": 0.25}
+    prepare(mixture(tmp_path / "some", sources, **keys))
     rows = written(tmp_path / "some")
     assert {(r["source"], r["difficulty"], r["pass_rate"]) for r in rows} == {
         ("mapqa", "medium", 0.5), ("geos", "hard", 0.25),
     }  # fmt: skip
-    # rows that were not asked have their source's level, by its measured error rate
+    # rows that were not measured have their source's level, by its measured error rate
     other = {
         "source": ["geos", "mapqa", "iconqa"], "id": ["x", "x", "x"],
         "greedy": [0.0, 1.0, 1.0], "sampled": [0.0, 0.4, 1.0],
@@ -204,7 +205,7 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
     path.write_text(json.dumps({"questions": other}))
     prepare(mixture(tmp_path / "hard", sources, pass_rates=[str(path)], levels=["hard"]))
     assert Counter(row["source"] for row in written(tmp_path / "hard")) == {"geos": 4}
-    # one source alone has no level, its measured questions have
+    # a single source has no level, but its measured questions have
     path.write_text(json.dumps({"questions": questions}))
     alone = {"geos": sources["geos"]}
     prepare(mixture(tmp_path / "one", alone, pass_rates=[str(path)], levels=["hard"]))
@@ -214,7 +215,7 @@ def test_levels_that_a_model_was_measured_for(tmp_path: Path) -> None:
     assert len(written(tmp_path / "two")) == 4
     assert report["sources"][0]["other_level"] == 2
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt.ev"):
+    with pytest.raises(ValueError, match=r"evaluation.json is not the evaluation.json of ovlt ev"):
         prepare(mixture(tmp_path / "x", sources, pass_rates=[str(path)]))
 
 
@@ -229,9 +230,9 @@ def test_a_bad_source_stops_before_anything_is_written(tmp_path: Path) -> None:
 
 def test_a_mixture_of_nothing_is_an_error_and_no_file(tmp_path: Path) -> None:
     path = easyr1(tmp_path / "a", 3)
-    known = [str(tmp_path / "a" / "train-00000-of-00001.parquet")]
+    benchmarks = [str(tmp_path / "a" / "train-00000-of-00001.parquet")]
     with pytest.raises(ValueError, match="no question is left to write"):
-        prepare(mixture(tmp_path / "out", {"mapqa": path}, benchmarks=known))
+        prepare(mixture(tmp_path / "out", {"mapqa": path}, benchmarks=benchmarks))
     assert not (tmp_path / "out").exists()
 
 
@@ -255,4 +256,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown key 'mixture.sources.0.pth'; did you mean 'path'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(recipe), "--mixture.sources=[]"])
-    assert "ovlt.data.prepare: no sources" in capsys.readouterr().err
+    assert "ovlt prepare: no sources" in capsys.readouterr().err

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from helpers.source_files import IMAGE, IMAGES, TEXT, cell, json_file, parquet_file, read_all, said
+from helpers.source_files import (
+    IMAGE,
+    IMAGES,
+    TEXT,
+    cell,
+    json_file,
+    parquet_file,
+    questions,
+    read_all,
+)
 
 
 def question(image: str, text: str, answer: Any, **changes: Any) -> dict[str, Any]:
@@ -42,9 +51,9 @@ def test_super_clevrs_answers_of_three_json_types(tmp_path: Path) -> None:
     ]
     assert bad == ["no answer (a test split)"]
     assert rows[0]["images"] == [str(tmp_path / "images" / "superCLEVR_new_000000.png")]
-    assert said(rows)[-1][0] == "part 19999"
-    assert said(read_all("super_clevr", tmp_path, split="val")[0]) == [("part 20000", "3")]
-    assert said(read_all("super_clevr", tmp_path, split="test")[0]) == [("part 25000", "3")]
+    assert questions(rows)[-1][0] == "part 19999"
+    assert questions(read_all("super_clevr", tmp_path, split="val")[0]) == [("part 20000", "3")]
+    assert questions(read_all("super_clevr", tmp_path, split="test")[0]) == [("part 25000", "3")]
 
 
 def test_clevr_native(tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_clevr_math_in_both_parquet_forms(tmp_path: Path) -> None:
         [{"images": [cell(0)], "problem": "<image>How many are left?", "answer": "4"}],
         {"images": IMAGES, "problem": TEXT, "answer": TEXT},
     )
-    assert said(read_all("clevr_math", plain)[0]) == [("How many are left?", "4")]
+    assert questions(read_all("clevr_math", plain)[0]) == [("How many are left?", "4")]
 
 
 def test_r1vs_counting_sets(tmp_path: Path) -> None:
@@ -90,7 +99,7 @@ def test_r1vs_counting_sets(tmp_path: Path) -> None:
         [{"image": cell(0), "problem": "How many items?", "solution": "<answer> 3 </answer>"}],
         {"image": IMAGE, "problem": TEXT, "solution": TEXT},
     )
-    assert said(read_all("counting", train)[0]) == [("How many items?", "3")]
+    assert questions(read_all("counting", train)[0]) == [("How many items?", "3")]
     test = tmp_path / "superclevr_test200.jsonl"
     test.write_text('{"image_path": "images/a.png", "question": "How many?", "ground_truth": 7}\n')
     [row], _ = read_all("counting", test)

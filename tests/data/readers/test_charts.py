@@ -15,8 +15,8 @@ from helpers.source_files import (
     image_file,
     json_file,
     parquet_file,
+    questions,
     read_all,
-    said,
 )
 
 
@@ -53,7 +53,7 @@ def test_figureqa_asks_each_question_and_names_its_image(tmp_path: Path) -> None
         ],
     )
     rows, bad = read_all("figureqa", folder)
-    assert said(rows) == [("Is Teal the minimum?", "Yes"), ("Does Teal intersect Red?", "No")]
+    assert questions(rows) == [("Is Teal the minimum?", "Yes"), ("Does Teal intersect Red?", "No")]
     assert [row["kind"] for row in rows] == ["minimum", "intersect"]
     assert rows[0]["images"] == rows[1]["images"] == [str(folder / "png" / "7.png")]
     assert rows[0]["problem"] == "<image>Is Teal the minimum?"
@@ -65,7 +65,7 @@ def test_figureqa_asks_each_question_and_names_its_image(tmp_path: Path) -> None
 def test_figureqas_test_partitions_have_no_answers(tmp_path: Path) -> None:
     figureqa(tmp_path / "train1", [figure("Is Teal the minimum?", 1, 0)])
     figureqa(tmp_path / "no_annot_test1", [figure("Is Red the maximum?", None, 0)])
-    assert said(read_all("figureqa", tmp_path)[0]) == [("Is Teal the minimum?", "Yes")]
+    assert questions(read_all("figureqa", tmp_path)[0]) == [("Is Teal the minimum?", "Yes")]
     rows, bad = read_all("figureqa", tmp_path, split="no_annot_test1")
     assert (rows, bad) == ([], ["no answer (a test partition)"])
     with pytest.raises(ValueError, match="no split 'train2'; it has no_annot_test1, train1"):
@@ -90,7 +90,7 @@ def test_figureqa_with_one_row_per_image(tmp_path: Path) -> None:
         {"image": IMAGE, "qa": pa.list_(pair)},
     )
     rows, bad = read_all("figureqa", path.parent.parent)
-    assert said(rows) == [("Is Teal the minimum?", "Yes"), ("Is Red the maximum?", "No")]
+    assert questions(rows) == [("Is Teal the minimum?", "Yes"), ("Is Red the maximum?", "No")]
     assert rows[0]["images"] == [cell(1)]
     assert bad == ["answer is neither yes nor no", "no image"]
 
@@ -115,7 +115,7 @@ def test_chartqa_native_and_parquet(tmp_path: Path) -> None:
         {"image": IMAGE, "query": TEXT, "label": TEXTS, "human_or_machine": pa.int64()},
     )
     rows, bad = read_all("chartqa", parquet.parent)
-    assert said(rows) == [("q0?", "14"), ("q3?", "0.57")]
+    assert questions(rows) == [("q0?", "14"), ("q3?", "0.57")]
     assert [row["kind"] for row in rows] == ["human", "augmented"]
     assert bad == ["label is not one answer"] * 2
 

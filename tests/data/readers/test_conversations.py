@@ -15,8 +15,8 @@ from helpers.source_files import (
     image_file,
     json_file,
     parquet_file,
+    questions,
     read_all,
-    said,
 )
 
 from ovlt.data.readers import BadRow
@@ -112,7 +112,7 @@ def test_a_turn_is_taken_apart(name: str) -> None:
     [
         ("Q?\nChoices:\n(A) 3\n(B) 5", "C", "reply names none of the choices"),
         ("Q?\nChoices:\n(A) 3\n(B) 5", "A. 5", "reply names none of the choices"),
-        ("Q?\nChoices:\n(A) 3\n(B) 3", "A", "the right choice stands there twice"),
+        ("Q?\nChoices:\n(A) 3\n(B) 3", "A", "the right choice is listed twice"),
         ("Q?\nChoices:\nred\nblue", "red", "choices in an unknown notation"),
         ("What is shown?", "A long text " * 5, "reply is prose, not an answer"),
         ("What is shown?", " . ", "no answer"),
@@ -158,7 +158,7 @@ def test_llava_onevision_subsets(tmp_path: Path) -> None:
     parquet_file(tmp_path / "ai2d(gpt4v)" / shard, rows[:1], LLAVA)
     parquet_file(tmp_path / "ai2d(internvl)" / shard, rows[:1], LLAVA)
     good, bad = read_all("geos", tmp_path)
-    assert said(good) == [("How many?", "3")] * 2 + [("And red?", "1"), ("And blue?", "2")]
+    assert questions(good) == [("How many?", "3")] * 2 + [("And red?", "1"), ("And blue?", "2")]
     assert [row["id"] for row in good] == ["r0/0", "r1/0", "r1/1", "r2/1"]
     assert all(row["problem"].startswith("<image>") for row in good)
     assert good[2]["images"] == [cell(1)]
@@ -211,5 +211,5 @@ def test_the_cauldron_asks_several_questions_per_image(tmp_path: Path) -> None:
         {"images": IMAGES, "texts": texts},
     )
     rows, bad = read_all("figureqa", path.parent.parent)
-    assert said(rows) == [("q0?", "Yes"), ("q1?", "No")]
+    assert questions(rows) == [("q0?", "Yes"), ("q1?", "No")]
     assert bad == ["no image"]

@@ -15,8 +15,8 @@ from helpers.source_files import (
     image_file,
     json_file,
     parquet_file,
+    questions,
     read_all,
-    said,
 )
 
 from ovlt.data.readers import BadRow
@@ -40,7 +40,7 @@ def test_ai2ds_index_is_a_text(tmp_path: Path) -> None:
     )
     rows, bad = read_all("ai2d", path.parent)
     assert [row["answer"] for row in rows] == ["C", "A"]
-    assert said(rows)[0][0] == "What is B?\nChoices:\n(A) root\n(B) stem\n(C) leaf\n(D) 3"
+    assert questions(rows)[0][0] == "What is B?\nChoices:\n(A) root\n(B) stem\n(C) leaf\n(D) 3"
     assert bad == [
         "answer is the index of no choice",
         "answer is not the index of a choice",
@@ -170,7 +170,7 @@ def test_scienceqa_has_an_image_for_half_of_its_questions(tmp_path: Path) -> Non
     )
     expected = "Look at the particles.\nWhich is colder?\nChoices:\n(A) sample A\n(B) sample B"
     rows, bad = read_all("scienceqa", hub.parent)
-    assert (said(rows), bad) == ([(expected, "B")], ["no image"])
+    assert (questions(rows), bad) == ([(expected, "B")], ["no image"])
     assert rows[0]["kind"] == "natural science"
 
     native = tmp_path / "native"
@@ -179,5 +179,5 @@ def test_scienceqa_has_an_image_for_half_of_its_questions(tmp_path: Path) -> Non
     json_file(native / "pid_splits.json", {"train": ["1", "2"], "minival": []})
     image = image_file(native / "images" / "train" / "2" / "image.png")
     rows, bad = read_all("scienceqa", native)
-    assert (said(rows), bad) == ([(expected, "B")], ["no image"])
+    assert (questions(rows), bad) == ([(expected, "B")], ["no image"])
     assert rows[0]["images"] == [str(image)]

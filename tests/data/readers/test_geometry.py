@@ -17,8 +17,8 @@ from helpers.source_files import (
     image_file,
     json_file,
     parquet_file,
+    questions,
     read_all,
-    said,
 )
 
 
@@ -52,15 +52,15 @@ def test_geometry3k_native(tmp_path: Path) -> None:
     image_file(tmp_path / "test" / "2401" / "img_diagram.png")
     rows, bad = read_all("geometry3k", tmp_path)
     options = "\nChoices:\n(A) 3\n(B) 4\n(C) 5\n(D) 6"
-    assert said(rows)[0] == ("Find $x$ in $\\odot A$." + options, "C")
+    assert questions(rows)[0] == ("Find $x$ in $\\odot A$." + options, "C")
     assert rows[0]["choices"] == ["3", "4", "5", "6"]
     assert rows[0]["images"] == [str(tmp_path / "train" / "0" / "img_diagram.png")]
-    # a wrong option that stands there twice does no harm; the right one twice has two letters
+    # a wrong option may be listed twice; the right one twice would have two letters
     assert [row["id"] for row in rows] == ["0", "3", "4"]
-    assert said(rows)[2][0].startswith("Find x in \\odot A .")
+    assert questions(rows)[2][0].startswith("Find x in \\odot A .")
     assert bad == [
         "answer is the index of no choice",
-        "the right choice stands there twice",
+        "the right choice is listed twice",
         "answer is not a letter",
     ]
     assert [row["id"] for row in read_all("geometry3k", tmp_path / "train")[0]] == ["0", "3", "4"]
@@ -88,7 +88,7 @@ def test_geometry3k_of_the_hub_in_both_revisions(tmp_path: Path) -> None:
     assert [(row["id"], row["answer"]) for row in good] == [("40", "B")]
     assert good[0]["problem"].count("<image>") == 1
     assert bad == ["ground_truth is not the letter of the answer", "answer is not a letter"]
-    assert said(read_all("geometry3k", old.parent)[0]) == [("Find $x$.", "4")]
+    assert questions(read_all("geometry3k", old.parent)[0]) == [("Find $x$.", "4")]
 
 
 class Trap:

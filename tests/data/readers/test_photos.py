@@ -14,8 +14,8 @@ from helpers.source_files import (
     image_file,
     json_file,
     parquet_file,
+    questions,
     read_all,
-    said,
 )
 
 from ovlt.data.readers import BadRow
@@ -99,7 +99,7 @@ def test_aokvqa_of_the_hub_and_native(tmp_path: Path) -> None:
         columns,
     )
     [row], bad = read_all("aokvqa", hub.parent)
-    assert said([row]) == [
+    assert questions([row]) == [
         (
             "What is in the mouth?\nChoices:\n(A) toothpick\n(B) food\n(C) straw\n(D) cigarette",
             "D",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.source_files import image_file, json_file, read_all, said
+from helpers.source_files import image_file, json_file, questions, read_all
 
 from ovlt.data.readers.tabmwp import normal_answer
 from ovlt.reward.grading import grade
@@ -63,7 +63,7 @@ def test_tabmwp_native(tmp_path: Path) -> None:
     json_file(tmp_path / "splits.json", {"train": list(records)})
     image_file(tmp_path / "tables" / "17.png")
     rows, bad = read_all("tabmwp", tmp_path)
-    assert said(rows) == [
+    assert questions(rows) == [
         ("How many?", "4656"),
         ("How much? (Unit: $)", "8.20"),
         ("Is it linear?\nChoices:\n(A) yes\n(B) no", "B"),
@@ -73,7 +73,7 @@ def test_tabmwp_native(tmp_path: Path) -> None:
     assert rows[0]["images"] == [str(tmp_path / "tables" / "17.png")]
     assert bad == [
         "answer is none of the choices",
-        "the right choice stands there twice",
+        "the right choice is listed twice",
         "no answer",
         "answer is a list, not a text or number",
     ]

@@ -36,7 +36,7 @@ def items_of(family, n=20, size=224, **more):
 
 
 def drafts(family, split="train", n=200, seed=3, kinds=None, levels=(1, 2, 3)):
-    """Items without their pictures, which are slow to draw in numbers."""
+    """Return items without their pictures, which take long to paint."""
     return list(synthetic._drafts([family], split, n, seed, WorldSpec(256), kinds, levels))
 
 
@@ -62,7 +62,7 @@ def test_splits_share_no_scene_for_any_seed(family):
     }
     for a, b in itertools.combinations(keys.values(), 2):
         assert not a & b
-    assert all(split_of(key) == split for split, found in keys.items() for key in found)
+    assert all(split_of(key) == split for split, own_keys in keys.items() for key in own_keys)
 
 
 def test_split_shares_are_80_10_10():
@@ -161,7 +161,7 @@ def test_questions_survive_the_file(tmp_path, suffix):
             "kind": item.kind,
         }
         assert np.array_equal(image[0], np.asarray(item.image))
-    assert not list(path.parent.glob("*.partial"))
+    assert not list(path.parent.glob("*.tmp-*"))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
@@ -257,8 +257,8 @@ def test_command_writes_questions_and_sheet(tmp_path, capsys):
 def test_vocabulary_corpus_covers_the_words_of_held_out_items():
     corpus = list(vocabulary_corpus())
     assert corpus == list(vocabulary_corpus())
-    known = set(re.findall(r"\w+|[^\w\s]", " ".join(corpus)))
+    vocabulary = set(re.findall(r"\w+|[^\w\s]", " ".join(corpus)))
     items = list(generate(["shapes", "bars"], "held_out", 150, 9))
     rows = [*trace_rows(items, SHARES, 0), *base_rows(items, {"short": 1, "text": 1}, 0)]
     text = " ".join(m["content"] for row in rows for m in row["messages"])
-    assert set(re.findall(r"\w+|[^\w\s]", text.replace("<image>", ""))) <= known
+    assert set(re.findall(r"\w+|[^\w\s]", text.replace("<image>", ""))) <= vocabulary

@@ -1,5 +1,5 @@
-"""Answers and captions of the synthetic world, confirmed by a second reader: one that knows the
-question and the caption only, and one that looks at the pixels."""
+"""Answers and captions of the synthetic world, confirmed by two independent readers: one knows only
+the question and the caption, the other looks at the pixels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def items_of(family, n=20, size=224, **more):
 
 
 def drafts(family, n=200, kinds=None, levels=(1, 2, 3)):
-    """Items without their pictures, which are slow to draw in numbers."""
+    """Return items without their pictures, which take long to paint."""
     return list(synthetic._drafts([family], "train", n, 3, WorldSpec(256), kinds, levels))
 
 
@@ -33,7 +33,7 @@ def drafts(family, n=200, kinds=None, levels=(1, 2, 3)):
 
 
 def words_in(problem, options):
-    """The options that a question names, in order of appearance."""
+    """Return the options that a question names, in order of appearance."""
     hits = [(m.start(), o) for o in options for m in re.finditer(rf"\b{o}\b", problem)]
     return [option for _, option in sorted(hits)]
 
@@ -160,8 +160,8 @@ READERS = {
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_answer_follows_from_caption_and_question(family, kind):
     for draft in drafts(family, 40, [kind]):
-        told = FAMILIES[family].caption(draft.scene)
-        item = SimpleNamespace(**vars(draft.question), caption=told, kind=kind)
+        caption = FAMILIES[family].caption(draft.scene)
+        item = SimpleNamespace(**vars(draft.question), caption=caption, kind=kind)
         assert item.answer == READERS[family](item), (item.caption, item.problem)
         assert item.decoy != item.answer
         assert len(item.answer) <= 8
@@ -201,16 +201,16 @@ def test_tally_of_shapes_counts_what_is_asked_for():
             assert counts[-1] == [int(item.answer)]
 
 
-def test_traces_of_bars_say_what_the_caption_says():
+def test_traces_of_bars_say_what_the_listed():
     for item in items_of("bars", 60, 84):
-        told = dict(re.findall(r"(\w+) bar (\d)", item.caption))
-        read = ", ".join(f"{color} {value}" for color, value in told.items())
+        listed = dict(re.findall(r"(\w+) bar (\d)", item.caption))
+        read = ", ".join(f"{color} {value}" for color, value in listed.items())
         tally, scan = item.traces["tally"], item.traces["scan"]
         assert tally.startswith(f"I read: {read}.")
         assert scan.startswith(f"I see: {read}.")
         named = re.findall(r"[Tt]he (\w+) bar is (\d)", tally)
         assert len(named) == {"tallest": 0, "bar_h": 1, "bar_sum": 2}[item.kind]
-        assert all(told[color] == value and color in item.problem for color, value in named)
+        assert all(listed[color] == value and color in item.problem for color, value in named)
 
 
 def test_no_kind_of_shape_question_can_be_guessed():
@@ -246,9 +246,9 @@ def blobs(mask):
 @pytest.mark.parametrize(("size", "level"), [(84, 1), ((130, 97), 2), ((205, 177), 3)])
 def test_shapes_in_the_pixels_are_those_of_the_caption(size, level):
     for item in items_of("shapes", 12, size, levels=[level]):
-        told = Counter(part.split()[0] for part in item.caption.rstrip(".").split(", "))
+        listed = Counter(part.split()[0] for part in item.caption.rstrip(".").split(", "))
         seen = {color: blobs(color_mask(item.image, color)) for color in PALETTE}
-        assert {c: n for c, n in seen.items() if n} == told
+        assert {c: n for c, n in seen.items() if n} == listed
 
 
 def shape_of(mask):
@@ -284,16 +284,16 @@ def test_shape_masks_tell_the_shapes_apart():
 @pytest.mark.parametrize("size", [84, 101, (369, 504)])
 def test_bar_heights_in_the_pixels(size):
     for item in items_of("bars", 10, size):
-        told = dict(re.findall(r"(\w+) bar (\d)", item.caption))
+        listed = dict(re.findall(r"(\w+) bar (\d)", item.caption))
         tops, lefts = {}, []
-        for color in told:
+        for color in listed:
             rows, columns = np.nonzero(color_mask(item.image, color, 2))
             tops[color] = rows.max() + 1 - rows.min()
             lefts.append(columns.min())
         assert lefts == sorted(lefts)
         base = item.image.height * (82 / 84 if min(item.image.size) < 168 else 0.96)
         unit = base / (9 if min(item.image.size) < 168 else 9.5)
-        assert {c: str(round(t / unit)) for c, t in tops.items()} == told
+        assert {c: str(round(t / unit)) for c, t in tops.items()} == listed
         if size == 84:
             assert all(abs(t / unit - round(t / unit)) < 0.12 for t in tops.values())
 
@@ -302,19 +302,19 @@ def test_pie_shares_in_the_pixels():
     pies = [i for i in items_of("charts", 60, 300) if i.caption.startswith("A pie")]
     assert len(pies) > 5
     for item in pies:
-        told = {c: int(v) for c, v in re.findall(r"(\w+) (\d+) percent", item.caption)}
-        area = {c: color_mask(item.image, c, 12).sum() for c in told}
+        listed = {c: int(v) for c, v in re.findall(r"(\w+) (\d+) percent", item.caption)}
+        area = {c: color_mask(item.image, c, 12).sum() for c in listed}
         assert sum(area.values()) > 0.97 * np.pi * (300 * 0.45) ** 2  # slices leave no gap
-        for color, share in told.items():
+        for color, share in listed.items():
             assert abs(100 * area[color] / sum(area.values()) - share) < 1
 
 
 def test_chart_bars_in_the_pixels():
     charts = [i for i in items_of("charts", 60, 300) if i.caption.startswith("A bar")]
     for item in charts:
-        told = {c: int(v) for c, v in re.findall(r"(\w+) (\d+)", item.caption)}
+        listed = {c: int(v) for c, v in re.findall(r"(\w+) (\d+)", item.caption)}
         unit = 300 * (0.95 - 0.05) / 10
-        for color, value in told.items():
+        for color, value in listed.items():
             rows = np.nonzero(color_mask(item.image, color, 12).sum(axis=1) > 20)[0]
             assert round((rows.max() + 1 - rows.min()) / unit) == value
 
