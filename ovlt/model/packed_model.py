@@ -16,7 +16,8 @@ from ovlt.model import attention
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
 from ovlt.model.objective import LossOutput, Objective
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp
+from ovlt_kernels.head import HeadOptions, HeadOutput
+from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         """
         device = self.lm_head.weight.device
         ids = torch.tensor(banned, dtype=torch.int64, device=device) if banned else None
-        self.head_options = {
-            "temperature": temperature,
-            "logits_dtype": logits_dtype,
-            "banned_ids": ids,
-        }
+        self.head_options = HeadOptions(temperature, logits_dtype, ids)
 
     if TYPE_CHECKING:  # nn.Module types a call as Any
 
@@ -118,14 +115,14 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         rows = hidden.index_select(0, batch.loss_index)  # [R, H]
         weight = self.lm_head.weight  # [V, H]
         if objective is None or not objective.by_row:
-            head = linear_logp(rows, weight, batch.labels, **self.head_options)
+            head = linear_logp(rows, weight, batch.labels, self.head_options)
             return head if objective is None else objective(head, batch)
         loss, head = linear_loss(
             rows,
             weight,
             batch.labels,
             lambda block_head, block: objective(block_head, batch.loss_rows(block)).loss,
-            **self.head_options,
+            self.head_options,
         )
         # `loss` carries the gradient; the sums and maxima come from one more call over all rows.
         return replace(objective(head, batch), loss=loss)
