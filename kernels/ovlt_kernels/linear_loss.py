@@ -145,7 +145,8 @@ class _LinearLoss(torch.autograd.Function):
             add_gradients_(grad_hidden, grad_weight, dz, x, weight, places)
             del logits, dz  # or this block's would still be there while the next one is made
 
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        # None is allowed, though torch does not declare it.
+        ctx.save_for_backward(grad_hidden, grad_weight)  # pyright: ignore[reportArgumentType]
         ctx.weight_dtype = weight.dtype
         logp, entropy, lse = (value.clone() for value in output)
         ctx.mark_non_differentiable(logp, entropy, lse)
