@@ -126,16 +126,9 @@ class _LinearLogp(torch.autograd.Function):
             del logits  # or this block's would still be there while the next one is made
         # Copies, so that a small tensor that someone keeps does not hold the other two.
         logp, entropy, lse = (value.clone() for value in output)
-        ctx.save_for_backward(  # None is allowed, though torch does not declare it
-            hidden,
-            weight,
-            target,
-            banned_ids,
-            temperature,
-            logp,
-            entropy,
-            lse,  # pyright: ignore[reportArgumentType]
-        )
+        inputs = hidden, weight, target, banned_ids, temperature
+        # None (no banned ids) is allowed, though torch does not declare it.
+        ctx.save_for_backward(*inputs, logp, entropy, lse)  # pyright: ignore[reportArgumentType]
         ctx.logits_dtype, ctx.rows = logits_dtype, rows
         ctx.mark_non_differentiable(*((lse,) if entropy_grad else (entropy, lse)))
         ctx.set_materialize_grads(False)

@@ -98,7 +98,7 @@ def row_logp_grad_(
         temperature: as in :func:`row_logp`.
 
     Returns:
-        ``logits``, in its own dtype, rounded once from float32 (float64 logits: computed in float64).
+        ``logits``, in its own dtype, rounded once from float32 (float64 logits: from float64).
 
     Raises:
         ValueError: for shapes, dtypes, a temperature or target ids that do not fit, and for logits
