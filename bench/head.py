@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from timing import DEVICE, absent
 from torch import Tensor
 
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp, linear_logp_reference
+from ovlt_kernels.head import HeadOutput
+from ovlt_kernels.linear_logp import linear_logp, linear_logp_reference
 from ovlt_kernels.linear_loss import linear_loss
 
 CLIP_LOW, CLIP_HIGH, ENTROPY = 0.2, 0.28, 0.01

@@ -5,9 +5,9 @@
 // a = -1/2) stretched by t = max(s, 1), its weights are f((j + 1/2 - c) / t) over |j + 1/2 - c| < 2 t,
 // divided by their sum. They are rounded to 22 fractional bits: a sum of products with 8-bit pixels
 // then fits an int32 with two bits for the overshoot. Each direction is rounded and clipped to 8 bits,
-// the width first, or the height where it loses more than twice the pixels that the width loses (as
+// the width first, or the height first if it loses more than twice the pixels that the width loses (as
 // measured on Pillow 13; up to 12.0 the width was always first). The result is that of Pillow's
-// Image.resize to the bit: products and sums are exact integers, so any order of summing will do.
+// Image.resize to the bit: products and sums are exact integers, so the order of summing is free.
 //
 // A weight is also kept as three signed digits of base 256: one instruction of AVX-512 VNNI sums four
 // products of a byte and a signed byte, so three sums of digits make one sum of weights.
@@ -41,10 +41,10 @@ namespace ovlt {
 
 constexpr int kBits = 22;
 constexpr int32_t kHalf = 1 << (kBits - 1);
-constexpr int64_t kOverread = 128;  // bytes behind a row that the horizontal sums may read
+constexpr int64_t kOverread = 128;  // bytes beyond a row that the horizontal sums may read
 
-// Whether the machine has the instructions of the AVX-512 functions (Ice Lake, Zen 4, and later), and
-// OVLT_SIMD does not ask for less: the portable ones are tested on such a machine too.
+// Whether the machine has the instructions of the AVX-512 functions (Ice Lake, Zen 4, and later) and
+// OVLT_SIMD allows them; it may not, to test the portable ones on such a machine.
 inline bool has_avx512() {
 #ifdef OVLT_X86
   static const bool has = simd_at_most() == Simd::avx512 &&
@@ -60,7 +60,7 @@ inline bool has_avx512() {
 
 using Digits = std::array<uint32_t, 3>;  // of four weights: byte k of digit d is digit d of weight k
 
-// Which input pixels make each output pixel of one axis, and with what weights.
+// The input pixels of each output pixel of one axis, and their weights.
 struct Axis {
   int64_t in, out;
   int64_t fours;                // weights per output pixel, in fours
@@ -125,18 +125,18 @@ inline uint8_t to_pixel(int32_t sum) {
   return static_cast<uint8_t>(std::clamp(sum >> kBits, 0, 255));
 }
 
-// --- portable ------------------------------------------------------------------------------------
+// The portable functions.
 
 typedef int32_t Int4 __attribute__((vector_size(16)));
 
-// One row of pixels -> axis.out pixels. wide: 4 (axis.in + 3) numbers of scratch, one register per
-// pixel; the last three meet weights of 0.
+// One row of pixels -> axis.out pixels. wide: scratch for 4 (axis.in + 3) numbers, one register per
+// pixel; the last three have weights of 0.
 OVLT_CLONES inline void horizontal_plain(
     const Axis& axis, const uint8_t* in, uint8_t* out, int32_t* wide) {
   for (int64_t j = 0; j < axis.in; ++j)
     for (int c = 0; c < 3; ++c) wide[4 * j + c] = in[3 * j + c];
   const Int4 black = {0, 0, 0, 0}, white = {255, 255, 255, 255};
-  // In locals: a store to out, of bytes, could change whatever lies in memory.
+  // In locals: for the compiler a store of bytes to `out` could change anything in memory.
   const int64_t pixels = axis.out, step = 4 * axis.fours;
   const int32_t* first = axis.first.data();
   const int32_t* count = axis.count.data();
@@ -157,8 +157,8 @@ OVLT_CLONES inline void horizontal_plain(
   }
 }
 
-// out[b] = sum_k weight[k] rows[k][b], over the bytes of a row; behind the last of count weights are
-// zeros, up to a multiple of four.
+// out[b] = sum_k weight[k] rows[k][b], over the bytes of a row; after the last of `count` weights there
+// are zeros, up to a multiple of four.
 OVLT_CLONES inline void vertical_plain(
     const uint8_t* const* rows, const int32_t* weight, int64_t count, int64_t bytes, uint8_t* out) {
   constexpr int64_t kStrip = 256;
@@ -177,12 +177,12 @@ OVLT_CLONES inline void vertical_plain(
   }
 }
 
-// --- AVX-512 -------------------------------------------------------------------------------------
+// The same in AVX-512.
 
 #ifdef OVLT_X86
 
-// A horizontal pass cut into groups of 16 output bytes. A step of a group adds four weights to each:
-// the bytes that they meet are picked out of a window of 64 (or 128) bytes of the input row.
+// A horizontal pass in groups of 16 output bytes. A step of a group adds four products to each: the
+// bytes that the weights multiply are picked from a window of 64 (or 128) bytes of the input row.
 struct Plan {
   struct alignas(64) Step {
     uint8_t pick[64];       // [16 output bytes, 4 weights]: place in the window
@@ -192,7 +192,7 @@ struct Plan {
   std::vector<Step> steps;
   std::vector<int32_t> end;  // [groups]: one past the last step of a group
   bool wide = false;         // windows of 128 bytes
-  bool fits = true;          // false: the image is shrunk so much that a window is wider still
+  bool fits = true;          // false: the image shrinks so much that it needs even wider windows
 };
 
 inline Plan make_plan(const Axis& axis) {
@@ -232,7 +232,7 @@ OVLT_AVX512 inline __m512i join_digits(__m512i low, __m512i middle, __m512i high
   return _mm512_srai_epi32(_mm512_add_epi32(low, _mm512_slli_epi32(middle, 8)), kBits);
 }
 
-// kRows rows at a time: what a step loads serves all. Reads up to kOverread bytes behind a row.
+// kRows rows at a time, which share what a step loads. Reads up to kOverread bytes beyond a row.
 template <bool kWide, int kRows>
 OVLT_AVX512 inline void horizontal_avx512(
     const Axis& axis, const Plan& plan, const uint8_t* const* in, uint8_t* const* out) {
@@ -287,9 +287,9 @@ OVLT_AVX512 inline RowDigits spread(const Digits& digits) {
       _mm512_set1_epi32(static_cast<int32_t>(digits[2]))};
 }
 
-// 64 bytes of an output row: four rows are interleaved so that four bytes of one column lie side by
-// side, and the saturating packs undo the order in which the interleaving left them. kOne: there are at
-// most four rows, whose digits are `one`.
+// 64 bytes of an output row. Four input rows are interleaved so that the four bytes of a column are side
+// by side; the saturating packs restore the order of the columns. kOne: there are at most four rows,
+// whose digits are `one`.
 template <bool kOne>
 OVLT_AVX512 inline __attribute__((always_inline)) __m512i vertical_block(
     const uint8_t* const* rows, const Digits* digits, const RowDigits& one, int64_t count,
@@ -300,7 +300,7 @@ OVLT_AVX512 inline __attribute__((always_inline)) __m512i vertical_block(
     middle[q] = high[q] = _mm512_setzero_si512();
   }
   for (int64_t k = 0; k < (kOne ? 4 : count); k += 4, ++digits) {
-    const int64_t last = count - 1;  // its weight is 0 where it stands for a row that is not there
+    const int64_t last = count - 1;  // stands in, with a weight of 0, for rows that do not exist
     const __m512i a = _mm512_maskz_loadu_epi8(mask, rows[k] + begin);
     const __m512i b = _mm512_maskz_loadu_epi8(mask, rows[std::min(k + 1, last)] + begin);
     const __m512i c = _mm512_maskz_loadu_epi8(mask, rows[std::min(k + 2, last)] + begin);

@@ -1,8 +1,8 @@
 // Image preprocessing on CPUs: bicubic resize, normalise, cut into patches; and all three in one pass,
 // in which the resized image exists as one row of blocks at a time, in the cache.
 //
-// bicubic.h and patches.h say what is computed. Threads share the rows of the output; each goes down
-// its own in bands and keeps the horizontally resized rows that the next band needs again.
+// bicubic.h and patches.h say what is computed. The rows of the output are divided among the threads;
+// each works down its share in bands, and keeps the horizontally resized rows that the next band needs.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -23,8 +23,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBandRows = 16;           // of a resize alone: few rows are moved for the next band
-constexpr int64_t kBytesPerTask = 1 << 18;  // less than this is done before a second thread is up
+constexpr int64_t kBandRows = 16;  // of a resize without patches: few rows are kept for the next band
+constexpr int64_t kBytesPerTask = 1 << 18;  // less is done before a second thread has started
 
 int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -50,7 +50,7 @@ struct Resize {
   }
 };
 
-// What one thread does, from top to bottom.
+// The work of one thread, from top to bottom.
 class Worker {
  public:
   explicit Worker(const Resize& r)
@@ -61,7 +61,7 @@ class Worker {
       kept_.reset(new uint8_t[r.most_rows * stride_]);
   }
 
-  // Rows [begin, end) of the output, at most a band, to out; begin never decreases.
+  // Writes rows [begin, end) of the output, at most a band, to out; begin never decreases.
   void run(int64_t begin, int64_t end, uint8_t* out, int64_t stride) {
     if (r_.y.identity()) {
       if (!r_.x.identity()) return horizontal(begin, end, out, stride);
@@ -93,7 +93,7 @@ class Worker {
   }
 
  private:
-  // Makes kept_ hold rows [first, last) of the image, resized in width.
+  // Fills kept_ with rows [first, last) of the image, resized in width.
   void keep(int64_t first, int64_t last) {
     const int64_t again = std::max<int64_t>(0, kept_end_ - first);
     if (again > 0)
@@ -132,7 +132,7 @@ class Worker {
     for (int r = 0; r < n; ++r) ovlt::horizontal_plain(r_.x, in[r], to[r], wide_.data());
   }
 
-  // Row j of the image, with kOverread bytes behind it that may be read.
+  // Row j of the image, followed by kOverread bytes that may be read.
   const uint8_t* readable(int64_t j, int slot) {
     const uint8_t* row = r_.image + j * in_bytes_;
     if ((r_.y.in - 1 - j) * in_bytes_ >= ovlt::kOverread) return row;
@@ -157,7 +157,7 @@ class Worker {
   const Resize& r_;
   const int64_t in_bytes_, out_bytes_, stride_;
   std::vector<const uint8_t*> rows_;
-  std::unique_ptr<uint8_t[]> padded_;      // four rows, each with what may be read behind it
+  std::unique_ptr<uint8_t[]> padded_;      // four rows, each followed by what may be read beyond it
   std::unique_ptr<uint8_t[]> kept_;        // most_rows rows of out_bytes_
   std::vector<int32_t> wide_;              // scratch of horizontal_plain
   int64_t kept_begin_ = 0, kept_end_ = 0;  // rows of the image that kept_ holds
@@ -201,7 +201,7 @@ ovlt::Patches check_patches(
   return p;
 }
 
-// f(begin, end) over the bands, each of which reads and writes about so many bytes.
+// Calls f(begin, end) over the bands, each of which reads and writes about `bytes` bytes.
 template <typename F>
 void over_bands(int64_t bands, int64_t bytes, bool parallel, const F& f) {
   const int64_t grain = std::max<int64_t>(1, kBytesPerTask / std::max<int64_t>(1, bytes));

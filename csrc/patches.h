@@ -1,8 +1,8 @@
 // Rows of 8-bit RGB -> normalised float32 in the order in which a vision tower takes patches.
 //
-// Patches come in merge x merge blocks, block row by block row; a patch holds channel, time, y, x, and
-// a still image fills every frame. A value is float(pixel) * scale[c] - shift[c], two roundings: this
-// is compiled without contraction, so that it equals the numpy statement to the bit.
+// Patches come in merge x merge blocks, block row by block row. The order within a patch is channel,
+// time, y, x, and a still image fills every frame. A value is float(pixel) * scale[c] - shift[c], with
+// two roundings: compiled without contraction, so that it equals the numpy statement to the bit.
 
 #pragma once
 
@@ -20,7 +20,7 @@ struct Patches {
   int64_t patch, merge, temporal;
   const float* scale;  // [3]
   const float* shift;  // [3]
-  float value[3][256];  // of each pixel
+  float value[3][256];  // the normalised value of each channel and pixel
 
   Patches(int64_t patch, int64_t merge, int64_t temporal, const float* scale, const float* shift)
       : patch(patch), merge(merge), temporal(temporal), scale(scale), shift(shift) {
@@ -30,12 +30,12 @@ struct Patches {
 
   int64_t band() const { return patch * merge; }  // rows of the image in one row of blocks
   int64_t frame() const { return patch * patch; }
-  int64_t staged() const { return frame() + kLanes; }  // between the channels of a staged frame
+  int64_t staged() const { return frame() + kLanes; }  // floats from one channel to the next, see below
   int64_t values() const { return 3 * temporal * frame(); }  // floats of one patch
 };
 
-// One frame of one patch, [3, patch, patch] floats of the pixels at `corner`, the channels apart by
-// staged().
+// Writes one frame of one patch, [3, patch, patch] floats of the pixels at `corner`; the channels begin
+// staged() floats apart, since frame_avx512 writes up to a register beyond the end of each.
 inline void frame_plain(const Patches& p, const uint8_t* corner, int64_t stride, float* frame) {
   const int64_t patch = p.patch, staged = p.staged();
   for (int64_t y = 0; y < patch; ++y) {
@@ -47,12 +47,12 @@ inline void frame_plain(const Patches& p, const uint8_t* corner, int64_t stride,
 
 #ifdef OVLT_X86
 
-// The same for a patch of at most kLanes pixels: a row of it is one load and one register for each
-// channel. What a row writes behind itself is overwritten by the next.
+// The same for a patch of at most kLanes pixels on a side: a row is one load, and one register for each
+// channel. What a row writes beyond its end is overwritten by the next.
 OVLT_AVX512 inline void frame_avx512(
     const Patches& p, const uint8_t* corner, int64_t stride, float* frame) {
   const __mmask64 inside = (__mmask64{1} << (3 * p.patch)) - 1;
-  const __mmask64 lowest = 0x1111111111111111;  // of the four bytes of each lane
+  const __mmask64 lowest = 0x1111111111111111;  // the lowest of the four bytes of each lane
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512i third = _mm512_mullo_epi32(lane, _mm512_set1_epi32(3));
   __m512i pick[3];
@@ -75,7 +75,7 @@ OVLT_AVX512 inline void frame_avx512(
 #endif
 
 // One band of rows, `stride` bytes apart -> the patches of one row of blocks. A frame is made in the
-// cache and then copied whole: its rows of 56 bytes would each end within a cache line.
+// cache and then copied as a whole: its rows, of 56 bytes, would each end within a cache line.
 inline void write_band(
     const Patches& p, const uint8_t* rows, int64_t stride, int64_t width, float* out) {
   std::vector<float> frame(3 * p.staged());

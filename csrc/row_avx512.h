@@ -1,11 +1,11 @@
-// The two row passes of row_logp.cpp in AVX-512, sixteen logits at a time. What the compiler makes of
-// the plain loops takes about twice as long: it rescales 2^n by integer arithmetic and clears lanes
-// that one masked instruction clears, and it converts bfloat16 by way of twice as many registers.
+// The loops of row_logp.cpp in AVX-512, sixteen logits at a time. The compiler's version of the plain
+// loops takes about twice as long: it computes 2^n by integer arithmetic and clears lanes separately,
+// which one masked instruction does here, and it needs twice as many registers to convert bfloat16.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define OVLT_AVX512 1
-#pragma GCC diagnostic push  // gcc 12 finds its own intrinsics uninitialised (its bug 105593)
+#pragma GCC diagnostic push  // gcc 12 calls its own intrinsics uninitialised (its bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
@@ -20,8 +20,8 @@ namespace avx512 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 
-// exp(x) for x <= 0, to 2 ulp; 0 under -87, where the exact value is under 2e-38; NaN gives NaN.
-// exp(x) = 2^n 2^r with n = round(x log2 e), |r| <= 1/2; 2^r by a polynomial through seven Chebyshev
+// exp(x) for x <= 0, to 2 ulp; 0 below -87, where the exact value is below 2e-38; NaN gives NaN.
+// exp(x) = 2^n 2^r with n = round(x log2 e), |r| <= 1/2; 2^r is a polynomial through seven Chebyshev
 // nodes, exact at 0, that errs by 5e-9. log2 e in two parts keeps r exact to 1e-7 for large |x|.
 inline __m512 exp_nonpositive(__m512 x) {
   const __m512 high = _mm512_set1_ps(1.442695f), low = _mm512_set1_ps(1.925963e-8f);
@@ -45,8 +45,8 @@ inline __mmask16 first(int64_t n) {
   return static_cast<__mmask16>((1u << std::min<int64_t>(n, 16)) - 1);
 }
 
-// Whole vectors, and the last of a row with its lanes named: a masked store takes several times as
-// long as a whole one on some processors. Lanes outside are -inf: a token that is not there.
+// Loads and stores of whole vectors, and masked ones for the last of a row only: on some processors a
+// masked store takes several times as long. Lanes outside the row are -inf, as masked tokens are.
 inline __m512 load(const float* x) { return _mm512_loadu_ps(x); }
 inline __m512 load(const float* x, __mmask16 lanes) {
   return _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), lanes, x);
@@ -79,7 +79,7 @@ inline void store(uint16_t* to, __m512 x, __mmask16 lanes) {
   _mm256_mask_storeu_epi16(to, lanes, narrow(x));
 }
 
-// max of the logits as they lie there; NaN is passed over.
+// The maximum of the unscaled logits; skips NaN.
 template <typename T>
 inline float block_max(const T* x, int64_t n, float from) {
   __m512 m0 = _mm512_set1_ps(from), m1 = m0;
@@ -92,8 +92,8 @@ inline float block_max(const T* x, int64_t n, float from) {
   return _mm512_reduce_max_ps(_mm512_max_ps(m0, m1));
 }
 
-// sum += exp(z - m), dot += exp(z - m) (z - m) over a block, z = x scale. While it is summed from the
-// cache the next block is fetched: else memory waits for the sums, and these then for memory.
+// sum += exp(z - m), dot += exp(z - m) (z - m) over a block, z = x scale. The next block is fetched
+// from memory while this one is summed from the cache; otherwise the two would take turns waiting.
 template <typename T>
 inline void block_sums(const T* x, int64_t n, float scale, float m, double& sum, double& dot) {
   const __m512 s = _mm512_set1_ps(scale), shift = _mm512_set1_ps(m);
@@ -103,7 +103,7 @@ inline void block_sums(const T* x, int64_t n, float scale, float m, double& sum,
     const __m512 z = _mm512_sub_ps(_mm512_mul_ps(logits, s), shift);  // rounded as the target's is
     const __m512 e = exp_nonpositive(z);
     total = _mm512_add_ps(total, e);
-    // 0 * -87 for a token that is left out
+    // 0 * -87 for a masked token, not 0 * -inf
     weighted = _mm512_fmadd_ps(e, _mm512_max_ps(smallest, z), weighted);
   };
   int64_t i = 0;
@@ -127,7 +127,7 @@ inline void gradient(
     const __m512 z = _mm512_mul_ps(logits, s);
     const __m512 log_p = _mm512_min_ps(zero, _mm512_add_ps(_mm512_sub_ps(z, b), c));
     const __m512 p = exp_nonpositive(log_p);
-    // -inf + entropy times a slope of 0 is NaN: a token that is left out has no gradient
+    // For a masked token: -inf + entropy, times a slope of 0, would be NaN.
     const __m512 above = _mm512_max_ps(_mm512_set1_ps(-1e4f), log_p);
     const __m512 d = _mm512_fmadd_ps(slope, _mm512_add_ps(above, level), from);
     return _mm512_mul_ps(d, p);

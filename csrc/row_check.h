@@ -1,4 +1,4 @@
-// What the operators of row_logp.cpp and row_logp.cu ask of their arguments, on any device.
+// Checks of the arguments of the operators in row_logp.cpp and row_logp.cu, on any device.
 
 #pragma once
 
@@ -24,7 +24,7 @@ inline void check_rows(
       "inv_temperature must be a contiguous float32 vector [R] on the device of the logits");
 }
 
-// Of row_logp_grad_: logp, entropy, lse in stats; the gradients of logp and entropy in upstream.
+// For row_logp_grad_: stats are logp, entropy, lse; upstream are the gradients g of logp, h of entropy.
 inline void check_per_row(
     const torch::stable::Tensor& logits, const torch::stable::Tensor& stats,
     const torch::stable::Tensor& upstream) {

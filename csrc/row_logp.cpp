@@ -1,8 +1,11 @@
 // Log-prob of one token, entropy and log-sum-exp of each row of a logits matrix, in one pass; and the
 // gradient with respect to the logits, written over them in a second pass: on a CPU. float32 or
-// bfloat16 logits, float32 arithmetic; row_math.h says what is computed, here for z = x * scale in
-// place of x. A row is read once from memory, block by block: the maximum of a block is found while it
-// is loaded into the cache, the block is then summed from there, and merged into the row in float64.
+// bfloat16 logits, float32 arithmetic. row_math.h has the formulas; unlike row_logp.cu, this file calls
+// it with z = x * scale as x and a scale of 1 (see the end of its head comment). g and h are the upstream gradients
+// of logp and entropy.
+//
+// A row is read once from memory, block by block: the maximum of a block is taken while it is loaded
+// into the cache, the block is then summed from there, and merged into the row in float64.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -26,13 +29,13 @@ namespace {
 using ovlt::RowGrad, ovlt::RowStats, ovlt::RowSums;
 using torch::stable::Tensor;
 
-constexpr int64_t kBlock = 4096;               // floats: 16 KiB, half of a first-level cache
-constexpr int64_t kElementsPerTask = 1 << 15;  // below this a second thread costs more than it saves
+constexpr int64_t kBlock = 4096;  // floats: 16 KiB, half of a first-level cache
+constexpr int64_t kElementsPerTask = 1 << 15;  // with fewer a second thread costs more than it saves
 
-// exp(x) for x <= 0, to 2 ulp, in plain arithmetic so that the compiler vectorises the loop round it.
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; the series of exp(r) to r^7 leaves 5e-9.
-// Inputs under -87 (where 2^n would leave the normal floats, and the exact value is under 2e-38) give
-// 0; NaN gives NaN.
+// exp(x) for x <= 0, to 2 ulp, in plain arithmetic so that the compiler vectorises the loop around it.
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2)/2; the series of exp(r) to r^7 errs by 5e-9.
+// Inputs below -87 give 0: 2^n would no longer be a normal float, and the exact value is below 2e-38.
+// NaN gives NaN.
 inline __attribute__((always_inline)) float exp_nonpositive(float x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693145751953125f;  // 16 significant bits: n * kLn2High is exact
@@ -56,7 +59,7 @@ inline __attribute__((always_inline)) float exp_nonpositive(float x) {
   return x < kSmallest ? 0.0f : p * power;
 }
 
-// A logit as it lies in memory, read as float32 and rounded (to nearest, ties to even) when written.
+// Read a logit from memory as float32; write one, rounded to nearest with ties to even.
 inline float load(float x) { return x; }
 inline float load(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
 inline void store(float* to, float x) { *to = x; }
@@ -66,7 +69,7 @@ inline void store(uint16_t* to, float x) {
   *to = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);  // rounding could turn a NaN into inf
 }
 
-// The plain loops, for every other machine. NaN is passed over by the maximum and met by the sums.
+// The plain loops, for machines without AVX-512. The maximum skips a NaN; the sums become NaN.
 template <typename T>
 inline __attribute__((always_inline)) float block_max(const T* x, int64_t n, float m) {
 #pragma omp simd reduction(max : m)
@@ -80,13 +83,13 @@ inline __attribute__((always_inline)) float block_max(const T* x, int64_t n, flo
 template <typename T>
 inline __attribute__((always_inline)) void block_sums(
     const T* x, int64_t n, float scale, float m, double& total, double& weighted) {
-  float sum = 0.0f, dot = 0.0f;  // of one block only: their rounding stays small
+  float sum = 0.0f, dot = 0.0f;  // over one block only, so their rounding stays small
 #pragma omp simd reduction(+ : sum, dot)
   for (int64_t i = 0; i < n; ++i) {
     const float d = load(x[i]) * scale - m;
     const float e = exp_nonpositive(d);
     sum += e;
-    dot += e == 0.0f ? 0.0f : e * d;  // a token that is left out has d = -inf
+    dot += e == 0.0f ? 0.0f : e * d;  // a masked token has d = -inf
   }
   total += sum;
   weighted += dot;
@@ -100,12 +103,12 @@ inline __attribute__((always_inline)) void gradient(
     const float log_p = (load(logits[i]) * scale - base) + shift;
     const float p = exp_nonpositive(log_p < 0.0f ? log_p : log_p == log_p ? 0.0f : log_p);
     const float slope = g + h * (log_p + entropy);
-    // a token that is left out has log_p = -inf, and no gradient
+    // A masked token has log_p = -inf, and no gradient.
     store(logits + i, p == 0.0f ? 0.0f : -slope * p * scale);
   }
 }
 
-// The same loops again for the wider registers that a machine may have.
+// The same loops compiled again for machines with wider registers.
 #define OVLT_LOOPS(name, target)                                                                  \
   namespace name {                                                                                \
   template <typename T>                                                                           \
@@ -135,7 +138,7 @@ struct Loops {
   void (*grad)(T*, int64_t, float, float, float, float, float, float);
 };
 
-// The best that this machine has (simd.h).
+// The best loops that this machine can run (simd.h).
 template <typename T>
 Loops<T> choose() {
 #ifdef OVLT_AVX512
@@ -171,7 +174,7 @@ RowSums<double> row_sums(const Loops<T>& use, const T* logits, int64_t vocab, fl
 
 using torch::headeronly::ScalarType;
 
-// Whether the logits are bfloat16.
+// Checks the arguments; returns whether the logits are bfloat16.
 bool check(const Tensor& logits, const Tensor& target, const Tensor& inv_temperature) {
   ovlt::check_rows(logits, target, inv_temperature);
   const ScalarType dtype = logits.scalar_type();
@@ -221,7 +224,7 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
   return {logp, entropy, lse};
 }
 
-// stats and upstream are float32 [3, R] and [2, R]: logp, entropy, lse; g, h.
+// stats is float32 [3, R]: logp, entropy, lse. upstream is float32 [2, R]: g, h.
 void row_logp_grad_(
     Tensor logits, const Tensor& target, const Tensor& stats, const Tensor& upstream,
     const Tensor& inv_temperature) {
@@ -229,7 +232,7 @@ void row_logp_grad_(
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   ovlt::check_per_row(logits, stats, upstream);
   const int64_t* ids = target.const_data_ptr<int64_t>();
-  const float* found = stats.const_data_ptr<float>();
+  const float* stats_in = stats.const_data_ptr<float>();
   const float* up = upstream.const_data_ptr<float>();
   void* data = logits.data_ptr();
   const float* scales = inv_temperature.const_data_ptr<float>();
@@ -238,9 +241,9 @@ void row_logp_grad_(
     torch::stable::parallel_for(0, rows, grain_of(vocab), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         auto* row = x + r * vocab;
-        const RowStats stats_of_row{found[r], found[rows + r], found[2 * rows + r]};
+        const RowStats stats_of_row{stats_in[r], stats_in[rows + r], stats_in[2 * rows + r]};
         const float g = up[r], h = up[rows + r], scale = scales[r];
-        if (g == 0.0f && h == 0.0f) {  // whatever it holds
+        if (g == 0.0f && h == 0.0f) {  // 0 whatever the row holds, NaN included
           std::memset(row, 0, vocab * sizeof(*row));
           continue;
         }

@@ -1,19 +1,20 @@
-// The row passes of row_logp.cpp for GPUs: float32, bfloat16 or float16 logits, float32 arithmetic;
-// row_math.h says what is computed.
+// The row passes of row_logp.cpp for GPUs: float32, bfloat16 or float16 logits, float32 arithmetic.
+// row_math.h has the formulas; unlike row_logp.cpp, this file calls it with the logits x and their scale
+// (see the end of its head comment). g and h are the upstream gradients of logp and entropy.
 //
 // Both passes are bound by memory. The first reads each logit once: every thread keeps (m, S, D) of the
 // logits that it saw, and these are merged in a tree, so a row (297 KB in bfloat16 at 152k tokens) never
-// has to fit into the 227 KB of a block's shared memory, nor into those of a cluster. The second reads
-// and writes each logit once. The two cannot be one: the gradient needs the coefficients of the
-// objective, which autograd finds on the [R] statistics of the first pass, in Python. Only where a block
-// of logits is small (some 50 MB) does the second read come from the 60 MB of second-level cache.
+// has to fit into the 227 KB of a block's shared memory, nor into that of a cluster. The second reads
+// and writes each logit once. They cannot be one pass: the gradient needs g and h, which autograd
+// computes in Python from the [R] statistics of the first pass. Only if a block of logits is small (some
+// 50 MB) does the second read come from the 60 MB of second-level cache.
 //
-// One thread block per row; a cluster of up to 8 where there are fewer rows than the GPU can hold.
-// exp is ex2.approx of the rounded product with log2(e): its relative error is under
-// 2^-22 + |exponent| 2^-23, while the float32 log-prob that it takes is itself in error by
-// |exponent| 2^-24. Results under 2^-126 are 0.
+// One thread block per row, or a cluster of up to 8 if there are fewer rows than the GPU can hold.
+// exp is ex2.approx of the rounded product with log2(e): its relative error is below
+// 2^-22 + |exponent| 2^-23, while the float32 log-prob that it takes already has an error of
+// |exponent| 2^-24. Results below 2^-126 are 0.
 
-#undef NDEBUG  // assert() is how a kernel reports a target id that is outside of the vocabulary
+#undef NDEBUG  // a kernel reports a target id outside the vocabulary by assert()
 
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
@@ -33,7 +34,7 @@
 #include "row_check.h"
 #include "row_math.h"
 
-// Weak, since a torch without CUDA has no such symbol, and this library must load there too.
+// Weak: a torch without CUDA has no such symbol, and this library must load there too.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
     int32_t device_index, void** ret_stream);
 
@@ -52,7 +53,7 @@ constexpr int kLoads = 4;        // 16-byte loads that a thread has under way at
 constexpr float kLog2E = 1.44269504088896341f;
 
 struct Exp {
-  float factor;  // log2(e), times the scale where there is one
+  float factor;  // log2(e), times the scale if the argument is not scaled yet
   __device__ __forceinline__ float operator()(float x) const {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * factor));
@@ -78,7 +79,7 @@ __device__ __forceinline__ void unpack(const Packed<T>& from, float* to) {
 #pragma unroll
   for (int i = 0; i < Packed<T>::kSize; ++i) to[i] = load(from.at[i]);
 }
-// A bfloat16 is the upper half of a float32: one instruction each, where nvcc makes two of every other.
+// A bfloat16 is the upper half of a float32: one instruction each. nvcc emits two for every other one.
 template <>
 __device__ __forceinline__ void unpack(const Packed<__nv_bfloat16>& from, float* to) {
   const auto words = reinterpret_cast<const uint32_t(&)[4]>(from);
@@ -108,7 +109,7 @@ struct Team {
 #endif
     __syncthreads();
   }
-  // `value` of the block `other`, which lies in its shared memory
+  // `value` of the block `other`, read from that block's shared memory.
   template <typename T>
   __device__ __forceinline__ T read(T& value, int other) const {
 #if __CUDA_ARCH__ >= 900
@@ -121,7 +122,7 @@ struct Team {
 // One row in pieces of 16 bytes. Its start need not be aligned (an odd vocabulary): `head` logits come
 // before the first whole piece, and `tail` is the first after the last.
 struct Pieces {
-  int64_t head, count, tail, loose;  // loose: how many are in no piece, fewer than a warp
+  int64_t head, count, tail, loose;  // loose: how many logits are in no piece, fewer than a warp
   template <typename T>
   __device__ __forceinline__ Pieces(const T* row, int64_t vocab) {
     const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(row) % sizeof(Packed<T>));
@@ -142,24 +143,24 @@ __device__ __forceinline__ int64_t checked_id(const int64_t* target, int64_t row
   return id;
 }
 
-// Merges a few logits into `row`.
+// Adds a few logits to the sums of `row`.
 template <int n>
 __device__ __forceinline__ void add(RowSums& row, const float (&x)[n], Exp exp) {
   RowSums few{ovlt::kNoToken, 0.0f, 0.0f};
 #pragma unroll
-  for (int i = 0; i < n; ++i) few.max = fmaxf(few.max, x[i]);  // passes over a NaN
+  for (int i = 0; i < n; ++i) few.max = fmaxf(few.max, x[i]);  // skips a NaN
   const float from = ovlt::origin(few.max);
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     const float d = x[i] - from;
     const float e = exp(d);
     few.sum += e;
-    if (e != 0.0f) few.dot += e * d;  // a token that is left out has d = -inf
+    if (e != 0.0f) few.dot += e * d;  // a masked token has d = -inf
   }
   row = ovlt::merge(row, few, exp);
 }
 
-// Of all threads of a block, in its thread 0.
+// The sums of all threads of a block; only its thread 0 gets them.
 __device__ __forceinline__ RowSums merge_block(RowSums mine, Exp exp) {
   __shared__ RowSums of_warp[kMaxThreads / kWarp];
   const auto merge_warp = [&exp](RowSums row) {
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) row_stats_kernel(
     if (thread == 0)
       for (int other = 1; other < team.blocks; ++other)
         sums = ovlt::merge(sums, team.read(of_block, other), exp);
-    team.sync();  // no block may leave, and take its shared memory along, before it was read
+    team.sync();  // a block's shared memory is gone when it ends: not before it was read
   }
   if (thread == 0) {
     const float x_target = load(x[checked_id(target, row, vocab)]);
@@ -247,16 +248,16 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) row_grad_kernel(
   const int thread = team.thread(), threads = team.threads();
   const int64_t id = checked_id(target, r, vocab);
   const float g = upstream[r], h = upstream[rows + r];
-  if (g == 0.0f && h == 0.0f) {  // whatever it holds
+  if (g == 0.0f && h == 0.0f) {  // 0 whatever the row holds, NaN included
     for (int64_t i = thread; i < pieces.count; i += threads)
       reinterpret_cast<uint4*>(body)[i] = uint4{0, 0, 0, 0};
     if (thread < pieces.loose) store(x + pieces.loose_column(thread), 0.0f);
     return;
   }
-  const RowStats found{stats[r], stats[rows + r], stats[2 * rows + r]};
-  const RowGrad row = ovlt::row_grad(found, g, h, load(x[id]), inv_temperature[r]);
+  const RowStats stats_of_row{stats[r], stats[rows + r], stats[2 * rows + r]};
+  const RowGrad row = ovlt::row_grad(stats_of_row, g, h, load(x[id]), inv_temperature[r]);
   const Exp exp{kLog2E};
-  team.sync();  // all have read the logit of the target: now it may be written over
+  team.sync();  // every thread has read the target's logit: now it may be overwritten
 
   const auto write_over = [&](Packed<T>& piece) {
     float logit[kSize];
@@ -298,17 +299,17 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Thread blocks per row: one, or more where a GPU would otherwise be idle in part and each still gets
-// several rounds of loads.
+// Thread blocks per row: one, or more if part of the GPU would otherwise be idle and each block still
+// gets several rounds of loads.
 template <typename Kernel>
 int blocks_per_row(Kernel* kernel, int64_t rows, int64_t bytes, int device) {
   constexpr int64_t kLeast = 2 * kLoads * 16 * kMaxThreads;
-  const int64_t wanted = kBlocksPerSm * attribute(cudaDevAttrMultiProcessorCount, device);
+  const int64_t capacity = kBlocksPerSm * attribute(cudaDevAttrMultiProcessorCount, device);
   int blocks = 1;
-  while (blocks < kMaxCluster && 2 * blocks * rows <= wanted && 2 * blocks * kLeast <= bytes)
+  while (blocks < kMaxCluster && 2 * blocks * rows <= capacity && 2 * blocks * kLeast <= bytes)
     blocks *= 2;
   if (blocks == 1) return 1;
-  cudaFuncAttributes code{};  // that of an older architecture, compiled by the driver, has no clusters
+  cudaFuncAttributes code{};  // code for an older architecture, compiled by the driver, has no clusters
   check_cuda(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
   return code.ptxVersion >= 90 ? blocks : 1;
 }
@@ -319,7 +320,7 @@ void launch(void (*kernel)(Parameters...), const Tensor& logits, Arguments... ar
   if (rows == 0) return;
   const int device = logits.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  check_cuda(cudaSetDevice(device), "cudaSetDevice");  // of the runtime linked in here; the guard: torch's
+  check_cuda(cudaSetDevice(device), "cudaSetDevice");  // for the runtime linked here; guard is torch's
   void* stream = nullptr;
   STD_TORCH_CHECK(
       aoti_torch_get_current_cuda_stream != nullptr, "row_logp: this torch was built without CUDA");
@@ -342,7 +343,7 @@ void launch(void (*kernel)(Parameters...), const Tensor& logits, Arguments... ar
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "launch");
 }
 
-// Calls run(T{}) with the type that the logits have.
+// Calls run(T{}) with the type of the logits.
 template <typename Run>
 void with_dtype(const Tensor& logits, Run run) {
   switch (logits.scalar_type()) {
@@ -371,7 +372,7 @@ std::tuple<Tensor, Tensor, Tensor> row_logp(
   return {logp, entropy, lse};
 }
 
-// stats and upstream are float32 [3, R] and [2, R]: logp, entropy, lse; g, h.
+// stats is float32 [3, R]: logp, entropy, lse. upstream is float32 [2, R]: g, h.
 void row_logp_grad_(
     Tensor logits, const Tensor& target, const Tensor& stats, const Tensor& upstream,
     const Tensor& inv_temperature) {

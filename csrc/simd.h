@@ -1,5 +1,5 @@
-// Which of its loops a process may use: the best that the machine has, or at most what the environment
-// variable OVLT_SIMD names, so that those for lesser machines can be tested and measured on any.
+// Which loops a process may use: the best that the machine can run, or at most what the environment
+// variable OVLT_SIMD names, so that the loops for older machines can be tested and measured on any.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -12,11 +12,11 @@ namespace ovlt {
 enum class Simd { plain, avx2, avx512 };
 
 inline Simd simd_at_most() {
-  const char* asked = std::getenv("OVLT_SIMD");
-  const std::string_view name = asked ? asked : "avx512";
+  const char* value = std::getenv("OVLT_SIMD");
+  const std::string_view name = value ? value : "avx512";
   STD_TORCH_CHECK(
       name == "avx512" || name == "avx2" || name == "plain",
-      "OVLT_SIMD must be avx512, avx2 or plain, not ", asked ? asked : "");
+      "OVLT_SIMD must be avx512, avx2 or plain, not ", value ? value : "");
   return name == "avx512" ? Simd::avx512 : name == "avx2" ? Simd::avx2 : Simd::plain;
 }
 

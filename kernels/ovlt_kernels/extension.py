@@ -1,6 +1,6 @@
-"""Loads the compiled operators (csrc/) into ``torch.ops.ovlt`` where they were built.
+"""Load the compiled operators (csrc/) into ``torch.ops.ovlt``, if they were built.
 
-``HAS_EXTENSION`` says whether they are there, ``WHY`` says in a sentence why or why not, and
+``HAS_EXTENSION`` is whether they are there, ``WHY`` a sentence that says why or why not, and
 ``HAS_CUDA`` whether they were built for GPUs too. Every operator has a plain PyTorch statement that
 runs without the extension.
 """
@@ -41,7 +41,7 @@ def load(library: Path = LIBRARY) -> tuple[bool, str]:
 
 
 def has_cuda() -> bool:
-    """Whether the operators that are written in CUDA too are loaded with it."""
+    """Return whether the operators that also exist in CUDA were built with it."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return all(has_kernel(f"ovlt::{name}", "CUDA") for name in CUDA_OPERATORS)
 

@@ -1,8 +1,8 @@
 """Image preprocessing on CPUs: bicubic resize, normalise, cut into the patches of a vision tower.
 
 Images are numpy uint8 arrays ``[h, w, 3]``, RGB, as ``numpy.asarray`` of a Pillow image gives (of a
-torch tensor, ``tensor.numpy()`` shares the memory). They may be read-only and strided: what is not
-contiguous is copied once. Beside each function stands its plain statement, which runs where the
+torch tensor, ``tensor.numpy()`` shares the memory). They may be read-only and strided; one that is
+not contiguous is copied once. Each function has a plain statement beside it, which runs if the
 extension was not built and gives the same numbers to the bit.
 
 All functions may be called from several Python threads at once, and let other threads run.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -23,16 +23,16 @@ from ovlt_kernels.extension import HAS_EXTENSION
 
 
 def resize(image: np.ndarray, height: int, width: int, *, parallel: bool = True) -> np.ndarray:
-    """Antialiased bicubic resize: the pixels of Pillow 13's ``Image.resize(..., BICUBIC)``.
+    """Resize by antialiased bicubic: the pixels of Pillow 13's ``Image.resize(..., BICUBIC)``.
 
     Args:
         image: uint8 ``[h, w, 3]``.
         height: of the result, in pixels, as is ``width``.
-        parallel: over the threads of torch. ``False`` where the caller's own threads each take an
+        parallel: over the threads of torch. ``False`` if the caller's own threads each take an
             image: every one of them would otherwise start a team of its own.
 
     Returns:
-        uint8 ``[height, width, 3]``, contiguous and writable; a copy where the size is the same.
+        uint8 ``[height, width, 3]``, contiguous and writable; a copy if the size is the same.
 
     Raises:
         ValueError: for another dtype or shape, and for a side of no pixels.
@@ -70,7 +70,7 @@ def patchify(
 
     Returns:
         float32 ``[h / patch * w / patch, 3 * temporal * patch * patch]``: patches block by block,
-        and within a patch the order channel, time, y, x. ``out`` where it was given.
+        and within a patch the order channel, time, y, x. ``out`` if it was given.
 
     Raises:
         ValueError: for dtypes, shapes, sides or values that do not fit.
@@ -101,10 +101,10 @@ def preprocess(
     out: np.ndarray | None = None,
     parallel: bool = True,
 ) -> np.ndarray:
-    """``patchify(resize(image, height, width), ...)`` in one pass, equal to it to the bit.
+    """Return ``patchify(resize(image, height, width), ...)``, in one pass and equal to the bit.
 
-    The resized image is rounded to 8 bits as there, but exists only as one row of blocks in the
-    cache. Arguments, result and errors are those of :func:`resize` and :func:`patchify`.
+    The resized image is rounded to 8 bits as it is there, but exists only as one row of blocks in
+    the cache. Arguments, result and errors are those of :func:`resize` and :func:`patchify`.
     """
     height, width = _check_size(height, width)
     _check_image(image)
@@ -131,9 +131,9 @@ def preprocess(
 def resize_reference(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The plain statement of :func:`resize`, without checks: Pillow's two passes by themselves.
 
-    Each pass rounds to 8 bits, so their order shows in the pixels. Pillow goes over the width
-    first; since version 13 over the height, where that loses more than twice the pixels that the
-    width loses. Here the order is stated, so every version of Pillow gives the same.
+    Each pass rounds to 8 bits, so their order shows in the pixels. Pillow resizes the width first;
+    since version 13 the height first, if the height loses more than twice the pixels that the width
+    loses. Here the order is explicit, so every version of Pillow gives the same.
     """
     h, w = image.shape[:2]
     by_height, by_width = (w, height), (width, h)
@@ -165,7 +165,7 @@ def patchify_reference(
 
 
 class _ReadOnly:
-    """A view that says it is writable: torch.from_numpy warns of others, and we only read."""
+    """A view that claims to be writable: torch.from_numpy warns of others, and we only read."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array  # keeps the memory alive as long as the view
@@ -179,7 +179,7 @@ def _tensor(image: np.ndarray) -> Tensor:
 
 
 def _scale_shift(mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """float32 [2, 3]: pixel / 255, minus mean, over std, is pixel * scale - shift."""
+    """Return float32 [2, 3] so that (pixel / 255 - mean) / std = pixel * scale - shift."""
     exact = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
     if any(value.shape != (3,) for value in exact):
         raise ValueError(f"mean and std must hold one number per channel, 3, not {mean} and {std}.")
@@ -204,7 +204,7 @@ def _output(
     return out
 
 
-def _check_image(image: Any) -> None:
+def _check_image(image: object) -> None:
     if not isinstance(image, np.ndarray):
         raise ValueError(
             f"image must be a numpy array, not {type(image).__name__}: use numpy.asarray(image) of "
@@ -224,7 +224,7 @@ def _check_image(image: Any) -> None:
         raise ValueError(f"image has a side of no pixels: {list(image.shape)}.")
 
 
-def _check_size(height: Any, width: Any) -> tuple[int, int]:
+def _check_size(height: SupportsIndex, width: SupportsIndex) -> tuple[int, int]:
     try:
         sides = operator.index(height), operator.index(width)
     except TypeError:

@@ -4,64 +4,56 @@ With z = (hidden @ weight.T) / temperature and p = softmax(z)::
 
     lse = log sum_v exp z_v       logp = z[target] - lse       entropy = -sum_v p_v log p_v
 
-and, for upstream gradients g of logp and h of entropy::
+and, with the upstream gradients g of logp and h of entropy::
 
     dL/dz_v = g (1[v = target] - p_v) - h p_v (log p_v + entropy)
 
 The logits exist for one block of rows at a time and are computed again in backward, so a row keeps
-three numbers between the passes in place of V. Rows whose upstream gradients are both zero (filler,
+three numbers between the passes instead of V. Rows whose upstream gradients are both zero (filler,
 clipped tokens, groups without signal) are dropped before the products of backward.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ovlt_kernels.blocks import (
-    add_gradients_,
-    block_logits,
-    check_head,
-    rows_per_block,
-)
+from ovlt_kernels.blocks import add_gradients_, block_logits, rows_per_block
+from ovlt_kernels.head import PLAIN, HeadOptions, HeadOutput, check_head
 from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference, wide_dtype
 
+if TYPE_CHECKING:
+    from torch.autograd.function import FunctionCtx
 
-class HeadOutput(NamedTuple):
-    """What the head says about each row that carries loss; natural logarithms (nats)."""
+    class Context(FunctionCtx):
+        """What the forward leaves for the backward."""
 
-    logp: Tensor  # float32 [R]  log-prob of the target
-    entropy: Tensor  # float32 [R]  entropy of the whole distribution
-    lse: Tensor  # float32 [R]  log of the normaliser; carries no gradient
+        logits_dtype: torch.dtype | None
+        rows: int  # of one block
+        needs_input_grad: tuple[bool, ...]
+        saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]
 
 
 def linear_logp(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
+    options: HeadOptions = PLAIN,
     *,
-    temperature: float | Tensor = 1.0,
-    logits_dtype: torch.dtype | None = None,
-    banned_ids: Tensor | None = None,
     chunk_bytes: int | None = None,
     entropy_grad: bool = True,
 ) -> HeadOutput:
-    """Log-prob of ``target``, entropy and log-sum-exp of each row.
+    """Return log-prob of ``target``, entropy and log-sum-exp of each row.
 
     Args:
         hidden: ``[R, H]``, floating point; R may be 0.
         weight: ``[V, H]``, dtype and device of ``hidden``.
         target: int64 ``[R]``, each in ``[0, V)``.
-        temperature: > 0; divides the logits in float32, after any rounding, as vLLM does. A number,
-            or a floating tensor ``[R]`` with one for each row; no gradient flows through it.
-        logits_dtype: None: the logits as the matmul gives them in the dtype of the inputs;
-            bfloat16: rounded to it (the rounding is passed over in backward); float32: not rounded
-            even where the inputs are bfloat16. Choose what the sampling engine does.
-        banned_ids: int64 ``[B]``, tokens that the engine cannot sample: left out of the normaliser.
+        options: temperature, rounding of the logits, banned tokens.
         chunk_bytes: bytes of one block of logits, counted in float32; None: by the device
             (``blocks.CHUNK_BYTES``).
         entropy_grad: whether gradient flows through ``entropy``.
@@ -76,12 +68,13 @@ def linear_logp(
         ValueError: for shapes, dtypes, devices, ids or a temperature that do not fit, and for a
             DTensor. Checking the ids waits for the device once.
     """
-    temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
+    temperature = check_head(hidden, weight, target, options)
     rows = rows_per_block(chunk_bytes, weight)
-    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes are what was given
+    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes are the caller's choice
         logp, entropy, lse = _LinearLogp.apply(
-            hidden, weight, target, banned_ids, temperature, logits_dtype, rows, entropy_grad
-        )
+            hidden, weight, target, options.banned_ids, temperature, options.logits_dtype, rows,
+            entropy_grad,
+        )  # fmt: skip
     return HeadOutput(logp, entropy, lse)
 
 
@@ -89,25 +82,23 @@ def linear_logp_reference(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
+    options: HeadOptions = PLAIN,
     *,
-    temperature: float | Tensor = 1.0,
-    logits_dtype: torch.dtype | None = None,
-    banned_ids: Tensor | None = None,
     entropy_grad: bool = True,
 ) -> HeadOutput:
     """The plain statement of :func:`linear_logp`: all logits at once, and autograd."""
-    temperature = check_head(hidden, weight, target, temperature, logits_dtype, banned_ids)
+    temperature = check_head(hidden, weight, target, options)
     wide = wide_dtype(hidden.dtype)
-    if logits_dtype == torch.float32:
-        logits = hidden.to(wide) @ weight.to(wide).t()
+    if options.logits_dtype == torch.float32:
+        logits = hidden.to(wide) @ weight.to(wide).t()  # [R, V]
     else:
-        logits = hidden @ weight.t()
-    if logits_dtype == torch.bfloat16:
+        logits = hidden @ weight.t()  # [R, V]
+    if options.logits_dtype == torch.bfloat16:
         exact = logits.detach()
         logits = logits + (exact.to(torch.bfloat16).to(exact.dtype) - exact)
     logits = logits.to(wide)
-    if banned_ids is not None:
-        logits = logits.index_fill(1, banned_ids, -math.inf)
+    if options.banned_ids is not None:
+        logits = logits.index_fill(1, options.banned_ids, -math.inf)
     logp, entropy, lse = row_logp_reference(logits, target, temperature)
     return HeadOutput(logp, entropy if entropy_grad else entropy.detach(), lse.detach())
 
@@ -115,7 +106,7 @@ def linear_logp_reference(
 class _LinearLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden: Tensor,
         weight: Tensor,
         target: Tensor,
@@ -125,18 +116,19 @@ class _LinearLogp(torch.autograd.Function):
         rows: int,
         entropy_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output = hidden.new_empty(3, len(hidden), dtype=wide_dtype(hidden.dtype))
+        output = hidden.new_empty(3, len(hidden), dtype=wide_dtype(hidden.dtype))  # [3, R]
         for first in range(0, len(hidden), rows):
             block = slice(first, first + rows)
-            logits = block_logits(hidden[block], weight, logits_dtype, banned_ids)
-            for value, found in zip(
-                output, row_logp(logits, target[block], temperature[block]), strict=True
-            ):
-                value[block] = found
+            logits = block_logits(hidden[block], weight, logits_dtype, banned_ids)  # [rows, V]
+            stats = row_logp(logits, target[block], temperature[block])  # 3 x [rows]
+            for whole, part in zip(output, stats, strict=True):
+                whole[block] = part
             del logits  # or this block's would still be there while the next one is made
-        # Apart, so that a small tensor that someone keeps does not hold the other two.
+        # Copies, so that a small tensor that someone keeps does not hold the other two.
         logp, entropy, lse = (value.clone() for value in output)
-        ctx.save_for_backward(hidden, weight, target, banned_ids, temperature, logp, entropy, lse)
+        inputs = hidden, weight, target, banned_ids, temperature
+        # None (no banned ids) is allowed, though torch does not declare it.
+        ctx.save_for_backward(*inputs, logp, entropy, lse)  # pyright: ignore[reportArgumentType]
         ctx.logits_dtype, ctx.rows = logits_dtype, rows
         ctx.mark_non_differentiable(*((lse,) if entropy_grad else (entropy, lse)))
         ctx.set_materialize_grads(False)
@@ -145,30 +137,30 @@ class _LinearLogp(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # pyright reads its result as taking ctx by position only
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Any
+        ctx: Context, grad_logp: Tensor | None, grad_entropy: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return _backward(ctx, *grad_outputs)
+            return _backward(ctx, grad_logp, grad_entropy)
 
 
 def _backward(
-    ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, _: None
+    ctx: Context, grad_logp: Tensor | None, grad_entropy: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """None for a gradient is that nothing flows back through that output."""
+    """A gradient of None says that nothing flows back through that output."""
     hidden, weight, target, banned_ids, temperature, logp, entropy, lse = ctx.saved_tensors
-    want_hidden, want_weight = ctx.needs_input_grad[:2]
+    needs_hidden, needs_weight = ctx.needs_input_grad[:2]
     wide = logp.dtype
     if grad_logp is None:
         grad_logp = torch.zeros_like(logp)
-    live = grad_logp != 0
+    live = grad_logp != 0  # [R]
     if grad_entropy is not None:
         live = live | (grad_entropy != 0)
-    grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+    grad_hidden = torch.zeros_like(hidden) if needs_hidden else None  # [R, H]
     # float32 over the blocks: a bfloat16 sum would err more the more blocks there are.
-    grad_weight = torch.zeros_like(weight, dtype=wide) if want_weight else None
+    grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None  # [V, H]
 
     for block in live.nonzero()[:, 0].split(ctx.rows):
-        x, ids = hidden[block], target[block]
+        x, ids = hidden[block], target[block]  # [rows, H], [rows]
         dz = row_logp_grad_(
             block_logits(x, weight, ctx.logits_dtype, banned_ids),
             ids,
@@ -176,7 +168,7 @@ def _backward(
             grad_logp[block],
             None if grad_entropy is None else grad_entropy[block],
             temperature[block],
-        )
+        )  # [rows, V]
         add_gradients_(grad_hidden, grad_weight, dz, x, weight, block)
         del dz  # or this block's would still be there while the next one is made
 

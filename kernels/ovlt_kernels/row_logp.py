@@ -4,15 +4,15 @@ With z = logits / temperature::
 
     lse = log sum_v exp z_v      logp = z[target] - lse      entropy = lse - sum_v softmax(z)_v z_v
 
-in nats. A token that is left out of the distribution has the logit ``-inf``. For upstream gradients
-g of logp and h of the entropy, with p = softmax(z)::
+in nats. A token that is masked (left out of the distribution) has the logit ``-inf``. With the
+upstream gradients g of logp and h of entropy, and p = softmax(z)::
 
     dL/dlogits_v = (g (1[v = target] - p_v) - h p_v (log p_v + entropy)) / temperature
 
-There are two kernels for GPUs, which compute the same: in Triton (row_logp_triton.py), and in CUDA
-(csrc/row_logp.cu) where that was built. ``OVLT_ROW_KERNEL=triton`` or ``cuda`` chooses, and is
-read once. The default stays Triton until ``bench/test_logp.py`` has shown on a GPU that the
-other is faster: the CUDA kernel has not been timed yet.
+Two kernels for GPUs compute the same: one in Triton (row_logp_triton.py), and one in CUDA
+(csrc/row_logp.cu) if that was built. ``OVLT_ROW_KERNEL=triton`` or ``cuda`` chooses, and is read
+once. The default stays Triton until ``bench/test_logp.py`` has shown on a GPU that the other is
+faster: the CUDA kernel has not been timed yet.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ if HAS_EXTENSION:
 def row_logp(
     logits: Tensor, target: Tensor, temperature: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three statistics of each row, float32 (float64 for float64 logits).
+    """Return the three statistics of each row, float32 (float64 for float64 logits).
 
     Args:
         logits: ``[R, V]``, any floating dtype and device; computed in at least float32.
         target: int64 ``[R]``, on the device of the logits, each in ``[0, V)``. The range is checked
-            on a CPU only: on a GPU that would wait for the device, which reports it by itself.
+            on a CPU only: on a GPU a check would wait for the device, which reports it anyway.
         temperature: > 0; the logits are divided by it. A number, or one for each row: a floating
             tensor ``[R]``, through which no gradient flows; its values are checked on a CPU only.
 
@@ -62,13 +62,13 @@ def row_logp(
 
     Raises:
         ValueError: for shapes, dtypes, a temperature or target ids that do not fit; on a GPU, for
-            an ``OVLT_ROW_KERNEL`` that is not known or was not built.
+            an ``OVLT_ROW_KERNEL`` that does not exist or was not built.
     """
     temperature = per_row(temperature, logits)
     _check(logits, target, temperature)
     wants_grad = logits.requires_grad and torch.is_grad_enabled()
     if not wants_grad and _in_triton(logits):
-        from ovlt_kernels.row_logp_triton import row_stats
+        from ovlt_kernels.row_logp_triton import row_stats  # Triton is optional
 
         return row_stats(logits.detach().contiguous(), target.contiguous(), _inverse(temperature))
     if not wants_grad and _in_extension(logits):
@@ -92,12 +92,13 @@ def row_logp_grad_(
         logits: ``[R, V]``, contiguous; what :func:`row_logp` was given.
         target: int64 ``[R]``.
         stats: what :func:`row_logp` returned for these rows.
-        grad_logp: ``[R]``, upstream gradient of the log-probs, as are ``grad_entropy`` of the
-            entropies (None: none). A row where both are 0 becomes 0, even if it holds NaN.
+        grad_logp: ``[R]``, upstream gradient g of the log-probs.
+        grad_entropy: ``[R]``, upstream gradient h of the entropies; None: zero. A row for which
+            both are 0 becomes 0, even if it holds NaN.
         temperature: as in :func:`row_logp`.
 
     Returns:
-        ``logits``, in its own dtype, rounded once from float32 (float64 where it is float64).
+        ``logits``, in its own dtype, rounded once from float32 (float64 logits: from float64).
 
     Raises:
         ValueError: for shapes, dtypes, a temperature or target ids that do not fit, and for logits
@@ -107,14 +108,14 @@ def row_logp_grad_(
     _check(logits, target, temperature)
     if not logits.is_contiguous():
         raise ValueError("logits are overwritten in place: pass a contiguous matrix.")
-    given = [*stats, grad_logp] + ([] if grad_entropy is None else [grad_entropy])
-    if any(value.shape != target.shape for value in given):
-        shapes = [tuple(value.shape) for value in given]
+    per_row_values = [*stats, grad_logp] + ([] if grad_entropy is None else [grad_entropy])
+    if any(value.shape != target.shape for value in per_row_values):
+        shapes = [tuple(value.shape) for value in per_row_values]
         raise ValueError(f"stats and gradients must be [{len(target)}] each, not {shapes}.")
     if grad_entropy is None:
         grad_entropy = torch.zeros_like(grad_logp)
     if _in_triton(logits):
-        from ovlt_kernels.row_logp_triton import row_grad_
+        from ovlt_kernels.row_logp_triton import row_grad_  # Triton is optional
 
         inverse, target = _inverse(temperature), target.contiguous()
         return row_grad_(logits.detach(), target, stats, grad_logp, grad_entropy, inverse)
@@ -127,13 +128,13 @@ def row_logp_grad_(
             _inverse(temperature),
         )
         return logits
-    logp, entropy, lse = (value[:, None] for value in stats)
-    g, h = grad_logp[:, None], grad_entropy[:, None]
+    logp, entropy, lse = (value[:, None] for value in stats)  # [R, 1] each
+    g, h = grad_logp[:, None], grad_entropy[:, None]  # [R, 1] each
     wide = wide_dtype(logits.dtype)
-    temperature = temperature[:, None].to(wide)
-    log_p = logits.to(wide) / temperature - lse
-    p = log_p.exp()
-    # The floor keeps 0 * -inf of tokens that are left out from being NaN; exp(-1e4) is 0 anyway.
+    temperature = temperature[:, None].to(wide)  # [R, 1]
+    log_p = logits.to(wide) / temperature - lse  # [R, V]
+    p = log_p.exp()  # [R, V]
+    # The floor keeps 0 * -inf of masked tokens from being NaN; exp(-1e4) is 0 anyway.
     dz = log_p.clamp_(min=-1e4).add_(entropy).mul_(h).add_(g).mul_(p).neg_()
     # The target's column from its log-prob: p - 1 would cancel as p goes to 1.
     at_target = g * -torch.expm1(logp) - h * logp.exp() * (logp + entropy)
@@ -149,17 +150,20 @@ def row_logp_reference(
     lse = torch.logsumexp(z, dim=-1)
     log_softmax = torch.log_softmax(z, dim=-1)
     logp = log_softmax.gather(-1, target[:, None])[:, 0]
-    # 0 * -inf is NaN: a token that is left out adds nothing to the entropy.
+    # 0 * -inf is NaN, but a masked token adds nothing to the entropy.
     finite = log_softmax.masked_fill(log_softmax == -torch.inf, 0.0)
     entropy = -(log_softmax.exp() * finite).sum(dim=-1)
     return logp, entropy, lse
 
 
 def per_row(temperature: float | Tensor, like: Tensor) -> Tensor:
-    """One temperature for each row of ``like``, float64 ``[R]``: 1 / T is rounded to float32 once.
+    """Return one temperature for each row of ``like``, float64 ``[R]``.
+
+    float64, so that 1 / T is rounded to float32 once.
 
     Raises:
-        ValueError: for a tensor that is not ``[R]``, not floating, elsewhere, or wants a gradient.
+        ValueError: for a tensor that is not ``[R]``, not floating, on another device, or one that
+            requires a gradient.
     """
     if not isinstance(temperature, Tensor):
         return like.new_full((1,), temperature, dtype=torch.float64).expand(len(like))
@@ -180,13 +184,13 @@ def _inverse(temperature: Tensor) -> Tensor:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that logits of ``dtype`` are computed in."""
+    """Return the dtype that logits of ``dtype`` are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @functools.cache
 def gpu_kernel() -> str:
-    """``"triton"`` or ``"cuda"``: which kernel serves logits on a GPU, by ``OVLT_ROW_KERNEL``."""
+    """Return which kernel serves logits on a GPU, "triton" or "cuda", by ``OVLT_ROW_KERNEL``."""
     name = os.environ.get("OVLT_ROW_KERNEL", "triton")
     if name not in ("triton", "cuda"):
         raise ValueError(f"OVLT_ROW_KERNEL must be triton or cuda, not '{name}'.")

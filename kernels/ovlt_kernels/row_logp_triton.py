@@ -1,10 +1,11 @@
 """The row passes of ``row_logp`` in Triton, for GPUs; under TRITON_INTERPRET=1 they run on a CPU.
 
-Two kernels, bound by memory. One reads every logit x once; each lane keeps the maximum m of those
-that it saw, S = sum exp((x - m) / T) and D = sum exp((x - m) / T) (x - m), and the lanes are merged
-at the end, as in csrc/row_math.h: a reduction over the whole program for each block of columns
-would take longer than the memory does. The other reads it again and writes the gradient over it.
-All arithmetic is float32.
+Two kernels, bound by memory. The first reads every logit x once. Each lane keeps the maximum m of
+the logits that it saw, S = sum exp((x - m) / T) and D = sum exp((x - m) / T) (x - m), and the lanes
+are merged at the end, as in csrc/row_math.h: reducing over the whole program for each block of
+columns would take longer than reading the block. The second reads the logits again and writes the
+gradient over them, given the upstream gradients g of logp and h of entropy (``row_logp`` states the
+formula). All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 4096  # columns that one program holds at a time: 16 KiB of float32 in registers of 8 warps
+_BLOCK = 4096  # columns that a program holds at a time: 16 KiB of float32 in registers of 8 warps
 _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 
@@ -43,7 +44,7 @@ def _stats_kernel(
         factor = tl.exp2(step * rate)
         below = x - shift[:, None]
         e = tl.exp2(below * rate)
-        # not 0 * -inf: of a token that is left out; and of logits near the lowest float, times many
+        # 0 * -inf of a masked token is NaN; so is a difference of two logits near the lowest float
         finite = tl.maximum(below, _LOWEST)
         d = tl.where(factor == 0.0, 0.0, factor * (d + step * s)) + tl.sum(e * finite, axis=1)
         s = factor * s + tl.sum(e, axis=1)
@@ -72,11 +73,11 @@ def _grad_kernel(logits, per_row, rows, stride, vocab, BLOCK: tl.constexpr):
     scale = tl.load(per_row + 5 * rows + row)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = logits + row * stride + columns
-    read = tl.where((g == 0.0) & (h == 0.0), 0, vocab)  # none: such a row becomes 0, even of NaN
+    read = tl.where((g == 0.0) & (h == 0.0), 0, vocab)  # such a row is not read: 0 even for NaN
     x = tl.load(here, mask=columns < read, other=float("-inf")).to(tl.float32)
     log_p = (x - base) * scale + shift
     p = tl.exp2(log_p * _LOG2_E)
-    # a token that is left out has log_p = -inf, and no gradient
+    # a masked token has log_p = -inf, and no gradient
     dx = tl.where(p == 0.0, 0.0, (g + h * (log_p + entropy)) * p)
     tl.store(here, dx.to(logits.dtype.element_ty), mask=columns < vocab)
 
@@ -84,8 +85,13 @@ def _grad_kernel(logits, per_row, rows, stride, vocab, BLOCK: tl.constexpr):
 def row_stats(
     logits: Tensor, target: Tensor, inv_temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(logp, entropy, lse)``, float32 ``[R]`` each, as ``row_logp``; the logits' last dimension
-    must be contiguous. inv_temperature: float32 ``[R]``."""
+    """Return ``(logp, entropy, lse)``, float32 ``[R]`` each, as ``row_logp``.
+
+    Args:
+        logits: ``[R, V]``, last dimension contiguous.
+        target: int64 ``[R]``.
+        inv_temperature: float32 ``[R]``.
+    """
     rows, vocab = logits.shape
     logp, entropy, lse = (
         torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(3)
@@ -95,7 +101,7 @@ def row_stats(
         _stats_kernel[(rows,)](
             logits, _at_target(logits, target), inv_temperature, logp, entropy, lse,
             logits.stride(0), vocab,
-            LANES=max(1, _block(vocab) // each), EACH=each, num_warps=8,
+            LANES=max(1, _block(vocab) // each), EACH=each, num_warps=8,  # pyright: ignore[reportCallIssue]
         )  # fmt: skip
     return logp, entropy, lse
 
@@ -114,8 +120,8 @@ def row_grad_(
         return logits
     logp, entropy, lse, g, h = (t.float() for t in (*stats, grad_logp, grad_entropy))
     at_target = g * -torch.expm1(logp) - h * logp.exp() * (logp + entropy)
-    # Logits far from 0 make lse large and its rounding the error of every p: measure from the
-    # target instead where its log-prob is the smaller number.
+    # If the logits are far from 0, lse is large and its rounding is the error of every p: measure
+    # from the target's logit instead if its log-prob is the smaller number.
     live = (g != 0) | (h != 0)
     near = live & (logp.abs() < lse.abs())
     base = torch.where(near, _at_target(logits, target), 0.0)
@@ -124,16 +130,21 @@ def row_grad_(
     block = _block(vocab)
     per_row = torch.stack((base, shift, entropy, *slopes, inv_temperature))
     _grad_kernel[(rows, triton.cdiv(vocab, block))](
-        logits, per_row, rows, logits.stride(0), vocab, BLOCK=block, num_warps=8
+        logits, per_row, rows, logits.stride(0), vocab, BLOCK=block,
+        num_warps=8,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     at_target = torch.where(live, at_target * inv_temperature, 0.0)
     return logits.scatter_(1, target[:, None], at_target.to(logits.dtype)[:, None])
 
 
 def _at_target(logits: Tensor, target: Tensor) -> Tensor:
-    """Float32 ``[R]``. Here, since gather has the device report an id that is out of range."""
+    """Return the logit of the target, float32 ``[R]``.
+
+    Not in the kernel: gather lets the device report an id that is out of range.
+    """
     return logits.gather(1, target[:, None])[:, 0].float()
 
 
 def _block(vocab: int) -> int:
-    return min(_BLOCK, 1 << (vocab - 1).bit_length())  # a power of two
+    """Return how many columns a program takes at a time: a power of two, as Triton's ranges are."""
+    return min(_BLOCK, 1 << (vocab - 1).bit_length())

@@ -26,7 +26,7 @@ from ovlt.distill.generate import check_context, generate, verify
 from ovlt.distill.phases import DECIDED_BY, digest_of, made_with, phases
 from ovlt.distill.requests import Asker
 from ovlt.distill.shards import Record, Shards
-from ovlt.model.load import open_folder, open_reader
+from ovlt.model.load import open_folder, open_text_model
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Sampling
 from ovlt.system import launch
@@ -55,7 +55,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     source = recipe.folder / cfg.answers_of if cfg.answers_of else home
     home.mkdir(parents=True, exist_ok=True)
     seer = open_folder(recipe.expand(cfg.captioner or recipe.model.path))
-    reader = open_reader(recipe.expand(cfg.teacher)) if cfg.teacher else seer
+    reader = open_text_model(recipe.expand(cfg.teacher)) if cfg.teacher else seer
     if cfg.teacher:  # before the first caption is made
         room = cfg.max_prompt_tokens, cfg.max_caption_tokens, "distill.max_caption_tokens"
         check_context(seer, *room)

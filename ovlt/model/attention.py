@@ -5,10 +5,13 @@ first: flash-attn where it is installed, ``torch.nn.attention.varlen`` on CUDA, 
 scaled-dot-product attention over segments grouped by equal length.
 
 ``varlen(module, q, k, v, ...)`` puts it behind transformers' public attention interface, under two
-names. The decoder uses ``ovlt_varlen`` and finds the sample boundaries under the private keyword
-``ovlt_cu`` (the public name ``cu_seqlens`` is taken by the vision tower's own bookkeeping). The
-tower uses a name that contains "flash", which makes transformers hand over all windows or images in
-one call, with ``cu_seq_lens_q``, instead of looping over them in Python.
+names. The decoder uses ``ovlt_varlen`` and gets the sample boundaries as the keyword ``ovlt_cu``
+(transformers' own ``cu_seqlens`` belongs to the vision tower). The tower uses a name that contains
+"flash", which makes transformers pass all windows or images in one call, with ``cu_seq_lens_q``,
+instead of looping over them in Python.
+
+Shapes: T tokens of a packed row, S segments, Hq query heads, Hkv key and value heads, D head
+dimension, L length of one segment.
 """
 
 from __future__ import annotations
@@ -20,16 +23,23 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 BACKENDS = ("flash", "torch_varlen", "sdpa")  # best first
 
 TEXT_ATTENTION = "ovlt_varlen"
 VISION_ATTENTION = "ovlt_flash_varlen"  # the word "flash" decides how transformers calls it
+_ATTRIBUTE = "_ovlt_segments"  # of a boundaries tensor, see segments_of
+
+
+class CausalModule(Protocol):
+    """A transformers attention layer, as far as it is used here."""
+
+    is_causal: bool
 
 
 def varlen_attention(
@@ -43,7 +53,7 @@ def varlen_attention(
     scale: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v within each segment of a packed row.
+    """Return softmax(scale q k^T) v within each segment of a packed row.
 
     Args:
         q: ``[T, Hq, D]``, floating point.
@@ -52,8 +62,8 @@ def varlen_attention(
         cu_seqlens: int32 ``[S + 1]``, on the same device: segment s is the rows from
             ``cu_seqlens[s]`` up to ``cu_seqlens[s + 1]``; from 0 to T, strictly increasing. The
             values are read once and remembered on the tensor, so pass the same tensor to every
-            layer. On a GPU that first reading waits for the device, and nothing else here does;
-            boundaries that :func:`to_device` took there are known already.
+            layer. On a GPU that first read waits for the device, and nothing else here does; it is
+            not needed for boundaries that :func:`to_device` moved there.
         max_length: an upper bound of the segments' lengths, in tokens; None: the longest.
         causal: whether a row sees only itself and the rows of its segment before it.
         scale: > 0, multiplies the scores; None: D ** -0.5.
@@ -103,17 +113,17 @@ def varlen_attention_reference(
     Holds the scores of a segment, ``[Hq, L, L]``. Without checks.
     """
     share, factor = q.shape[1] // k.shape[1], _scale(scale, q)
-    out = []
+    out: list[Tensor] = []
     for start, end in itertools.pairwise(cu_seqlens.tolist()):
-        of_head = q[start:end].transpose(0, 1)  # [Hq,L,D]
+        queries = q[start:end].transpose(0, 1)  # [Hq, L, D]
         keys, values = (
             x[start:end].repeat_interleave(share, dim=1).transpose(0, 1) for x in (k, v)
-        )
-        scores = of_head @ keys.mT * factor  # [Hq,L,L]
+        )  # [Hq, L, D] each
+        scores = queries @ keys.mT * factor  # [Hq, L, L]
         if causal:
             future = torch.ones_like(scores, dtype=torch.bool).triu(1)
             scores = scores.masked_fill(future, -torch.inf)
-        out.append((scores.softmax(-1) @ values).transpose(0, 1))
+        out.append((scores.softmax(-1) @ values).transpose(0, 1))  # [L, Hq, D]
     return torch.cat(out)
 
 
@@ -121,18 +131,17 @@ def _scale(scale: float | None, q: Tensor) -> float:
     return q.shape[-1] ** -0.5 if scale is None else scale
 
 
-# --- backends ----------------------------------------------------------------------------------
 @functools.cache
 def available_backends(
     device: torch.device | str, dtype: torch.dtype, head_dim: int
 ) -> tuple[str, ...]:
-    """The names for ``backend=`` that can run such inputs here, best first; the last is 'sdpa'."""
+    """Return the backends that can run such inputs here, best first; the last is 'sdpa'."""
     return tuple(b for b in BACKENDS if not _obstacle(b, torch.device(device), dtype, head_dim))
 
 
 @functools.cache
 def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Why ``backend`` cannot run such inputs here; empty: it can."""
+    """Return why ``backend`` cannot run such inputs here; empty if it can."""
     if backend == "sdpa":
         return ""
     if device.type != "cuda":
@@ -165,23 +174,26 @@ def _choose(backend: str | None, q: Tensor) -> str:
 
 
 @functools.cache
-def _flash_function() -> Callable[..., Any] | None:
+def _flash_function() -> Callable[..., Tensor] | None:
+    """Return flash-attn's function, or None if it cannot be imported."""
     try:
         from flash_attn import flash_attn_varlen_func
-    except ImportError:  # not there, of another major version, or built for another torch
+    except ImportError:  # not installed, another major version, or built for another torch
         return None
     return flash_attn_varlen_func
 
 
 @functools.cache
-def _torch_function() -> tuple[Callable[..., Any], frozenset[str]] | None:
-    """``varlen_attn`` and the names of its parameters, which differ between torch versions."""
+def _torch_function() -> tuple[Callable[..., Tensor], frozenset[str]] | None:
+    """Return ``varlen_attn`` and its parameters' names, which differ between torch versions."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return None
     from torch.nn.attention.varlen import varlen_attn
 
     names = frozenset(inspect.signature(varlen_attn).parameters)
-    return (varlen_attn, names) if {"window_size", "scale"} <= names else None
+    if not {"window_size", "scale"} <= names:
+        return None
+    return cast("Callable[..., Tensor]", varlen_attn), names  # a pair only if return_aux is given
 
 
 def _flash(
@@ -199,7 +211,7 @@ def _flash(
         longest,
         softmax_scale=scale,
         causal=causal,
-        # flash-attn adds up dq with atomics unless told so; it does not read torch's switch
+        # flash-attn sums dq with atomics, in any order, unless this is set; it ignores torch's flag
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
 
@@ -207,18 +219,18 @@ def _flash(
 def _torch_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, causal: bool
 ) -> Tensor:
-    found = _torch_function()
-    assert found is not None
-    attend, names = found
-    options: dict[str, Any] = {}
+    function = _torch_function()
+    assert function is not None
+    attend, names = function
+    options: dict[str, bool | int] = {}
     share = q.shape[1] // k.shape[1]
     if share > 1 and "enable_gqa" in names:
         options["enable_gqa"] = True
     elif share > 1:  # torch 2.11
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
     if torch.__version__ >= "2.15":
-        # From 2.15 on cuDNN is preferred, with other numerics; one split asks for flash, and makes
-        # the result of a segment independent of its neighbours.
+        # From 2.15 on torch prefers cuDNN, with other numerics; one split selects flash instead,
+        # and makes the result of a segment independent of its neighbours.
         options["num_splits"] = 1
     # (left, right) window: -1 is unlimited, 0 on the right is causal
     window = (-1, 0 if causal else -1)
@@ -226,48 +238,49 @@ def _torch_varlen(
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float, causal: bool) -> Tensor:
-    """One SDPA call per distinct segment length: about three times faster than one per segment.
+    """Call SDPA once per distinct segment length: about three times faster than once per segment.
 
-    One permutation and one split, whose backward is one concatenation: a gather per group would
-    fill and add a whole row each (a seventh of a training step, measured).
+    The rows are permuted once and split once, whose backward is one concatenation. A gather per
+    group would instead fill and add a whole row each in backward (measured: a seventh of a training
+    step).
     """
     groups = segments_of(cu).groups()
     share = q.shape[1] // k.shape[1]
     if share > 1 and q.is_cuda:
         # The memory-efficient kernel, the best for float32 on CUDA, takes equal heads only; the
-        # one that is left without it keeps all scores.
+        # fallback without it keeps all scores.
         k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
     if groups.order is not None:
         q, k, v = (x.index_select(0, groups.order) for x in (q, k, v))
     sizes = [segments * length for segments, length in groups.shapes]
-    pieces = []
+    pieces: list[Tensor] = []
     for (segments, length), *qkv in zip(
         groups.shapes, q.split(sizes), k.split(sizes), v.split(sizes), strict=True
     ):
+        # [segments, heads, L, D] each
         gq, gk, gv = (x.reshape(segments, length, *x.shape[1:]).transpose(1, 2) for x in qkv)
         grouped_query = gq.shape[1] != gk.shape[1]
         out = F.scaled_dot_product_attention(
             gq, gk, gv, is_causal=causal and length > 1, scale=scale, enable_gqa=grouped_query
         )
         pieces.append(out.transpose(1, 2).reshape(sizes[len(pieces)], *q.shape[1:]))
-    joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]  # [T, Hq, D]
     return joined if groups.inverse is None else joined.index_select(0, groups.inverse)
 
 
-# --- boundaries --------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Groups:
     """Segments of a packed row, gathered by equal length."""
 
     shapes: list[tuple[int, int]]  # (segments, length) of each group
-    order: Tensor | None  # row indices, group after group; None: the row is in this order already
-    inverse: Tensor | None
+    order: Tensor | None  # int64 [T], group after group; None: the row is in this order already
+    inverse: Tensor | None  # int64 [T], the permutation back
 
 
 class Segments:
-    """What the values of a ``cu_seqlens`` say, held on the host.
+    """The values of a ``cu_seqlens``, held on the host.
 
-    Raises ValueError when they do not start at 0 or do not increase.
+    Raises ValueError if they do not start at 0 or do not increase.
     """
 
     def __init__(self, cu_seqlens: Tensor, device: torch.device) -> None:
@@ -287,8 +300,10 @@ class Segments:
         self._groups: Groups | None = None
 
     def groups(self) -> Groups:
+        """Return the segments gathered by equal length; computed once."""
         if self._groups is None:
-            rows, shapes = [], []
+            rows: list[Tensor] = []
+            shapes: list[tuple[int, int]] = []
             for length in self.lengths.unique().tolist():
                 first = self.starts[self.lengths == length]
                 rows.append((first[:, None] + torch.arange(length)).flatten())
@@ -304,22 +319,26 @@ class Segments:
 
 
 def segments_of(cu_seqlens: Tensor) -> Segments:
-    """The Segments of int32 ``[S + 1]`` boundaries, remembered on the tensor itself.
+    """Return the Segments of int32 ``[S + 1]`` boundaries, remembered on the tensor itself.
 
-    Every layer of a forward, and the recomputation in backward, asks for the same boundaries; a
-    tensor that was written to since is read again. Raises ValueError, as Segments does.
+    Every layer of a forward, and the recomputation in backward, asks for the same boundaries. They
+    are remembered on the tensor, not in a field of the batch, since the tensor is all that
+    transformers passes on: its vision tower chooses between windows and whole images per layer, and
+    hands the attention that one ``cu_seqlens``. A tensor that was written to since is read again.
+
+    Raises ValueError, as Segments does.
     """
-    known, version = getattr(cu_seqlens, "_ovlt_segments", (None, -1))
-    if known is None or version != _version(cu_seqlens):
-        known = _remember(cu_seqlens, Segments(cu_seqlens, cu_seqlens.device))
-    return known
+    segments, version = getattr(cu_seqlens, _ATTRIBUTE, (None, -1))
+    if segments is None or version != _version(cu_seqlens):
+        segments = _remember(cu_seqlens, Segments(cu_seqlens, cu_seqlens.device))
+    return segments
 
 
 def to_device(value: Tensor, device: torch.device | str) -> Tensor:
-    """``value`` on ``device``, without waiting. What boundaries (int32) say goes along.
+    """Return ``value`` on ``device``, without waiting for the copy.
 
-    So no layer ever reads them from a GPU, for which it would have to wait. Raises ValueError, as
-    Segments does.
+    Boundaries (int32) take their Segments along, so no layer has to read them from a GPU, which
+    would wait for the device. Raises ValueError, as Segments does.
     """
     moved = value.to(device, non_blocking=True)
     if value.dtype == torch.int32 and moved is not value and value.device.type == "cpu":
@@ -328,16 +347,17 @@ def to_device(value: Tensor, device: torch.device | str) -> Tensor:
 
 
 def _remember(cu_seqlens: Tensor, segments: Segments) -> Segments:
-    cu_seqlens._ovlt_segments = (segments, _version(cu_seqlens))  # type: ignore[attr-defined]
+    setattr(cu_seqlens, _ATTRIBUTE, (segments, _version(cu_seqlens)))
     return segments
 
 
 def _version(tensor: Tensor) -> int:
+    """Return how often the tensor was written to in place; inference tensors do not count it."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float | None) -> None:
-    """What can be told without reading a tensor's values."""
+    """Check everything but the values, which would have to be read from the device."""
     if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
         raise ValueError(
@@ -373,20 +393,36 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, scale: float | No
         raise ValueError(f"scale must be > 0 and finite, not {scale}; None takes D ** -0.5.")
 
 
-# --- transformers ------------------------------------------------------------------------------
 def varlen(
-    module: nn.Module,
+    module: CausalModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **kwargs: Any,
+    *,
+    ovlt_cu: Tensor | None = None,
+    ovlt_max_len: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: q [1,Hq,T,D], k, v [1,Hkv,T,D] -> ([1,T,Hq,D], None).
+    """Attend as transformers' attention interface asks: ``([1, T, Hq, D], no weights)``.
 
-    Raises ValueError as :func:`varlen_attention` does, and for dropout, which it has not.
+    Args:
+        module: the layer's attention; ``is_causal`` tells the decoder's from the tower's.
+        query: ``[1, Hq, T, D]``.
+        key, value: ``[1, Hkv, T, D]``.
+        attention_mask: not used; the boundaries say it all.
+        scaling: of the scores; None: D ** -0.5.
+        dropout: must be 0.
+        ovlt_cu, ovlt_max_len: boundaries of samples and their longest, in the decoder.
+        cu_seq_lens_q, max_length_q: boundaries of windows or images, in the tower.
+
+    Raises:
+        ValueError: as :func:`varlen_attention` does, and for dropout, which it does not support.
+        RuntimeError: without boundaries, since samples would then attend to each other.
     """
     if dropout:
         raise ValueError(
@@ -394,22 +430,16 @@ def varlen(
             "model's config.json."
         )
     causal = bool(module.is_causal)
-    cu, longest = ("ovlt_cu", "ovlt_max_len") if causal else ("cu_seq_lens_q", "max_length_q")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T,H,D]
-    out = varlen_attention(
-        q,
-        k,
-        v,
-        kwargs[cu],
-        max_length=kwargs.get(longest),
-        causal=causal,
-        scale=scaling,
-    )
+    cu, longest = (ovlt_cu, ovlt_max_len) if causal else (cu_seq_lens_q, max_length_q)
+    if cu is None:
+        raise RuntimeError("attention was called without segment boundaries: use PackedModel")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D] each
+    out = varlen_attention(q, k, v, cu, max_length=longest, causal=causal, scale=scaling)
     return out[None], None
 
 
 def register() -> None:
-    """Make both names known to transformers. Safe to call again."""
+    """Register both names with transformers. Safe to call again."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(TEXT_ATTENTION, varlen)

@@ -19,18 +19,20 @@ class PackedBatch:
     ``labels[t]``. ``loss_weight`` already holds aggregation *and* the normaliser of the whole
     optimizer step, so the loss is the plain weighted sum and is the same for every split of the
     same samples over micro-batches and ranks.
+
+    Shapes: T tokens, S samples, R rows that carry loss (R <= T), P vision patches, I images.
     """
 
     input_ids: Tensor  # int64 [T]
     position_ids: Tensor  # int64 [3, T]  M-RoPE: time, height, width, restarting per sample
-    cu_seqlens: Tensor  # int32 [S + 1]
+    cu_seqlens: Tensor  # int32 [S + 1]  sample s is the tokens cu_seqlens[s] .. cu_seqlens[s + 1]
     segment_ids: Tensor  # int64 [R]  sample of each loss row
-    loss_index: Tensor  # int64 [R]
+    loss_index: Tensor  # int64 [R]  token whose hidden state predicts the label
     labels: Tensor  # int64 [R]
     loss_weight: Tensor  # float32 [R]
     patches: Tensor | None  # float32 [P, channels * temporal * patch * patch], each image once
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
-    grid_thw: Tensor | None  # int64 [I, 3]
+    grid_thw: Tensor | None  # int64 [I, 3]  (time, height, width) in patches
     vision_plan: VisionPlan | None  # the tower's window order and boundaries, made on the CPU
     max_len: int = 0  # longest sample, tokens
     advantage: Tensor | None = None  # float32 [R]
@@ -46,7 +48,7 @@ class PackedBatch:
         return int(self.input_ids.numel())
 
     def loss_rows(self, block: slice) -> PackedBatch:
-        """The same batch with only some of its loss rows, the rows ``R`` of the shapes above."""
+        """The same batch with only some of its loss rows, those of ``block``."""
 
         def part(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[block]

@@ -1,13 +1,13 @@
 """Liger's fused Triton operations in place of some of transformers' arithmetic, on CUDA.
 
 RMSNorm and SwiGLU of decoder and vision tower, and the decoder's rotation of queries and keys, are
-memory-bound chains of small kernels in transformers; Liger (https://arxiv.org/abs/2410.10989) makes
-one kernel of each. The modules of one model are given another ``forward``: their parameters keep
-names and shapes, and other models in the process stay as they are.
+memory-bound chains of small kernels in transformers; Liger (https://arxiv.org/abs/2410.10989) fuses
+each into one. The modules of one model get another ``forward``: their parameters keep names and
+shapes, and other models in the process do not change.
 
-Liger's own patch for this family is not used: it replaces classes for the whole process, and the
-function that it wants to replace for M-RoPE is gone from transformers since the axes are put
-together in the rotary embedding, where what is left per layer is the plain rotation.
+Liger's own patch for this family is not used. It replaces classes for the whole process, and the
+M-RoPE function that it wants to replace no longer exists in transformers: the axes are combined in
+the rotary embedding, and each layer is left with the plain rotation.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from __future__ import annotations
 import importlib.util
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+        Qwen2_5_VLMLP,
+        Qwen2_5_VLRMSNorm,
+        Qwen2MLP,
+    )
+
 ROTATION = "apply_rotary_pos_emb"  # what a decoder layer's attention calls, a global of its module
 
 
-def wanted(setting: str, device: torch.device) -> bool:
-    """Whether ``model.liger`` = 'auto', 'on' or 'off' means Liger on ``device``.
+def should_apply(setting: str, device: torch.device) -> bool:
+    """Return whether ``model.liger`` = 'auto', 'on' or 'off' means Liger on ``device``.
 
-    Raises ValueError when it is 'on' and cannot be.
+    Raises ValueError if it is 'on' but cannot run there.
     """
     why = ""
     if device.type != "cuda":
@@ -41,14 +48,14 @@ def wanted(setting: str, device: torch.device) -> bool:
 def apply(model: nn.Module) -> dict[str, int]:
     """Let a transformers Qwen2.5-VL, or a part of one, compute with Liger. Safe to call again.
 
-    Returns how many modules of each kind were changed. Raises RuntimeError where transformers has
-    another structure than the one this was written for.
+    Returns how many modules of each class were changed. Raises RuntimeError if this transformers
+    has another structure than the one this was written for.
     """
     from transformers.activations import ACT2FN
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
     rotated = _with_global(theirs.Qwen2_5_VLAttention.forward, ROTATION, _rotate)
-    forwards: dict[type[nn.Module], Callable[..., Any]] = {
+    forwards: dict[type[nn.Module], Callable[..., object]] = {
         theirs.Qwen2_5_VLRMSNorm: _rms_norm,
         theirs.Qwen2MLP: _swiglu,
         theirs.Qwen2_5_VLMLP: _swiglu,
@@ -56,7 +63,7 @@ def apply(model: nn.Module) -> dict[str, int]:
     }
     changed = dict.fromkeys((kind.__name__ for kind in forwards), 0)
     for module in model.modules():
-        # by isinstance: FSDP2 gives the modules that it shards a class of their own
+        # isinstance, not type(): FSDP2 gives each sharded module a subclass of its class
         for kind, forward in forwards.items():
             if isinstance(module, kind):
                 if forward is _swiglu and type(module.act_fn) is not type(ACT2FN["silu"]):
@@ -69,27 +76,31 @@ def apply(model: nn.Module) -> dict[str, int]:
     return changed
 
 
-# The operations come from their own files: `liger_kernel.ops` may put other implementations
-# (CuTe, cuTile) in their place, depending on what else is installed and on the environment.
+# The operations are imported from their own files: `liger_kernel.ops` may substitute other
+# implementations (CuTe, cuTile), depending on what is installed and on the environment. They are
+# imported inside the functions since Liger and Triton are optional packages.
 
 
-def _rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
-    """x / rms(x) in float32, rounded, times the weight: the casts of transformers ('llama')."""
+def _rms_norm(self: Qwen2_5_VLRMSNorm, hidden_states: Tensor) -> Tensor:
+    """Return x / rms(x), computed in float32 and rounded, times the weight.
+
+    These are the casts of transformers; Liger calls them 'llama'.
+    """
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    # In backward the gradient of the output is overwritten with that of the input. Nothing else
-    # holds it: what reads a norm here is a matrix product, or the choice of rows for the head.
+    # Backward overwrites the gradient of the output with that of the input. Nothing else uses it:
+    # the only readers of a norm here are a matrix product and the selection of rows for the head.
     in_place = True
     return LigerRMSNormFunction.apply(
         hidden_states, self.weight, self.variance_epsilon, 0.0, "llama", in_place, None
     )
 
 
-def _swiglu(self: Any, hidden_states: Tensor) -> Tensor:
-    """down(silu(gate(x)) * up(x)). Keeps gate and up alone for backward, which overwrites them.
+def _swiglu(self: Qwen2MLP | Qwen2_5_VLMLP, hidden_states: Tensor) -> Tensor:
+    """Return down(silu(gate(x)) * up(x)); keeps only gate and up, which backward overwrites.
 
-    They are outputs of matrix products, which nobody else keeps; but a graph may be run backward
-    only once (``retain_graph`` would see the gradients in place of the values).
+    They are outputs of matrix products, which nothing else keeps. So a graph can be run backward
+    only once: with ``retain_graph`` the second run would read gradients where the values were.
     """
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
@@ -100,21 +111,21 @@ def _swiglu(self: Any, hidden_states: Tensor) -> Tensor:
 def _rotate(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """q [1,Hq,T,D] and k [1,Hkv,T,D] turned by cos and sin [1,T,D], in place.
+    """Rotate q [1, Hq, T, D] and k [1, Hkv, T, D] by cos and sin [1, T, D], in place.
 
-    In place is right: they are views of the projections' outputs, which nobody else reads and no
-    product keeps for backward; a recomputation of the layer makes them anew.
+    In place is safe: they are views of the projections' outputs, which nothing else reads and no
+    product keeps for backward; recomputing the layer makes them again.
     """
     from liger_kernel.ops.rope import LigerRopeFunction
 
     return LigerRopeFunction.apply(q, k, cos, sin, None, unsqueeze_dim)
 
 
-def _with_global(function: Any, name: str, value: Any) -> Callable[..., Any]:
-    """A copy of ``function`` that finds ``value`` under the global ``name``.
+def _with_global(function: types.FunctionType, name: str, value: object) -> Callable[..., object]:
+    """Return a copy of ``function`` in which the global ``name`` is ``value``.
 
-    So that one model's layers call another rotation, the module's other users their own, and the
-    code of a layer is not written out here.
+    One model's layers then call another rotation, other models keep theirs, and the code of a layer
+    is not copied here.
     """
     if name not in function.__code__.co_names:
         raise RuntimeError(

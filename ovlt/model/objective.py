@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ovlt.model.batch import PackedBatch
-from ovlt_kernels.linear_logp import HeadOutput
+from ovlt_kernels.head import HeadOutput
 
 
 @dataclass

@@ -16,7 +16,8 @@ from ovlt.model import attention
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
 from ovlt.model.objective import LossOutput, Objective
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp
+from ovlt_kernels.head import HeadOptions, HeadOutput
+from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         super().__init__(config)
         attention.register()
         # Set after construction: transformers looks up a name with "flash" in it as a package.
-        config.text_config._attn_implementation = attention.TEXT_ATTENTION
-        config.vision_config._attn_implementation = attention.VISION_ATTENTION
+        self.model.language_model.config._attn_implementation = attention.TEXT_ATTENTION
+        self.model.visual.config._attn_implementation = attention.VISION_ATTENTION
         conv = self.model.visual.patch_embed
         self.model.visual.patch_embed = LinearPatchEmbed(
             conv.patch_size, conv.temporal_patch_size, conv.in_channels, conv.embed_dim
@@ -75,13 +76,10 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         """
         device = self.lm_head.weight.device
         ids = torch.tensor(banned, dtype=torch.int64, device=device) if banned else None
-        self.head_options = {
-            "temperature": temperature,
-            "logits_dtype": logits_dtype,
-            "banned_ids": ids,
-        }
+        self.head_options = HeadOptions(temperature, logits_dtype, ids)
 
-    if TYPE_CHECKING:  # nn.Module types a call as Any
+    if TYPE_CHECKING:  # transformers types the parts of a config loosely, and nn.Module any call
+        config: qwen.Config  # pyright: ignore[reportIncompatibleVariableOverride]
 
         @overload
         def __call__(self, batch: PackedBatch) -> HeadOutput: ...
@@ -100,13 +98,13 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         reach the head. Returns ``objective(head_output, batch)``, or the HeadOutput itself where
         there is no objective.
         """
-        if self.config.text_config._attn_implementation != attention.TEXT_ATTENTION:
-            raise RuntimeError(
-                "the model's attention implementation was changed to "
-                f"'{self.config.text_config._attn_implementation}': packed samples would attend "
-                "to each other; some code shares this model's config object"
-            )
         decoder = self.model.language_model
+        name = decoder.config._attn_implementation
+        if name != attention.TEXT_ATTENTION:
+            raise RuntimeError(
+                f"the model's attention implementation was changed to '{name}': packed samples "
+                "would attend to each other; some code shares this model's config object"
+            )
         hidden = self._with_images(decoder.embed_tokens(batch.input_ids), batch)  # [T, H]
         hidden = decoder(
             inputs_embeds=hidden[None],  # [1, T, H]: one packed row is a batch of one
@@ -118,14 +116,14 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         rows = hidden.index_select(0, batch.loss_index)  # [R, H]
         weight = self.lm_head.weight  # [V, H]
         if objective is None or not objective.by_row:
-            head = linear_logp(rows, weight, batch.labels, **self.head_options)
+            head = linear_logp(rows, weight, batch.labels, self.head_options)
             return head if objective is None else objective(head, batch)
         loss, head = linear_loss(
             rows,
             weight,
             batch.labels,
             lambda block_head, block: objective(block_head, batch.loss_rows(block)).loss,
-            **self.head_options,
+            self.head_options,
         )
         # `loss` carries the gradient; the sums and maxima come from one more call over all rows.
         return replace(objective(head, batch), loss=loss)
@@ -152,7 +150,7 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         return hidden.index_copy(0, slots, features.to(hidden.dtype))
 
 
-def empty_model(config: Qwen2_5_VLConfig) -> PackedModel:
+def empty_model(config: qwen.Config) -> PackedModel:
     """Return a PackedModel on the meta device: names and shapes, no storage.
 
     On a copy of ``config``: transformers writes the attention implementation into it, and a model
@@ -173,13 +171,14 @@ def fill_buffers(model: PackedModel, device: torch.device) -> None:
     if hasattr(vision, "compute_axial_rope_parameters"):  # transformers >= 5.19
         frequencies, _ = vision.compute_axial_rope_parameters(vision.config, device=device)
     else:
-        head_dim = model.config.vision_config.hidden_size // model.config.vision_config.num_heads
+        sizes = model.config.vision_config
+        head_dim = sizes.hidden_size // sizes.num_heads
         steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device)
         frequencies = 1.0 / (10000.0 ** (steps / (head_dim // 2)))
     for module, value in (
         (text, text.compute_default_rope_parameters(text.config, device=device)[0]),
         (vision, frequencies),
     ):
-        module.inv_freq = value.to(device)
-        if hasattr(module, "original_inv_freq"):
-            module.original_inv_freq = value.clone().to(device)
+        module.register_buffer("inv_freq", value.to(device), persistent=False)
+        if hasattr(module, "original_inv_freq"):  # what a rope with a changing scale starts from
+            module.register_buffer("original_inv_freq", value.clone().to(device), persistent=False)

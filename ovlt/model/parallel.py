@@ -8,19 +8,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
-from ovlt.model.load import ModelFolder, read_weights
+from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
+from ovlt.model.weights import read_weights
 
 
 def shard(
     model: PackedModel, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True
 ) -> None:
-    """Each tower block and decoder layer is a group; the root holds embedding, head, merger, norm.
+    """Shard the model: a group per tower block and decoder layer, and the root for the rest.
 
-    Embedding and head share the root group because they may be one tensor. On CPUs, where weights
-    stay gathered (``reshard=False``), the root holds everything: a collective there costs more than
-    it moves, and no stream hides it. Inputs are not cast (``cast_forward_inputs=False``): M-RoPE's
-    cos and sin would otherwise lose their float32.
+    The root holds embedding, head, merger and norm; embedding and head share a group because they
+    may be one tensor. On CPUs, if weights stay gathered (``reshard=False``), the root holds
+    everything: there a collective costs more than the data it moves, and no stream hides it. Inputs
+    are not cast (``cast_forward_inputs=False``): M-RoPE's cos and sin would lose their float32.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=dtype if dtype != torch.float32 else None,
@@ -50,7 +51,7 @@ def load_sharded(
     logits are rounded to bfloat16, as the engine's are.
     """
     model = empty_model(folder.config)
-    if liger.wanted(config.liger, device):
+    if liger.should_apply(config.liger, device):
         liger.apply(model)
     if config.activation_checkpointing and trainable:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

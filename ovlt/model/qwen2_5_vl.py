@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ovlt.model.attention import to_device
-from ovlt.model.qwen2_5_vl_sizes import Grid, tokens_per_image
+from ovlt.model.qwen2_5_vl_sizes import Grid, Sizes, TextSizes, tokens_per_image
 from ovlt.model.qwen2_5_vl_sizes import forward_flops as forward_flops
 from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
 from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
+from ovlt.model.tokenizer import Tokenizer
 
 MODEL_TYPE = "qwen2_5_vl"  # as config.json spells it
 
 # Tokens that stand for pixels. A policy that samples one breaks the match between placeholders and
-# features, so the engine never may, and the trainer's normaliser leaves them out.
+# features, so the engine may never sample them, and the trainer's normaliser leaves them out.
 VISION_TOKENS = (
     "<|vision_start|>",
     "<|vision_end|>",
@@ -34,20 +35,34 @@ VISION_TOKENS = (
 )
 
 
-def banned_ids(config: Any, tokenizer: Any) -> list[int]:
-    """Ids that sampling may never produce: vision placeholders and rows beyond the tokenizer."""
+class TextConfig(TextSizes, Protocol):
+    max_position_embeddings: int
+
+
+class Config(Sizes, Protocol):
+    """What ovlt reads of a transformers configuration of this family."""
+
+    model_type: str
+    image_token_id: int
+
+    def get_text_config(self) -> TextConfig: ...
+
+
+def banned_ids(config: Config, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that may never be sampled: vision tokens, and rows beyond the tokenizer."""
     vision = [tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS]
     beyond = range(len(tokenizer), int(config.text_config.vocab_size))
     return sorted({i for i in vision if i is not None} | set(beyond))
 
 
-def mrope_positions(token_ids: np.ndarray, grids: Sequence[Grid], config: Any) -> np.ndarray:
-    """M-RoPE positions [3, tokens] of one sample, starting at 0 (Qwen2-VL, section 2.1).
+def mrope_positions(token_ids: np.ndarray, grids: Sequence[Grid], config: Config) -> np.ndarray:
+    """Return the M-RoPE positions [3, tokens] of one sample (Qwen2-VL, section 2.1).
 
-    Text advances all three rows together; an image holds time still, spreads height and width over
-    the merged grid, and the text after it starts at the largest position so far plus one.
+    The rows are time, height and width, and start at 0. Text advances all three together; an image
+    holds time still and spreads height and width over its merged grid, and the text after it starts
+    at the largest position so far plus one.
 
-    Raises ValueError when the placeholders do not match the images.
+    Raises ValueError if the placeholders do not match the images.
     """
     merge = int(config.vision_config.spatial_merge_size)
     is_image = token_ids == int(config.image_token_id)
@@ -58,7 +73,7 @@ def mrope_positions(token_ids: np.ndarray, grids: Sequence[Grid], config: Any) -
             f"{expected}: was an image or its placeholder cut away?"
         )
     positions = np.empty((3, len(token_ids)), dtype=np.int64)
-    at, next_position = 0, 0
+    at, next_position = 0, 0  # token, position
     for start, grid in zip(_image_starts(is_image, grids, config), grids, strict=True):
         text = np.arange(start - at) + next_position
         positions[:, at:start] = text
@@ -73,12 +88,14 @@ def mrope_positions(token_ids: np.ndarray, grids: Sequence[Grid], config: Any) -
     return positions
 
 
-def _image_starts(is_image: np.ndarray, grids: Sequence[Grid], config: Any) -> list[int]:
-    where = np.flatnonzero(is_image)
-    starts, used = [], 0
+def _image_starts(is_image: np.ndarray, grids: Sequence[Grid], config: Sizes) -> list[int]:
+    """Return the index of the first placeholder of each image."""
+    slots = np.flatnonzero(is_image)
+    starts: list[int] = []
+    used = 0
     for grid in grids:
         count = tokens_per_image(config, grid)
-        run = where[used : used + count]
+        run = slots[used : used + count]
         if run[-1] - run[0] != count - 1:
             raise ValueError("the placeholder tokens of an image are not contiguous")
         starts.append(int(run[0]))
@@ -86,14 +103,18 @@ def _image_starts(is_image: np.ndarray, grids: Sequence[Grid], config: Any) -> l
     return starts
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)  # datasets repeat sizes; 18 KB per 1,000 patches
 def _grid_plan(
     grid: Grid, merge: int, window: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """One image: patch positions [P,2], window order of its merged tokens, lengths of its windows.
+    """Return the plan of one image.
 
     ``window`` is counted in merged tokens. Patches come in blocks of merge x merge, as the image
     processor lays them out; windows are read row by row and may be ragged at the right and bottom.
+
+    Returns:
+        Row and column of each patch ``[P, 2]``; its merged tokens in the order of their windows
+        ``[P / merge^2]``; the length of each window in patches.
     """
     t, h, w = grid
     rows, columns = np.indices((h, w))
@@ -103,7 +124,8 @@ def _grid_plan(
     )
     mh, mw = h // merge, w // merge
     index = np.arange(mh * mw).reshape(mh, mw)
-    order, lengths = [], []
+    order: list[np.ndarray] = []
+    lengths: list[int] = []
     for top in range(0, mh, window):
         for left in range(0, mw, window):
             cell = index[top : top + window, left : left + window].ravel()
@@ -140,20 +162,23 @@ class VisionPlan(NamedTuple):
         )
 
 
-def vision_plan(grids: Sequence[Grid], config: Any) -> VisionPlan:
+def vision_plan(grids: Sequence[Grid], config: Sizes) -> VisionPlan:
     """Return the plan of one pass of the tower over images with these patch grids."""
     vision = config.vision_config
     merge = int(vision.spatial_merge_size)
     window = int(vision.window_size) // merge // int(vision.patch_size)
-    positions, order, windows, frames = [], [], [], []
-    offset = 0
+    positions: list[np.ndarray] = []
+    order: list[np.ndarray] = []
+    windows: list[int] = []  # patches of each
+    frames: list[int] = []  # patches of each
+    offset = 0  # merged tokens of the images before this one
     for grid in grids:
-        p, o, lengths = _grid_plan(grid, merge, window)
-        positions.append(p)
-        order.append(o + offset)
+        image_positions, image_order, lengths = _grid_plan(grid, merge, window)
+        positions.append(image_positions)
+        order.append(image_order + offset)
         windows.extend(lengths)
         frames.extend([grid[1] * grid[2]] * grid[0])
-        offset += len(o)
+        offset += len(image_order)
     return VisionPlan(
         position_ids=torch.from_numpy(np.concatenate(positions)),
         window_index=torch.from_numpy(np.concatenate(order)),
@@ -165,16 +190,16 @@ def vision_plan(grids: Sequence[Grid], config: Any) -> VisionPlan:
 
 
 def _cumulative(lengths: Sequence[int]) -> Tensor:
+    """Return the boundaries of segments of these lengths, int32 [segments + 1]."""
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-# --- names -------------------------------------------------------------------------------------
-# transformers keeps the hub's old names on disk and other ones in memory.
+# transformers keeps the hub's old names on disk and uses other ones in memory.
 _TO_DISK = (("model.language_model.", "model."), ("model.visual.", "visual."))
 
 
 def disk_name(live: str) -> str:
-    """Name of a live parameter in a Hugging Face folder."""
+    """Return the name of a parameter in a Hugging Face folder."""
     for ours, theirs in _TO_DISK:
         if live.startswith(ours):
             return theirs + live.removeprefix(ours)
@@ -182,7 +207,7 @@ def disk_name(live: str) -> str:
 
 
 def live_name(disk: str) -> str:
-    """Name in memory of a tensor of a Hugging Face folder, old style or new."""
+    """Return the name in memory of a tensor of a Hugging Face folder, old style or new."""
     if disk.startswith(("model.language_model.", "model.visual.", "lm_head.")):
         return disk
     for ours, theirs in reversed(_TO_DISK):

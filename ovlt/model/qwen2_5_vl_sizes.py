@@ -1,7 +1,7 @@
 """What can be counted of Qwen2.5-VL from its configuration alone: tokens, parameters, FLOPs, bytes.
 
-Imports no torch, so that a run can be planned on any machine. ``config`` is transformers'
-configuration or what ``read_config`` returns: both have ``text_config`` and ``vision_config``.
+Imports no torch, so that a run can be planned on any machine. A ``Sizes`` is transformers'
+configuration or what ``read_config`` returns.
 """
 
 from __future__ import annotations
@@ -11,11 +11,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Protocol, cast
 
 Grid = tuple[int, int, int]  # (time, height, width) in patches
 
-# transformers' values where a configuration file leaves a key out.
+
+class TextSizes(Protocol):
+    """The decoder's part of a configuration."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    tie_word_embeddings: bool
+
+
+class VisionSizes(Protocol):
+    """The vision tower's part of a configuration."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+    window_size: int  # pixels
+    out_hidden_size: int
+    fullatt_block_indexes: Sequence[int]  # blocks that see the whole image, not a window of it
+
+
+class Sizes(Protocol):
+    """The configuration of a model, as far as its sizes go."""
+
+    @property
+    def text_config(self) -> TextSizes: ...
+    @property
+    def vision_config(self) -> VisionSizes: ...
+
+
+class FileTextSizes(TextSizes, Protocol):
+    max_positions: int  # 0 if the file does not name it
+
+
+class FileSizes(Sizes, Protocol):
+    """The sizes that a ``config.json`` names, and the longest text its model takes."""
+
+    @property
+    def text_config(self) -> FileTextSizes: ...
+
+
+# transformers' values for the keys that a configuration file leaves out.
 _VISION_DEFAULTS = {
     "depth": 32,
     "hidden_size": 3584,
@@ -29,7 +78,7 @@ _VISION_DEFAULTS = {
     "out_hidden_size": 3584,
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
-# A model without a tower, in the same terms: nothing of it counts.
+# A model without a tower, in the same terms: every size is 0, but the patch size, a divisor, is 1.
 _NO_VISION = dict.fromkeys(_VISION_DEFAULTS, 0) | {"patch_size": 1, "fullatt_block_indexes": []}
 _TEXT_KEYS = (
     "vocab_size",
@@ -41,11 +90,11 @@ _TEXT_KEYS = (
 )
 
 
-def read_config(path: Path, *, text_only: bool = False) -> Any:
-    """A ``config.json`` of this family, old layout (text keys at the top) or new.
+def read_config(path: Path, *, text_only: bool = False) -> FileSizes:
+    """Read a ``config.json`` of this family, old layout (text keys at the top) or new.
 
-    ``text_only`` also takes the family's text models (Qwen2.5 and what is made of it), which have
-    the same decoder and no tower. ``max_positions`` is 0 where the file does not say.
+    ``text_only`` also takes the family's text models (Qwen2.5 and its fine-tunes), which have the
+    same decoder and no tower.
 
     Raises ValueError: no such file, no JSON, another family, a key that is missing.
     """
@@ -54,9 +103,9 @@ def read_config(path: Path, *, text_only: bool = False) -> Any:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a config.json: {error}") from None
     kind = tree.get("model_type") if isinstance(tree, dict) else type(tree).__name__
-    known = ("qwen2_5_vl", "qwen2") if text_only else ("qwen2_5_vl",)
-    if kind not in known:
-        names = " and ".join(f"'{name}'" for name in known)
+    families = ("qwen2_5_vl", "qwen2") if text_only else ("qwen2_5_vl",)
+    if kind not in families:
+        names = " and ".join(f"'{name}'" for name in families)
         raise ValueError(f"{path} describes a '{kind}' model; ovlt knows {names}")
     text = tree | tree.get("text_config", {})
     missing = [key for key in _TEXT_KEYS if key not in text]
@@ -65,7 +114,7 @@ def read_config(path: Path, *, text_only: bool = False) -> Any:
     vision = dict(tree.get("vision_config", {})) if kind == "qwen2_5_vl" else _NO_VISION
     if "in_chans" in vision:
         vision.setdefault("in_channels", vision["in_chans"])
-    return SimpleNamespace(
+    sizes = SimpleNamespace(
         text_config=SimpleNamespace(
             **{key: text[key] for key in _TEXT_KEYS},
             tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
@@ -73,31 +122,32 @@ def read_config(path: Path, *, text_only: bool = False) -> Any:
         ),
         vision_config=SimpleNamespace(**(_VISION_DEFAULTS | vision)),
     )
+    return cast("FileSizes", sizes)
 
 
-# --- tokens ------------------------------------------------------------------------------------
-def merged_patch(config: Any) -> int:
-    """Pixels on a side of what becomes one token (28)."""
+def merged_patch(config: Sizes) -> int:
+    """Return the side, in pixels, of the square of an image that becomes one token (28)."""
     return int(config.vision_config.patch_size) * int(config.vision_config.spatial_merge_size)
 
 
-def image_grid(config: Any, height: int, width: int) -> Grid:
-    """Patch grid of an image already resized to multiples of the merged patch."""
+def image_grid(config: Sizes, height: int, width: int) -> Grid:
+    """Return the patch grid of an image whose sides are multiples of the merged patch."""
     patch = int(config.vision_config.patch_size)
     return (1, height // patch, width // patch)
 
 
-def tokens_per_image(config: Any, grid: Grid) -> int:
+def tokens_per_image(config: Sizes, grid: Grid) -> int:
+    """Return how many placeholder tokens an image of this grid takes."""
     merge = int(config.vision_config.spatial_merge_size)
     return grid[0] * grid[1] * grid[2] // (merge * merge)
 
 
-# --- FLOPs -------------------------------------------------------------------------------------
-def forward_flops(config: Any, num_tokens: int, grids: Sequence[Grid]) -> float:
-    """FLOPs of one forward over one sample: decoder, attention, head, and the vision tower.
+def forward_flops(config: Sizes, num_tokens: int, grids: Sequence[Grid]) -> float:
+    """Return the FLOPs of one forward over one sample: decoder, head and vision tower.
 
-    A multiply-add counts two. Attention counts the causal half in the decoder, every window or the
-    whole image in the tower. Used to balance ranks, for MFU and for planning.
+    A multiply-add counts as two. Attention counts the causal half in the decoder, and in the tower
+    every window or, in its full-attention blocks, the whole image. Used to balance ranks, for MFU
+    and for planning.
     """
     text, vision = config.text_config, config.vision_config
     hidden, layers = text.hidden_size, text.num_hidden_layers
@@ -116,20 +166,19 @@ def forward_flops(config: Any, num_tokens: int, grids: Sequence[Grid]) -> float:
         wide = vh * merge * merge
         merger = 2 * (wide * wide + wide * vision.out_hidden_size) / (merge * merge)
         total += patches * (vision.depth * block + embed + merger)
-        seen = full * (grid[1] * grid[2]) + (vision.depth - full) * min(window, patches)
-        total += 4 * vh * patches * seen
+        keys = full * (grid[1] * grid[2]) + (vision.depth - full) * min(window, patches)
+        total += 4 * vh * patches * keys  # q k^T and its product with v, over all blocks
     return total
 
 
-def head_flops(config: Any, rows: int) -> int:
-    """FLOPs of the head over ``rows`` tokens; ``forward_flops`` counts it for every token."""
+def head_flops(config: Sizes, rows: int) -> int:
+    """Return the FLOPs of the head over ``rows`` tokens; ``forward_flops`` counts every token."""
     return 2 * rows * config.text_config.hidden_size * config.text_config.vocab_size
 
 
-# --- parameters --------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters, by part; FSDP gathers a block, a layer, or the root at a time."""
+    """How many parameters each part has; FSDP gathers a block, a layer, or the root at a time."""
 
     tower_block: int  # one of tower_blocks
     tower_blocks: int
@@ -138,7 +187,7 @@ class Parameters:
     layers: int
     norm: int
     embedding: int
-    head: int  # 0 where it is the embedding
+    head: int  # 0 if it is the embedding
 
     @property
     def tower(self) -> int:
@@ -158,8 +207,8 @@ class Parameters:
         return self.tower + self.decoder + self.embedding + self.head
 
 
-def parameters(config: Any) -> Parameters:
-    """Exact counts, biases and norm gains among them."""
+def parameters(config: Sizes) -> Parameters:
+    """Return the exact counts, including biases and norm gains."""
     text, vision = config.text_config, config.vision_config
     h, inner = text.hidden_size, text.intermediate_size
     kv = h * text.num_key_value_heads // text.num_attention_heads
@@ -182,28 +231,28 @@ def parameters(config: Any) -> Parameters:
     )
 
 
-# --- bytes of activations ----------------------------------------------------------------------
 @dataclass(frozen=True)
 class Activations:
     """Bytes that the forward keeps for backward, for one token (decoder) or one patch (tower).
 
-    transformers' plain modules: a norm keeps its input in float32, the normalised row and its
-    output; attention its rotated queries and keys, values, output and log-sum-exp; SwiGLU four rows
-    of its width. Liger's (``model.liger``): a norm its input, one number and its output, SwiGLU
-    three rows.
+    With transformers' own modules, a norm keeps its input in float32, the normalised row and its
+    output; attention keeps its rotated queries and keys, values, output and log-sum-exp; SwiGLU
+    keeps four rows of its width. With Liger's (``model.liger``), a norm keeps its input, one number
+    and its output, and SwiGLU keeps three rows.
     """
 
-    block: int  # one layer or block, run without checkpointing
-    input: int  # what a checkpointed one keeps
-    blocks: int
+    block: int  # one layer or block without activation checkpointing
+    input: int  # one layer or block with it
+    blocks: int  # how many
     rest: int  # outside the blocks
 
     def kept(self, checkpointing: bool) -> int:
+        """Return the bytes of all blocks and the rest."""
         return self.blocks * (self.input if checkpointing else self.block) + self.rest
 
 
-def decoder_activations(config: Any, itemsize: int, *, liger: bool = False) -> Activations:
-    """Per token."""
+def decoder_activations(config: Sizes, itemsize: int, *, liger: bool = False) -> Activations:
+    """Return the bytes that the decoder keeps per token; ``itemsize`` is an activation's."""
     text = config.text_config
     h, b = text.hidden_size, itemsize
     kv = h * text.num_key_value_heads // text.num_attention_heads
@@ -217,8 +266,11 @@ def decoder_activations(config: Any, itemsize: int, *, liger: bool = False) -> A
     )
 
 
-def tower_activations(config: Any, itemsize: int, *, liger: bool = False) -> Activations:
-    """Per patch. The values are a view of the joint query-key-value row, which so stays whole."""
+def tower_activations(config: Sizes, itemsize: int, *, liger: bool = False) -> Activations:
+    """Return the bytes that the tower keeps per patch.
+
+    Its values are a view of the joint query-key-value row, so the whole row stays in memory.
+    """
     vision = config.vision_config
     v, b = vision.hidden_size, itemsize
     norm, _, rows = _norm_and_mlp(v, b, liger)
@@ -233,14 +285,14 @@ def tower_activations(config: Any, itemsize: int, *, liger: bool = False) -> Act
 
 
 def _norm_and_mlp(width: int, b: int, liger: bool) -> tuple[int, int, int]:
-    """Bytes of a norm, of one whose output nobody keeps, and rows that SwiGLU keeps."""
+    """Return the bytes of a norm, of one whose output nobody keeps, and the rows SwiGLU keeps."""
     if liger:
         return 2 * b * width + 4, b * width + 4, 3
     return (4 + 2 * b) * width, (4 + b) * width, 4
 
 
-def kv_bytes_per_token(config: Any, itemsize: int) -> int:
-    """The engine's cache: a key and a value row in each layer."""
+def kv_bytes_per_token(config: Sizes, itemsize: int) -> int:
+    """Return the bytes of one token in the engine's cache: a key and a value row in each layer."""
     text = config.text_config
     kv = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
     return 2 * text.num_hidden_layers * kv * itemsize

@@ -1,4 +1,8 @@
-"""Whole weights out of a sharded model: streamed to the engine, or written as a model folder."""
+"""Weights between model folders and a sharded model: read, streamed to the engine, written.
+
+No rank ever holds the whole model: it reads only its own rows of every safetensors file, and
+gathers one tensor at a time on the way out.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,20 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.packed_model import PackedModel, empty_model
 
-SHARD_BYTES = 4 << 30
+SHARD_BYTES = 4 << 30  # of one file; rank 0 holds that much of the model at a time
 # What travels with the weights; everything the tokenizer and processors need, no code.
 COMPANIONS = (
     "config.json",
@@ -35,15 +43,94 @@ COMPANIONS = (
 )
 
 
+def weight_index(path: Path) -> dict[str, Path]:
+    """Map each parameter name in memory to the safetensors file that holds it.
+
+    Raises ValueError.
+    """
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(
+            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{path} has no *.safetensors files; ovlt reads no pickled weights")
+    names: dict[str, Path] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    names[qwen.live_name(name)] = file
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file} is missing, truncated or not a safetensors file ({error}); "
+                "copy or download it again"
+            ) from None
+    return names
+
+
+def read_weights(model: nn.Module, path: Path) -> None:
+    """Fill a (sharded) model from a folder, each rank reading its own slices.
+
+    Raises ValueError if a parameter is missing or has another shape than the configuration says.
+    """
+    index = weight_index(path)
+    parameters = dict(model.named_parameters())
+    missing = sorted(set(parameters) - set(index))
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} of {len(parameters)} tensors, e.g. {missing[:3]}: "
+            "the folder is incomplete or of another model"
+        )
+    by_file: dict[Path, list[str]] = {}
+    for name in parameters:
+        by_file.setdefault(index[name], []).append(name)
+    for file, names in by_file.items():
+        with safe_open(file, "pt") as tensors, torch.no_grad():
+            on_disk = {qwen.live_name(n): n for n in tensors.keys()}  # noqa: SIM118
+            for name in names:
+                source = tensors.get_slice(on_disk[name])
+                target = parameters[name]
+                if tuple(source.get_shape()) != tuple(target.shape):
+                    raise ValueError(
+                        f"{file}: {name} has shape {source.get_shape()}, the configuration says "
+                        f"{list(target.shape)}"
+                    )
+                _copy_slice(target, source)
+
+
+class TensorOnDisk(Protocol):
+    """A tensor of a safetensors file, read only where it is indexed."""
+
+    def get_shape(self) -> list[int]: ...
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor: ...
+
+
+def _copy_slice(target: Tensor, source: TensorOnDisk) -> None:
+    """Copy into ``target`` the part of ``source`` that this rank holds."""
+    if not isinstance(target, DTensor):
+        target.copy_(source[:])
+        return
+    shape, offset = compute_local_shape_and_global_offset(
+        target.shape, target.device_mesh, target.placements
+    )
+    local = target.to_local()
+    if local.numel():
+        part = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+        local.copy_(source[part])
+
+
 def is_tied(model: PackedModel) -> bool:
     """Return whether the head is the embedding."""
     return model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
 def full_weights(model: PackedModel, *, tied_head: bool) -> Iterator[tuple[str, Tensor]]:
-    """(live name, whole tensor) for every parameter. A collective: all ranks must iterate.
+    """Yield (name in memory, whole tensor) of every parameter. All ranks must iterate (collective).
 
-    ``tied_head`` also yields ``lm_head.weight`` where it is the embedding: an engine that keeps a
+    ``tied_head`` also yields ``lm_head.weight`` if it is the embedding: an engine that keeps a
     prepared copy of the head would otherwise go on sampling with the old one.
     """
     to_masters(model)
@@ -57,8 +144,10 @@ def full_weights(model: PackedModel, *, tied_head: bool) -> Iterator[tuple[str, 
 
 
 def to_masters(model: nn.Module) -> None:
-    """Let gathered copies go, so that the parameters are the float32 master shards: after a forward
-    without backward the root group still holds whole weights in the compute dtype."""
+    """Release gathered copies, so that the parameters are the float32 master shards.
+
+    After a forward without backward the root group still holds whole weights in the compute dtype.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -73,11 +162,9 @@ def expected_names(model: PackedModel) -> set[str]:
 def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bool) -> None:
     """Write ``target`` as a Hugging Face folder: weights under hub names, tokenizer of ``source``.
 
-    Collective. Written beside and renamed, so a folder of that name is always complete. Weights
-    are float32, as the masters are.
+    All ranks must call it (collective). The folder is written under another name and renamed, so a
+    folder named ``target`` is always complete. Weights are float32, as the masters are.
     """
-    from safetensors.torch import save_file
-
     partial = target.with_name(f".{target.name}.partial")
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ovlt.model.load import read_weights
 from ovlt.model.packed_model import PackedModel
-from ovlt.model.weights import export_folder, to_masters
+from ovlt.model.weights import export_folder, read_weights, to_masters
 from ovlt.system.runtime import Runtime
 
 

@@ -20,7 +20,7 @@ from ovlt.model.objective import LossOutput, Objective
 if TYPE_CHECKING:
     from ovlt.config import LossConfig
     from ovlt.model.batch import PackedBatch
-    from ovlt_kernels.linear_logp import HeadOutput
+    from ovlt_kernels.head import HeadOutput
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: finite, so that no gradient becomes 0 * inf = NaN
 MAX_K3 = 10.0  # where the released recipe caps k3 (EasyR1, low_var_kl)

@@ -13,7 +13,7 @@ from helpers.tiny import random_image
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ovlt.model.load import ModelFolder, open_reader
+from ovlt.model.load import ModelFolder, open_text_model
 
 CHAIN = {
     "\n": ["<think>"], "<think>": ["t"], "t": ["w", "o"], "w": ["o"], "o": ["</think>"],
@@ -62,7 +62,7 @@ def reader_folder(path: Path, like: ModelFolder) -> ModelFolder:
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     tokenizer.save_pretrained(path)
-    return open_reader(path)
+    return open_text_model(path)
 
 
 def write_questions(path: Path, count: int) -> list[dict[str, Any]]:

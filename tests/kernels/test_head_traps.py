@@ -14,7 +14,8 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 
 from ovlt_kernels.blocks import block_logits
 from ovlt_kernels.extension import HAS_EXTENSION, WHY
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp, linear_logp_reference
+from ovlt_kernels.head import HeadOptions, HeadOutput
+from ovlt_kernels.linear_logp import linear_logp, linear_logp_reference
 from ovlt_kernels.linear_loss import linear_loss, linear_loss_reference
 from ovlt_kernels.row_logp import row_logp, row_logp_grad_
 
@@ -25,14 +26,14 @@ def objective(head: HeadOutput, rows: slice) -> Tensor:
     return (head.logp.exp() - 0.1 * head.entropy).sum()
 
 
-def by_logp(x: Tensor, w: Tensor, target: Tensor, **options: object) -> Result:
-    head = linear_logp(x, w, target, **options)
+def by_logp(x: Tensor, w: Tensor, target: Tensor, **chunk: int | None) -> Result:
+    head = linear_logp(x, w, target, **chunk)
     loss = objective(head, slice(None))
     return loss.detach(), head.logp.detach(), *torch.autograd.grad(loss, (x, w))
 
 
-def by_loss(x: Tensor, w: Tensor, target: Tensor, **options: object) -> Result:
-    loss, head = linear_loss(x, w, target, objective, **options)
+def by_loss(x: Tensor, w: Tensor, target: Tensor, **chunk: int | None) -> Result:
+    loss, head = linear_loss(x, w, target, objective, **chunk)
     return loss.detach(), head.logp, *torch.autograd.grad(loss, (x, w))
 
 
@@ -105,7 +106,8 @@ def test_the_loss_of_many_blocks_is_not_summed_in_the_dtype_of_the_inputs(
     run: Callable[..., Result],
 ) -> None:
     x, w, target = inputs(256, 8, 37, torch.bfloat16)
-    wide = linear_logp_reference(x.float(), w.float(), target, logits_dtype=torch.bfloat16)
+    options = HeadOptions(logits_dtype=torch.bfloat16)
+    wide = linear_logp_reference(x.float(), w.float(), target, options)
     want = objective(wide, slice(None)).detach()
     for rows in (256, 1):
         loss = run(x, w, target, chunk_bytes=4 * 37 * rows)[0]
@@ -204,9 +206,9 @@ def test_a_function_that_torch_compile_has_seen(run: Callable[..., Result]) -> N
 def test_the_rollouts_log_prob_is_the_updates_own_bit_for_bit() -> None:
     """So the ratio of a first update is exactly 1."""
     x, w, target = inputs(129, 17, 1003, torch.bfloat16)
-    options = {"temperature": 0.7, "logits_dtype": torch.bfloat16, "chunk_bytes": 4 * 1003 * 64}
+    options, size = HeadOptions(0.7, torch.bfloat16), 4 * 1003 * 64
     with torch.no_grad():
-        old = linear_logp(x, w, target, **options).logp
+        old = linear_logp(x, w, target, options, chunk_bytes=size).logp
     ratios = []
 
     def note(head: HeadOutput, rows: slice) -> Tensor:
@@ -214,7 +216,7 @@ def test_the_rollouts_log_prob_is_the_updates_own_bit_for_bit() -> None:
         ratios.append(ratio.detach())
         return ratio.sum()
 
-    linear_loss(x, w, target, note, **options)
+    linear_loss(x, w, target, note, options, chunk_bytes=size)
     assert torch.equal(torch.cat(ratios), torch.ones(129))
 
 

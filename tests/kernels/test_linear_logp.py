@@ -10,7 +10,8 @@ from helpers.head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp, linear_logp_reference
+from ovlt_kernels.head import HeadOptions, HeadOutput
+from ovlt_kernels.linear_logp import linear_logp, linear_logp_reference
 
 PER_ROW = torch.linspace(0.5, 1.9, R, dtype=torch.float64)
 
@@ -33,7 +34,7 @@ def test_values_are_those_of_the_definition() -> None:
     """Independent of both implementations: a softmax written out with Python floats."""
     x, w, target = inputs(3, 2, 5)
     x, w = x.detach(), w.detach()
-    output = linear_logp(x, w, target, temperature=0.6, banned_ids=torch.tensor([1]))
+    output = linear_logp(x, w, target, HeadOptions(0.6, banned_ids=torch.tensor([1])))
     for row in range(3):
         z = [float(x[row] @ w[v]) / 0.6 for v in range(5) if v != 1]
         total = sum(math.exp(value) for value in z)
@@ -52,15 +53,9 @@ def test_matches_the_reference_in_float64(
 ) -> None:
     x, w, target = inputs()
     banned_ids = None if banned is None else torch.tensor(banned)
-    ours = linear_logp(
-        x,
-        w,
-        target,
-        temperature=temperature,
-        banned_ids=banned_ids,
-        chunk_bytes=4 * V * rows_per_chunk,
-    )
-    plain = linear_logp_reference(x, w, target, temperature=temperature, banned_ids=banned_ids)
+    options = HeadOptions(temperature, banned_ids=banned_ids)
+    ours = linear_logp(x, w, target, options, chunk_bytes=4 * V * rows_per_chunk)
+    plain = linear_logp_reference(x, w, target, options)
     for mine, theirs in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(gradients(ours, x, w), gradients(plain, x, w), strict=True):
@@ -70,9 +65,10 @@ def test_matches_the_reference_in_float64(
 @pytest.mark.parametrize("banned", [None, torch.tensor([1, 3])])
 def test_gradcheck(banned: Tensor | None) -> None:
     x, w, target = inputs(5, 3, 11)
+    options = HeadOptions(1.3, banned_ids=banned)
 
     def outputs(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        result = linear_logp(x, w, target, temperature=1.3, banned_ids=banned, chunk_bytes=4 * 22)
+        result = linear_logp(x, w, target, options, chunk_bytes=4 * 22)
         return result.logp, result.entropy
 
     assert torch.autograd.gradcheck(outputs, (x, w))
@@ -150,7 +146,8 @@ def test_entropy_without_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_rows(device: str, dtype: torch.dtype) -> None:
     x, w, target = inputs(0, dtype=dtype, device=device)
-    output = linear_logp(x, w, target, banned_ids=torch.tensor([1], device=device))
+    banned_ids = torch.tensor([1], device=device)
+    output = linear_logp(x, w, target, HeadOptions(banned_ids=banned_ids))
     assert [tuple(t.shape) for t in output] == [(0,)] * 3
     (output.logp.sum() + output.entropy.sum()).backward()
     assert x.grad.shape == (0, H)
@@ -189,10 +186,11 @@ def test_bfloat16_errs_at_most_twice_what_plain_pytorch_does(
 ) -> None:
     x, w, target = inputs(257, 65, 1003, torch.bfloat16, device, scale=0.6)
     exact_x, exact_w = (t.detach().double().requires_grad_() for t in (x, w))
-    exact = linear_logp_reference(exact_x, exact_w, target, temperature=1.3)
+    exact = linear_logp_reference(exact_x, exact_w, target, HeadOptions(1.3))
     exact_grads = gradients(exact, exact_x, exact_w)
-    plain = linear_logp_reference(x, w, target, temperature=1.3, logits_dtype=logits_dtype)
-    ours = linear_logp(x, w, target, temperature=1.3, logits_dtype=logits_dtype, chunk_bytes=99999)
+    options = HeadOptions(1.3, logits_dtype)
+    plain = linear_logp_reference(x, w, target, options)
+    ours = linear_logp(x, w, target, options, chunk_bytes=99999)
     assert ours.logp.dtype == ours.entropy.dtype == torch.float32
     for mine, theirs, truth in zip(ours, plain, exact, strict=True):
         assert error(mine, truth) <= 2 * error(theirs, truth) + 1e-6
@@ -209,17 +207,18 @@ def test_logits_dtype_decides_about_rounding(device: str) -> None:
     x, w, target = inputs(64, 65, 501, torch.float32, device)
     rounded = (x @ w.t()).to(torch.bfloat16).float() / 0.6
     expected = rounded.log_softmax(-1).gather(1, target[:, None])[:, 0]
-    as_engine = linear_logp(x, w, target, temperature=0.6, logits_dtype=torch.bfloat16).logp
+    as_engine = linear_logp(x, w, target, HeadOptions(0.6, torch.bfloat16)).logp
     # Another order of summation moves a few logits over a rounding edge, so not every row agrees.
     assert ((as_engine - expected).abs() < 1e-4).float().mean() > 0.9
-    exact = linear_logp_reference(x.double(), w.double(), target, temperature=0.6).logp
+    exact = linear_logp_reference(x.double(), w.double(), target, HeadOptions(0.6)).logp
     assert (as_engine - exact).abs().max() > 1e-2
 
     half = [t.detach().bfloat16() for t in (x, w)]
     exact = linear_logp_reference(*(t.double() for t in half), target).logp
-    unrounded = linear_logp(*half, target, logits_dtype=torch.float32).logp
+    unrounded = linear_logp(*half, target, HeadOptions(logits_dtype=torch.float32)).logp
     assert (unrounded - exact).abs().max() < 1e-4
-    assert (linear_logp(*half, target, logits_dtype=torch.bfloat16).logp - exact).abs().max() > 5e-3
+    rounded = linear_logp(*half, target, HeadOptions(logits_dtype=torch.bfloat16)).logp
+    assert (rounded - exact).abs().max() > 5e-3
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -296,8 +295,8 @@ def test_mistakes_are_explained() -> None:
     ]
     for text, arguments, options in cases:
         with pytest.raises(ValueError, match=text):
-            linear_logp(*arguments, **options)
+            linear_logp(*arguments, HeadOptions(**options))
         with pytest.raises(ValueError, match=text):
-            linear_logp_reference(*arguments, **options)
+            linear_logp_reference(*arguments, HeadOptions(**options))
     with pytest.raises(ValueError, match="chunk_bytes"):
         linear_logp(x, w, target, chunk_bytes=0)

@@ -8,7 +8,8 @@ from helpers.head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp
+from ovlt_kernels.head import PLAIN, HeadOptions, HeadOutput
+from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss, linear_loss_reference
 
 generator = torch.Generator().manual_seed(2)
@@ -29,8 +30,8 @@ def nll(head: HeadOutput, block: slice) -> Tensor:
     return -head.logp.sum()
 
 
-def run(function, x, w, target, objective, **options):
-    loss, head = function(x, w, target, objective, **options)
+def run(function, x, w, target, objective, options=PLAIN, **chunk):
+    loss, head = function(x, w, target, objective, options, **chunk)
     return loss, head, torch.autograd.grad(3.0 * loss, (x, w))
 
 
@@ -40,14 +41,12 @@ def run(function, x, w, target, objective, **options):
 @pytest.mark.parametrize("rows_per_chunk", [1, 4, 1000])
 def test_matches_the_reference_in_float64(objective, temperature, banned, rows_per_chunk) -> None:
     x, w, target = inputs()
-    options = {
-        "temperature": temperature,
-        "banned_ids": None if banned is None else torch.tensor(banned),
-    }
+    banned_ids = None if banned is None else torch.tensor(banned)
+    options = HeadOptions(temperature, banned_ids=banned_ids)
     loss, head, got = run(
-        linear_loss, x, w, target, objective, chunk_bytes=4 * V * rows_per_chunk, **options
+        linear_loss, x, w, target, objective, options, chunk_bytes=4 * V * rows_per_chunk
     )
-    want_loss, want_head, want = run(linear_loss_reference, x, w, target, objective, **options)
+    want_loss, want_head, want = run(linear_loss_reference, x, w, target, objective, options)
     torch.testing.assert_close(loss, want_loss, rtol=1e-12, atol=1e-12)
     for one, other in zip((*head, *got), (*want_head, *want), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -58,9 +57,9 @@ def test_matches_the_reference_in_float64(objective, temperature, banned, rows_p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_what_linear_logp_gives(device: str, dtype: torch.dtype) -> None:
     x, w, target = inputs(dtype=dtype, device=device)
-    options = {"temperature": 0.7, "chunk_bytes": 4 * V * 5}
-    loss, head, got = run(linear_loss, x, w, target, clipped, **options)
-    plain = linear_logp(x, w, target, **options)
+    options, size = HeadOptions(0.7), 4 * V * 5
+    loss, head, got = run(linear_loss, x, w, target, clipped, options, chunk_bytes=size)
+    plain = linear_logp(x, w, target, options, chunk_bytes=size)
     same = clipped(plain, slice(None))
     want = torch.autograd.grad(3.0 * same, (x, w))
     assert all(torch.equal(a, b) for a, b in zip(head, plain, strict=True))
@@ -76,9 +75,9 @@ def test_bfloat16_errs_at_most_twice_what_plain_pytorch_does(logits_dtype) -> No
     x, w, target = inputs(129, 64, 1003, dtype=torch.bfloat16, scale=0.5)
     wide = [t.detach().double().requires_grad_() for t in (x, w)]
     _, _, exact = run(linear_loss_reference, *wide, target, nll)
-    options = {"logits_dtype": logits_dtype}
-    _, _, plain = run(linear_loss_reference, x, w, target, nll, **options)
-    _, _, got = run(linear_loss, x, w, target, nll, chunk_bytes=4 * 1003 * 16, **options)
+    options = HeadOptions(logits_dtype=logits_dtype)
+    _, _, plain = run(linear_loss_reference, x, w, target, nll, options)
+    _, _, got = run(linear_loss, x, w, target, nll, options, chunk_bytes=4 * 1003 * 16)
     for ours, theirs, true in zip(got, plain, exact, strict=True):
         assert (ours - true).norm() <= 2 * (theirs - true).norm()
 

@@ -144,13 +144,13 @@ def test_an_unknown_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_auto_is_cuda_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ModelConfig().liger == "auto"
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda name: object())
-    assert liger.wanted("auto", CUDA)
-    assert liger.wanted("on", CUDA)
-    assert not liger.wanted("off", CUDA)
-    assert not liger.wanted("auto", CPU)
+    assert liger.should_apply("auto", CUDA)
+    assert liger.should_apply("on", CUDA)
+    assert not liger.should_apply("off", CUDA)
+    assert not liger.should_apply("auto", CPU)
     with pytest.raises(ValueError, match="on CUDA and the model is on cpu: use 'auto'"):
-        liger.wanted("on", CPU)
+        liger.should_apply("on", CPU)
     monkeypatch.setattr(liger.importlib.util, "find_spec", lambda name: None)
-    assert not liger.wanted("auto", CUDA)
+    assert not liger.should_apply("auto", CUDA)
     with pytest.raises(ValueError, match="liger-kernel is not installed"):
-        liger.wanted("on", CUDA)
+        liger.should_apply("on", CUDA)

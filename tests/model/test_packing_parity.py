@@ -10,8 +10,9 @@ import torch
 from helpers.tiny import random_sample, tiny_folder
 
 from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model.load import ModelFolder, read_weights
+from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
+from ovlt.model.weights import read_weights
 from ovlt.train.pack import collate
 from ovlt.types import Sample
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ovlt.config import LossConfig
 from ovlt.model.batch import PackedBatch
 from ovlt.train.loss import LossOutput, cross_entropy, kl_penalty, loss_weights, policy_loss
-from ovlt_kernels.linear_logp import HeadOutput, linear_logp
+from ovlt_kernels.head import HeadOutput
+from ovlt_kernels.linear_logp import linear_logp
 
 LENGTHS = [5, 1, 9, 3, 7]
 AGGREGATIONS = ["token_mean", "sequence_mean", "constant_length"]

@@ -20,9 +20,10 @@ from triton.runtime import interpreter
 
 from ovlt.config import ModelConfig, RunConfig
 from ovlt.model import liger
-from ovlt.model.load import open_folder, read_weights
+from ovlt.model.load import open_folder
 from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.parallel import load_sharded
+from ovlt.model.weights import read_weights
 from ovlt.system.runtime import running
 from ovlt.train.pack import collate
 
@@ -122,8 +123,8 @@ def whole(folder: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
     batch = collate(samples, [1.0, 1.0], config=opened.config, patchify=opened.patchify).to(DEVICE)
     values: dict[str, Tensor] = {}
     if DEVICE.type == "cpu":
-        decide = liger.wanted
-        liger.wanted = lambda setting, _: decide(setting, torch.device("cuda"))
+        decide = liger.should_apply
+        liger.should_apply = lambda setting, _: decide(setting, torch.device("cuda"))
     with running("test", RunConfig(device=DEVICE.type)) as runtime:
         for name, setting in (("plain", "off"), ("liger", "auto")):
             config = ModelConfig(liger=setting)

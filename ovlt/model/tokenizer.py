@@ -1,0 +1,38 @@
+"""What ovlt uses of a transformers tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class Encoding(Protocol):
+    """The ids of a text."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+
+class Backend(Protocol):
+    """The tokenizer in Rust behind transformers' object."""
+
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Encoding: ...
+
+
+class Tokenizer(Protocol):
+    """A fast tokenizer, as ``AutoTokenizer`` gives it; transformers' own types are looser."""
+
+    eos_token: str
+    eos_token_id: int
+    chat_template: str | None
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, object]: ...
+    @property
+    def backend_tokenizer(self) -> Backend: ...
+    def __len__(self) -> int: ...
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+    def apply_chat_template(
+        self, conversation: Sequence[object], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str: ...
