@@ -1,20 +1,22 @@
-"""list[Sample] -> micro-batches without padding, balanced over ranks.
+"""Samples to micro-batches without padding, balanced over ranks.
 
 Every rank gets the same number of micro-batches, none above the token budget, and the cost (text
-and vision-tower FLOPs) is spread evenly. Samples of one prompt stay together where they fit, so
-the tower sees each image once per micro-batch and its features are shared by the whole group.
-A sample is never cut. Nothing after this file pads, infers a boundary, or counts tokens again.
+and vision-tower FLOPs) is spread evenly. Samples of one prompt stay together if they fit, so the
+tower sees each image once per micro-batch and the whole group shares its features. A sample is
+never cut. Nothing after this file pads, infers a boundary, or counts tokens again.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
+from transformers import PretrainedConfig
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
@@ -22,7 +24,12 @@ from ovlt.model.patchify import Patchify
 from ovlt.system.runtime import Runtime
 from ovlt.types import Sample
 
+# A rank without samples runs this many text tokens of weight zero, so that it joins every
+# collective. One token would do for the model; attention kernels like two.
 FILLER_TOKENS = 2
+# How many samples of a group stay together: all (0), else parts of it, else single samples. Larger
+# parts share more images; smaller ones fill micro-batches better.
+PART_SIZES = (0, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class Extent:
     name: str = ""
 
 
-def extent(sample: Sample, config: Any) -> Extent:
-    """The extent of a sample at hand; samples of one prompt share their images."""
+def extent(sample: Sample, config: PretrainedConfig) -> Extent:
+    """Return the extent of a sample; samples of one prompt share their images."""
     prompt = sample.prompt
     return Extent(len(sample.token_ids), tuple(_grids(sample, config)), id(prompt), prompt.id)
 
@@ -48,6 +55,7 @@ class Unit:
     indices: tuple[int, ...]
     tokens: int
     cost: float
+    has_images: bool
 
 
 @dataclass
@@ -61,7 +69,9 @@ class BatchPlan:
     cost: float  # forward FLOPs of all samples, shared images counted once per micro-batch
 
 
-def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> BatchPlan:
+def plan(
+    samples: Sequence[Extent], *, ranks: int, budget: int, config: PretrainedConfig
+) -> BatchPlan:
     """Distribute samples over ``ranks`` x M micro-batches of at most ``budget`` tokens each.
 
     M is the smallest number that works. Deterministic: the same samples give the same plan on
@@ -74,35 +84,39 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: Any) -> 
                 f"budget of {budget}: samples are never cut, so raise token_budget or lower the "
                 "limits"
             )
+    layouts = [_units(samples, config, size) for size in PART_SIZES]
+    # A part of a group may be longer than the budget; single samples never are.
+    layouts = [units for units in layouts if all(u.tokens <= budget for u in units)]
     total = sum(s.tokens for s in samples)
-    micro = max(1, math.ceil(total / (budget * ranks)))
-    while True:
-        for size in (0, 4, 2, 1):  # whole groups first, then parts of groups, then single samples
-            units = _units(samples, config, size)
-            if size != 1 and max((u.tokens for u in units), default=0) > budget:
-                continue
+    fewest = max(1, math.ceil(total / (budget * ranks)))
+    # Fewest micro-batches first, largest parts first. It ends: one sample each always fits.
+    for micro in itertools.count(fewest):
+        for units in layouts:
             bins = _fit(units, micro * ranks, budget)
             if bins is not None:
-                assigned = _assign(bins, ranks, micro)
-                costs = [sum(u.cost for b in rank for u in b) for rank in assigned]
-                mean = sum(costs) / ranks
-                idle = sum(FILLER_TOKENS for b in bins if not b)
-                idle += sum(1 for b in bins if not any(samples[u.indices[0]].grids for u in b))
-                return BatchPlan(
-                    bins=[
-                        [[i for u in units for i in u.indices] for units in rank]
-                        for rank in assigned
-                    ],
-                    fill=total / (micro * ranks * budget),
-                    imbalance=max(costs) / mean if mean else 1.0,
-                    filler=idle / (total + idle),
-                    cost=sum(costs),
-                )
-        micro += 1
+                return _batch_plan(_assign(bins, ranks, micro), total, micro * ranks * budget)
+    raise AssertionError("unreachable: single samples fit into as many micro-batches")
 
 
-def _units(samples: Sequence[Extent], config: Any, size: int) -> list[Unit]:
-    """Consecutive samples of one group, at most ``size`` of them (0: no limit)."""
+def _batch_plan(assigned: list[list[list[Unit]]], total: int, capacity: int) -> BatchPlan:
+    """Describe ``assigned[rank][m]``, units of ``total`` tokens with room for ``capacity``."""
+    costs = [sum(u.cost for units in rank for u in units) for rank in assigned]
+    mean = sum(costs) / len(costs)
+    bins = [units for rank in assigned for units in rank]
+    # An empty micro-batch runs filler tokens; one without images the smallest dummy image.
+    idle = sum(FILLER_TOKENS for units in bins if not units)
+    idle += sum(1 for units in bins if not any(u.has_images for u in units))
+    return BatchPlan(
+        bins=[[[i for u in units for i in u.indices] for units in rank] for rank in assigned],
+        fill=total / capacity,
+        imbalance=max(costs) / mean if mean else 1.0,
+        filler=idle / (total + idle),
+        cost=sum(costs),
+    )
+
+
+def _units(samples: Sequence[Extent], config: PretrainedConfig, size: int) -> list[Unit]:
+    """Join consecutive samples of one group, at most ``size`` of them (0: no limit)."""
     groups: list[list[int]] = []
     for i, sample in enumerate(samples):
         same = groups and samples[groups[-1][-1]].group == sample.group
@@ -113,20 +127,21 @@ def _units(samples: Sequence[Extent], config: Any, size: int) -> list[Unit]:
     units = []
     for group in groups:
         lengths = [samples[i].tokens for i in group]
+        grids = samples[group[0]].grids  # all of a group share them: the tower runs once
         text = sum(qwen.forward_flops(config, n, ()) for n in lengths)
-        vision = qwen.forward_flops(config, 0, samples[group[0]].grids)
-        units.append(Unit(tuple(group), sum(lengths), text + vision))
+        vision = qwen.forward_flops(config, 0, grids)
+        units.append(Unit(tuple(group), sum(lengths), text + vision, bool(grids)))
     return units
 
 
-def _grids(sample: Sample, config: Any) -> list[qwen.Grid]:
+def _grids(sample: Sample, config: PretrainedConfig) -> list[qwen.Grid]:
     return [qwen.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
 
 
 def _fit(units: Sequence[Unit], count: int, budget: int) -> list[list[Unit]] | None:
-    """``count`` bins within the budget, evenly costed; None where that fails.
+    """Fill ``count`` bins within the budget, evenly costed; None if that fails.
 
-    Longest processing time first by cost; where that runs out of room, by tokens, which fills best.
+    Longest processing time first by cost; if that runs out of room, by tokens, which fills best.
     """
     for key in ("cost", "tokens"):
         bins: list[list[Unit]] = [[] for _ in range(count)]
@@ -145,7 +160,7 @@ def _fit(units: Sequence[Unit], count: int, budget: int) -> list[list[Unit]] | N
 
 
 def _assign(bins: list[list[Unit]], ranks: int, micro: int) -> list[list[list[Unit]]]:
-    """Micro-batches to ranks: dearest first, each to the cheapest rank with a free place."""
+    """Give micro-batches to ranks: dearest first, each to the cheapest rank with a free place."""
     out: list[list[list[Unit]]] = [[] for _ in range(ranks)]
     load = [0.0] * ranks
     for units in sorted(bins, key=lambda b: -sum(u.cost for u in b)):
@@ -160,10 +175,10 @@ def pack(
     weights: Sequence[float],
     runtime: Runtime,
     budget: int,
-    config: Any,
+    config: PretrainedConfig,
     patchify: Patchify,
 ) -> tuple[list[PackedBatch], BatchPlan]:
-    """This rank's micro-batches of one optimizer step whose samples every rank holds."""
+    """Pack the samples of one optimizer step, which every rank holds; this rank's micro-batches."""
     extents = [extent(s, config) for s in samples]
     planned = plan(extents, ranks=runtime.world_size, budget=budget, config=config)
     batches = [
@@ -182,7 +197,7 @@ def collate(
     samples: Sequence[Sample],
     weights: Sequence[float],
     *,
-    config: Any,
+    config: PretrainedConfig,
     patchify: Patchify,
 ) -> PackedBatch:
     """Join samples into one PackedBatch; ``weights[i]`` is sample i's loss weight per token.
@@ -195,58 +210,77 @@ def collate(
     # By length: attention on a CPU then finds segments of equal length side by side.
     by_length = sorted(range(len(samples)), key=lambda i: len(samples[i].token_ids))
     samples, weights = [samples[i] for i in by_length], [weights[i] for i in by_length]
-    positions, rows, labels, segment, loss_weight = [], [], [], [], []
-    advantage, engine_logp = [], []
-    image_start: dict[int, int] = {}  # id of an image array -> its first feature row
-    features, unique, grids = [], [], []
-    num_features = offset = 0
-    for s, sample in enumerate(samples):
-        own = _grids(sample, config)
-        positions.append(qwen.mrope_positions(sample.token_ids, own, config))
-        for image, grid in zip(sample.prompt.images, own, strict=True):
-            count = qwen.tokens_per_image(config, grid)
-            if id(image) not in image_start:
-                image_start[id(image)] = num_features
-                unique.append(image)
-                grids.append(grid)
-                num_features += count
-            features.append(image_start[id(image)] + np.arange(count))
-        predicted = np.flatnonzero(sample.loss_mask[1:]) + 1  # token 0 has nothing before it
-        rows.append(predicted - 1 + offset)
-        labels.append(sample.token_ids[predicted])
-        segment.append(np.full(len(predicted), s))
-        loss_weight.append(np.full(len(predicted), weights[s], dtype=np.float32))
-        if sample.engine_logp is not None:
-            advantage.append(np.full(len(predicted), sample.advantage, dtype=np.float32))
-            engine_logp.append(sample.engine_logp[predicted])
-        offset += len(sample.token_ids)
     lengths = [len(s.token_ids) for s in samples]
+    starts = np.concatenate([[0], np.cumsum(lengths)])  # [S + 1], boundaries in the packed row
+    images = _Images(config)
+    positions = []  # of each sample [3, tokens], from 0: samples never see each other's positions
+    predicted = []  # of each sample, the tokens that are trained on
+    for sample in samples:
+        grids = _grids(sample, config)
+        positions.append(qwen.mrope_positions(sample.token_ids, grids, config))
+        images.add(sample, grids)
+        predicted.append(np.flatnonzero(sample.loss_mask[1:]) + 1)  # token 0 has none before it
+    counts = [len(tokens) for tokens in predicted]  # loss rows of each sample; their sum is R
 
-    def joined(parts: list[np.ndarray], dtype: Any = np.int64) -> torch.Tensor:
+    def joined(parts: Sequence[np.ndarray], dtype: DTypeLike = np.int64) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))
 
+    def of_rows(values: Sequence[float]) -> torch.Tensor:  # one value per sample -> float32 [R]
+        return torch.from_numpy(np.repeat(np.asarray(values, np.float32), counts))
+
+    logps = [s.engine_logp for s in samples if s.engine_logp is not None]
+    graded = len(logps) == len(samples)  # GRPO; SFT has no log-probs
     return PackedBatch(
-        input_ids=joined([s.token_ids for s in samples]),
-        position_ids=torch.from_numpy(np.concatenate(positions, axis=1)),
-        cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
-        segment_ids=joined(segment),
-        loss_index=joined(rows),
-        labels=joined(labels),
-        loss_weight=joined(loss_weight, np.float32),
-        patches=_patches(unique, patchify) if unique else None,
-        feature_index=joined(features) if features else None,
-        grid_thw=torch.tensor(grids, dtype=torch.int64) if grids else None,
-        vision_plan=qwen.vision_plan(grids, config) if grids else None,
+        input_ids=joined([s.token_ids for s in samples]),  # [T]
+        position_ids=torch.from_numpy(np.concatenate(positions, axis=1)),  # [3, T]
+        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),  # [S + 1]
+        segment_ids=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),  # [R]
+        # The hidden state one before a token predicts it.
+        loss_index=joined([t - 1 + at for t, at in zip(predicted, starts[:-1], strict=True)]),
+        labels=joined([s.token_ids[t] for s, t in zip(samples, predicted, strict=True)]),
+        loss_weight=of_rows(weights),
+        patches=_patches(images.unique, patchify) if images.unique else None,  # [P, values]
+        feature_index=joined(images.features) if images.features else None,  # [image tokens]
+        grid_thw=torch.tensor(images.grids, dtype=torch.int64) if images.grids else None,  # [I, 3]
+        vision_plan=qwen.vision_plan(images.grids, config) if images.grids else None,
         max_len=max(lengths),
-        advantage=joined(advantage, np.float32) if advantage else None,
-        engine_logp=joined(engine_logp, np.float32) if engine_logp else None,
+        advantage=of_rows([s.advantage for s in samples]) if graded else None,
+        engine_logp=(
+            joined([x[t] for x, t in zip(logps, predicted, strict=True)], np.float32)
+            if graded
+            else None
+        ),
         num_samples=len(samples),
         cost=sum(qwen.forward_flops(config, n, ()) for n in lengths)
-        + qwen.forward_flops(config, 0, grids),
+        + qwen.forward_flops(config, 0, images.grids),
     )
 
 
+class _Images:
+    """The images of a micro-batch, each once, and where each placeholder finds its feature."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.unique: list[np.ndarray] = []  # uint8 [height, width, 3]
+        self.grids: list[qwen.Grid] = []
+        self.features: list[np.ndarray] = []  # rows of the tower's output, sample after sample
+        self._config = config
+        self._first_row: dict[int, int] = {}  # id of an image array -> its first feature row
+        self._num_rows = 0
+
+    def add(self, sample: Sample, grids: Sequence[qwen.Grid]) -> None:
+        """Append the images of a sample; those that a sample of its group brought are reused."""
+        for image, grid in zip(sample.prompt.images, grids, strict=True):
+            count = qwen.tokens_per_image(self._config, grid)
+            if id(image) not in self._first_row:
+                self._first_row[id(image)] = self._num_rows
+                self._num_rows += count
+                self.unique.append(image)
+                self.grids.append(grid)
+            self.features.append(self._first_row[id(image)] + np.arange(count))
+
+
 def _patches(images: Sequence[np.ndarray], patchify: Patchify) -> torch.Tensor:
+    """Patches [P, values] of all images, written straight into one array."""
     shapes = [patchify.shape(*image.shape[:2]) for image in images]
     joined = np.empty((sum(rows for rows, _ in shapes), shapes[0][1]), np.float32)
     begin = 0
@@ -256,7 +290,8 @@ def _patches(images: Sequence[np.ndarray], patchify: Patchify) -> torch.Tensor:
     return torch.from_numpy(joined)
 
 
-def _filler(config: Any) -> PackedBatch:
+def _filler(config: PretrainedConfig) -> PackedBatch:
+    """A micro-batch for a rank without samples: one loss row, of weight zero."""
     zero = torch.zeros(1)
     return PackedBatch(
         input_ids=torch.zeros(FILLER_TOKENS, dtype=torch.int64),
