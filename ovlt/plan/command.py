@@ -19,9 +19,8 @@ from pathlib import Path
 
 from ovlt.config.command_line import split_words
 from ovlt.config.load import REPOSITORY, SMOKE_RECIPE, load_recipe
-from ovlt.model.qwen2_5_vl_sizes import read_config
+from ovlt.model.qwen2_5_vl_sizes import FileSizes, read_config
 from ovlt.plan.assumed import Assumptions
-from ovlt.plan.engine import ModelSizes
 from ovlt.plan.fit import problems
 from ovlt.plan.hours import PUBLISHED
 from ovlt.plan.run import Run
@@ -101,12 +100,12 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
     return PlanRequest(replace(run, others=_other_sizes(stages)), file, names[-1] if names else "")
 
 
-def _other_sizes(stages: Sequence[PlannedStage]) -> dict[str, ModelSizes]:
+def _other_sizes(stages: Sequence[PlannedStage]) -> dict[str, FileSizes]:
     """Sizes of captioners and teachers, by folder.
 
     Models that a stage of the run writes are left out: they have the sizes of model.path.
     """
-    others: dict[str, ModelSizes] = {}
+    others: dict[str, FileSizes] = {}
     for stage in stages:
         if stage.table != "distill":
             continue

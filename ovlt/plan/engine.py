@@ -9,21 +9,19 @@ over the GPUs twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ovlt.model import qwen2_5_vl_sizes as sizes
 from ovlt.plan.assumed import Assumptions
 from ovlt.system.hardware import Gpu
 
 GIB = 2**30
-ModelSizes = Any  # what sizes.read_config returns
 
 
 @dataclass(frozen=True)
 class SamplingWork:
     """What one engine has to do at once: ``n`` responses to each of ``prompts``."""
 
-    config: ModelSizes
+    config: sizes.FileSizes
     itemsize: int  # bytes of the engine's dtype
     gpus: int  # that it spans
     share: float  # bytes of each GPU that it may take

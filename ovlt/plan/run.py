@@ -10,7 +10,7 @@ from typing import Literal
 from ovlt.config import Recipe
 from ovlt.model import qwen2_5_vl_sizes as sizes
 from ovlt.plan.assumed import Assumptions
-from ovlt.plan.engine import GIB, ModelSizes, SamplingWork
+from ovlt.plan.engine import GIB, SamplingWork
 from ovlt.system.hardware import Node
 
 StageKind = Literal["sft", "grpo"]  # the stages that train
@@ -21,11 +21,11 @@ class Run:
     """A recipe on a model, on a node, under assumptions; and the counts that follow from them."""
 
     recipe: Recipe
-    config: ModelSizes  # sizes of model.path
+    config: sizes.FileSizes  # sizes of model.path
     node: Node
     assumed: Assumptions
     # Sizes of captioners and teachers, by folder; of those that are not models of this run.
-    others: Mapping[str, ModelSizes] = field(default_factory=dict)
+    others: Mapping[str, sizes.FileSizes] = field(default_factory=dict)
 
     @property
     def itemsize(self) -> int:
@@ -50,7 +50,7 @@ class Run:
     @property
     def grid(self) -> sizes.Grid:
         """Patch grid of a square image of about model.max_pixels."""
-        merge = int(self.config.vision_config.spatial_merge_size)
+        merge = self.config.vision_config.spatial_merge_size
         side = int(math.sqrt(self.recipe.model.max_pixels)) // sizes.merged_patch(self.config)
         return (1, max(1, side) * merge, max(1, side) * merge)
 

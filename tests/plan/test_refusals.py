@@ -125,11 +125,11 @@ def test_a_teacher_is_spread_over_gpus_that_hold_it(
     assert sentence in lines[0]
     fixes = dict(option.split("=") for line in problems(run) for option in OPTION.findall(line))
     assert fixes["--distill.engine.tensor_parallel"] == str(gpus)
-    settings = [(key.removeprefix("--"), int(value)) for key, value in fixes.items()]
-    assert problems(with_settings(run, *settings)) == []
+    fixed = with_settings(run, *((key[2:], int(value)) for key, value in fixes.items()))
+    assert problems(fixed) == []
 
 
-def test_a_share_of_gpus_that_divides_heads_is_refused(tmp_path: Path) -> None:
+def test_a_spread_that_would_divide_heads_is_refused(tmp_path: Path) -> None:
     sizes = json.loads((SIZES / "qwq_32b.json").read_text())
     sizes |= {"hidden_size": 3840, "num_attention_heads": 30, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(sizes))
