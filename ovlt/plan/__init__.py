@@ -1,1 +1,1 @@
-"""Will it fit, and how long will it take: arithmetic before anything is loaded."""
+"""Say whether a recipe fits a node and how long it takes, before anything is loaded."""

@@ -6,249 +6,255 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ovlt.config.load import recipe_from
-from ovlt.model import qwen2_5_vl_sizes as sizes
-from ovlt.plan.fit_distill import distill_lack, distill_mends
-from ovlt.plan.memory import GIB, Run, Stage, layout, memory, sampling
-from ovlt.plan.stages import Part, parts
+from ovlt.plan.engine import GIB
+from ovlt.plan.fit_distill import Setting, check_distill, distill_fixes
+from ovlt.plan.layout import layout
+from ovlt.plan.memory import memory
+from ovlt.plan.run import Run, StageKind, sampling_work
+from ovlt.plan.stages import PlannedStage, planned_stages
 from ovlt.system.hardware import GPUS, MOST, node
 
-Setting = tuple[str, Any]  # a recipe key and its value
-UPDATE = ("update, in the head", "update, in a block")
+Check = Callable[[PlannedStage], str]  # says what is wrong with a stage; "" if nothing is
+Fixes = Callable[[PlannedStage], Iterable[Sequence[Setting]]]  # settings to try, one after another
+UPDATE = ("update, in the head", "update, in a block")  # moments of ovlt.plan.memory
 SAMPLING = ("sampling", "weight sync")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a stage or several, and what mends it; empty: no setting does."""
+    """What is wrong with one stage or several, and the settings that fix it; none: no setting."""
 
     text: str
-    settings: list[Setting]
+    settings: Sequence[Setting]
 
 
-def changed(run: Run, *settings: Setting) -> Run:
+def with_settings(run: Run, *settings: Setting) -> Run:
     """The run with other values of some recipe keys, given as ``table.key``."""
     tree = run.recipe.model_dump()
     for key, value in settings:
         *tables, last = key.split(".")
-        at = tree
+        branch = tree
         for table in tables:
-            at = at[table]
-        at[last] = value
+            branch = branch[table]
+        branch[last] = value
     return replace(run, recipe=recipe_from(tree))
 
 
 def problems(run: Run) -> list[str]:
-    """Sentences that say what to change, and to which value; none where everything fits.
+    """Sentences that say what to change, and to which value; none if everything fits.
 
-    With all that they say done, the run fits. Where no setting helps one of them, all name the one
-    node that holds every stage.
+    Once all of these changes are made, the run fits. If no setting helps one of the problems, every
+    sentence names the node that holds every stage.
     """
-    for part in distinct(run):
-        if part.trains and (found := list(_length_problems(part.run, part.trains, part.name))):
-            return found
-    lacking = _solve(run)
-    if all(problem.settings for problem in lacking):
-        found = [f"{problem.text}: set {_options(problem.settings)}" for problem in lacking]
+    for stage in distinct_stages(run):
+        if stage.trains and (too_long := list(_length_problems(stage, stage.trains))):
+            return too_long
+    unsolved = _solve(run)
+    if all(problem.settings for problem in unsolved):
+        sentences = [f"{problem.text}: set {_options(problem.settings)}" for problem in unsolved]
     else:
-        rescue = _rescue(run)
-        found = [f"{problem.text}: {rescue}" for problem in lacking]
-    return list(dict.fromkeys(found))
+        other_node = _other_node(run)
+        sentences = [f"{problem.text}: {other_node}" for problem in unsolved]
+    return list(dict.fromkeys(sentences))
 
 
-def distinct(run: Run) -> list[Part]:
+def distinct_stages(run: Run) -> list[PlannedStage]:
     """The stages that differ in what they need; the others would only repeat their sentences."""
-    found: dict[str, Part] = {}
-    for part in parts(run):
-        tree = part.run.recipe.resolved()
+    stages: dict[str, PlannedStage] = {}
+    for stage in planned_stages(run):
+        tree = stage.run.recipe.resolved()
         for table in ("distill", "sft", "grpo", "evaluate"):
             for key in ("stage", "title", "start", "data"):
                 tree[table].pop(key, None)
-        table = tree[part.table]
-        if part.table == "distill":  # a model that a stage made has the sizes of model.path
+        table = tree[stage.table]
+        if stage.table == "distill":  # a model that a stage writes has the sizes of model.path
             for key in ("captioner", "teacher"):
-                table[key] = table[key] if table[key] in part.run.others else bool(table[key])
-        needs = {name: tree[name] for name in ("model", "grpo")} | {part.table: table}
-        found.setdefault(f"{part.table} {json.dumps(needs)}", part)
-    return list(found.values())
+                table[key] = table[key] if table[key] in stage.run.others else bool(table[key])
+        needs = {name: tree[name] for name in ("model", "grpo")} | {stage.table: table}
+        stages.setdefault(f"{stage.table} {json.dumps(needs)}", stage)
+    return list(stages.values())
 
 
 def _solve(run: Run) -> list[Problem]:
-    """What is wrong, each after the mends of those before it: what needs most comes first."""
-    stages = distinct(run)
-    trained = sorted((part for part in stages if part.trains), key=_needed, reverse=True)
+    """Find what is wrong, each problem after the fixes of those before it.
+
+    The stage that needs most comes first, because its fixes often help the others.
+    """
+    stages = distinct_stages(run)
+    trained = sorted((stage for stage in stages if stage.trains), key=_update_gib, reverse=True)
+    distills = [stage for stage in stages if stage.table == "distill"]
     low, high = share_range(trained)
-    checks: list[tuple[str, Lack, Mends]] = [
-        *((part.name, _update_lack, _update_mends) for part in trained),
-        *((part.name, distill_lack, distill_mends) for part in stages if part.table == "distill"),
-        *((part.name, _engine_lack, lambda p: _share_mends(p, low, high)) for part in trained),
+    checks: list[tuple[str, Check, Fixes]] = [
+        *((stage.name, _check_update, _update_fixes) for stage in trained),
+        *((stage.name, check_distill, distill_fixes) for stage in distills),
+        *((stage.name, _check_engine, lambda s: _share_fixes(s, low, high)) for stage in trained),
     ]
-    found: list[Problem] = []
-    for name, lack, mends in checks:
-        part = _named(run, name)
-        if text := lack(part):
-            tried = (list(mend) for mend in mends(part))
-            helps = (mend for mend in tried if not lack(_named(changed(run, *mend), name)))
-            found.append(Problem(text, next(helps, [])))
-            run = changed(run, *found[-1].settings)
-    # A mend may undo an earlier one, or be hidden by a key of an iteration: then no setting helps.
-    known = {problem.text for problem in found if not problem.settings}
-    left = [text for part in distinct(run) for text in _lacks(part) if text not in known]
-    return found + [Problem(text, []) for text in left]
+    solved: list[Problem] = []
+    for name, check, fixes in checks:
+        stage = _stage_named(run, name)
+        if text := check(stage):
+            working = (
+                settings
+                for settings in fixes(stage)
+                if not check(_stage_named(with_settings(run, *settings), name))
+            )
+            solved.append(Problem(text, next(working, [])))
+            run = with_settings(run, *solved[-1].settings)
+    # A fix may undo an earlier one, or a key of an iteration may hide it: then no setting helps.
+    hopeless = {problem.text for problem in solved if not problem.settings}
+    left = [text for stage in distinct_stages(run) for text in _texts(stage)]
+    return solved + [Problem(text, []) for text in left if text not in hopeless]
 
 
-def _lacks(part: Part) -> list[str]:
+def _texts(stage: PlannedStage) -> list[str]:
     """All that is wrong with a stage."""
-    lacks = [_update_lack, _engine_lack] if part.trains else []
-    lacks += [distill_lack] if part.table == "distill" else []
-    return [text for lack in lacks if (text := lack(part))]
+    checks: list[Check] = [_check_update, _check_engine] if stage.trains else []
+    if stage.table == "distill":
+        checks = [check_distill]
+    return [text for check in checks if (text := check(stage))]
 
 
-Lack = Callable[[Part], str]
-Mends = Callable[[Part], Iterable[Sequence[Setting]]]
-
-
-def _named(run: Run, name: str) -> Part:
-    return next(part for part in parts(run) if part.name == name)
+def _stage_named(run: Run, name: str) -> PlannedStage:
+    return next(stage for stage in planned_stages(run) if stage.name == name)
 
 
 def _options(settings: Sequence[Setting]) -> str:
+    """The settings as words of a command line."""
     return " ".join(f"--{key}={str(value).lower()}" for key, value in settings)
 
 
-def _length_problems(run: Run, stage: Stage, name: str) -> Iterator[str]:
-    """What needs more tokens than the recipe allows."""
+def _length_problems(stage: PlannedStage, kind: StageKind) -> Iterator[str]:
+    """Say what needs more tokens than the recipe allows."""
+    run = stage.run
     try:
-        layout(run, stage)
+        layout(run, kind)
     except ValueError as error:
-        yield f"{name}: {error}"
-    image = sizes.tokens_per_image(run.config, run.grid)
-    most = run.recipe.grpo.rollout.max_prompt_tokens
-    if stage == "grpo" and image + run.assumed.question_tokens > most:
+        yield f"{stage.name}: {error}"
+    prompt = run.tokens_per_image + run.assumed.question_tokens
+    limit = run.recipe.grpo.rollout.max_prompt_tokens
+    if kind == "grpo" and prompt > limit:
         yield (
-            f"{name}: an image of model.max_pixels={run.recipe.model.max_pixels} takes {image} "
-            f"tokens, and with a question of {run.assumed.question_tokens} exceeds "
-            f"grpo.rollout.max_prompt_tokens={most}, so it would be refused: set "
-            f"--grpo.rollout.max_prompt_tokens={image + run.assumed.question_tokens}, or lower "
+            f"{stage.name}: an image of model.max_pixels={run.recipe.model.max_pixels} takes "
+            f"{run.tokens_per_image} tokens, and with a question of "
+            f"{run.assumed.question_tokens} exceeds grpo.rollout.max_prompt_tokens={limit}, so it "
+            f"would be refused: set --grpo.rollout.max_prompt_tokens={prompt}, or lower "
             "model.max_pixels"
         )
 
 
 # --- the update --------------------------------------------------------------------------------
-def _needed(part: Part) -> float:
-    """GiB of one GPU at the fullest moment of the update; none where a sample is too long."""
-    assert part.trains is not None
+def _update_gib(stage: PlannedStage) -> float:
+    """GiB of one GPU at the fullest moment of the update; infinite if a sample is too long."""
+    assert stage.trains is not None
     try:
-        held = memory(part.run, part.trains)
+        planned = memory(stage.run, stage.trains)
     except ValueError:
         return math.inf
-    return max(held.total(moment) for moment in UPDATE) / GIB
+    return max(planned.total(moment) for moment in UPDATE) / GIB
 
 
-def _update_lack(part: Part) -> str:
-    needed, has = _needed(part), part.run.node.gpu.memory_gib
-    if needed <= has:
+def _check_update(stage: PlannedStage) -> str:
+    needed, node = _update_gib(stage), stage.run.node
+    if needed <= node.gpu.memory_gib:
         return ""
     return (
-        f"{part.name}: the update needs {needed:.1f} GiB per GPU, {part.run.node.name} has "
-        f"{has:.1f}"
+        f"{stage.name}: the update needs {needed:.1f} GiB per GPU, {node.name} has "
+        f"{node.gpu.memory_gib:.1f}"
     )
 
 
-def _update_mends(part: Part) -> Iterator[list[Setting]]:
-    assert part.trains is not None
-    return _mends(part.run, part.trains)
-
-
-def _mends(run: Run, stage: Stage) -> Iterator[list[Setting]]:
-    """Settings to try, the harmless first; a frozen tower is the only one that changes the run."""
-    model = run.recipe.model
-    free: list[Setting] = []
+def _update_fixes(stage: PlannedStage) -> Iterator[list[Setting]]:
+    """Settings to try, the harmless ones first: only a frozen tower changes what is learned."""
+    assert stage.trains is not None
+    kind, model = stage.trains, stage.run.recipe.model
+    harmless: list[Setting] = []
     if not model.activation_checkpointing:
-        free.append(("model.activation_checkpointing", True))
+        harmless.append(("model.activation_checkpointing", True))
     if not model.reshard:
-        free.append(("model.reshard", True))
-    yield from ([one] for one in free)
-    if len(free) > 1:
-        yield free
-    budget = getattr(run.recipe, stage).token_budget
-    for base in ([], free) if free else ([],):
-        for smaller in range(budget - 1024, _longest(run, stage) - 1, -1024):
-            yield [*base, (f"{stage}.token_budget", smaller)]
-    least = [*free, (f"{stage}.token_budget", min(budget, _longest(run, stage)))]
-    yield least
+        harmless.append(("model.reshard", True))
+    yield from ([setting] for setting in harmless)
+    if len(harmless) > 1:
+        yield harmless
+    recipe = stage.run.recipe
+    budget = recipe.sft.token_budget if kind == "sft" else recipe.grpo.token_budget
+    least = _least_budget(stage.run, kind)
+    for base in ([], harmless) if harmless else ([],):
+        for smaller in range(budget - 1024, least - 1, -1024):
+            yield [*base, (f"{kind}.token_budget", smaller)]
+    smallest: list[Setting] = [*harmless, (f"{kind}.token_budget", min(budget, least))]
+    yield smallest
     if not model.freeze_vision:
-        yield [*least, ("model.freeze_vision", True)]
+        yield [*smallest, ("model.freeze_vision", True)]
 
 
-def _longest(run: Run, stage: Stage) -> int:
-    """Below this a token budget would refuse samples that the recipe allows."""
-    if stage == "sft":
+def _least_budget(run: Run, kind: StageKind) -> int:
+    """The token budget below which samples that the recipe allows would be refused."""
+    if kind == "sft":
         return run.prompt_tokens + run.assumed.sft_response_tokens
     rollout = run.recipe.grpo.rollout
     return rollout.max_prompt_tokens + rollout.max_response_tokens
 
 
 # --- the engine beside the sleeping update -----------------------------------------------------
-def share_range(found: Sequence[Part]) -> tuple[float, float]:
-    """(least, most) of ``gpu_memory``: one longest sequence in the cache; the trainer beside it.
+def share_range(stages: Sequence[PlannedStage]) -> tuple[float, float]:
+    """(least, most) ``engine.gpu_memory`` that suits all of these stages.
 
-    Of all stages together; (0, 1) where none of them opens an engine.
+    At least one longest sequence in the cache; at most what the trainer leaves free. (0, 1) if no
+    stage opens an engine.
     """
-    ranges = [_range(part) for part in found]
-    return max((low for low, _ in ranges), default=0.0), min(
-        (high for _, high in ranges), default=1.0
-    )
+    ranges = [_stage_share_range(stage) for stage in stages]
+    lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
+    return max(lows, default=0.0), min(highs, default=1.0)
 
 
-def _range(part: Part) -> tuple[float, float]:
-    assert part.trains is not None
-    run, size = part.run, part.run.node.gpu.memory_gib * GIB
-    moments = memory(run, part.trains).moments
-    beside = [
-        sum(v for name, v in items.items() if not name.startswith("engine"))
-        for moment, items in moments.items()
-        if moment in SAMPLING
+def _stage_share_range(stage: PlannedStage) -> tuple[float, float]:
+    assert stage.trains is not None
+    run, size = stage.run, stage.run.node.gpu.memory_gib * GIB
+    moments = memory(run, stage.trains).moments
+    beside = [  # bytes that the trainer holds while the engine is awake
+        sum(held for item, held in moments[moment].items() if not item.startswith("engine"))
+        for moment in SAMPLING
+        if moment in moments
     ]
     if not beside:
         return 0.0, 1.0
-    least = sampling(run, 1, 1).least_share(run.recipe.grpo.rollout.max_prompt_tokens)
+    least = sampling_work(run, 1, 1).least_share(run.recipe.grpo.rollout.max_prompt_tokens)
     return math.ceil(100 * least / size) / 100, math.floor(100 * (size - max(beside)) / size) / 100
 
 
-def _engine_lack(part: Part) -> str:
-    low, high = _range(part)
-    share = part.run.recipe.engine.gpu_memory
+def _check_engine(stage: PlannedStage) -> str:
+    low, high = _stage_share_range(stage)
+    share = stage.run.recipe.engine.gpu_memory
     if low <= share <= high:
         return ""
-    text = f"engine.gpu_memory={share} of {part.run.node.gpu.memory_gib:.1f} GiB "
+    text = f"engine.gpu_memory={share} of {stage.run.node.gpu.memory_gib:.1f} GiB "
     if share > high:
-        return text + "leaves the trainer's resident state no room beside the engine"
+        return text + "leaves no room for what the trainer keeps on the GPU beside the engine"
     return text + "holds the engine's weights and workspace, but not one longest sequence"
 
 
-def _share_mends(part: Part, low: float, high: float) -> list[list[Setting]]:
-    share = part.run.recipe.engine.gpu_memory
+def _share_fixes(stage: PlannedStage, low: float, high: float) -> list[list[Setting]]:
+    share = stage.run.recipe.engine.gpu_memory
     return [[("engine.gpu_memory", min(max(share, low), high))]] if low <= high else []
 
 
 # --- other hardware ----------------------------------------------------------------------------
-def _rescue(run: Run) -> str:
-    """The first node that holds every stage, and the settings it takes."""
-    for name in _larger(run):
-        found = _solve(replace(run, node=node(name)))
-        if all(problem.settings for problem in found):
-            settings = {key: value for problem in found for key, value in problem.settings}
+def _other_node(run: Run) -> str:
+    """Name the first node that holds every stage, and the settings it takes."""
+    for name in _larger_nodes(run):
+        solved = _solve(replace(run, node=node(name)))
+        if all(problem.settings for problem in solved):
+            settings = dict(setting for problem in solved for setting in problem.settings)
             return f"take --hardware={name} {_options(list(settings.items()))}".rstrip()
-    return f"no setting and no node of {MOST} GPUs known here holds it, take a smaller model"
+    return f"no setting and no known node of up to {MOST} GPUs holds it, take a smaller model"
 
 
-def _larger(run: Run) -> Iterator[str]:
-    """More GPUs of the same kind, then kinds with more memory."""
+def _larger_nodes(run: Run) -> Iterator[str]:
+    """Names of nodes: more GPUs of the same kind, then kinds with more memory."""
     chip, _, _ = run.node.name.rpartition("x")
     yield from (f"{chip}x{count}" for count in range(run.node.count + 1, MOST + 1))
-    bigger = [k for k, g in GPUS.items() if g.memory_gib > run.node.gpu.memory_gib]
-    bigger.sort(key=lambda kind: GPUS[kind].memory_gib)
-    yield from (f"{kind}x{count}" for kind in bigger for count in (run.node.count, MOST))
+    larger = [kind for kind, gpu in GPUS.items() if gpu.memory_gib > run.node.gpu.memory_gib]
+    larger.sort(key=lambda kind: GPUS[kind].memory_gib)
+    yield from (f"{kind}x{count}" for kind in larger for count in (run.node.count, MOST))

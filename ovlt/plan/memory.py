@@ -1,160 +1,60 @@
-"""Memory and seconds of a run from its recipe and sizes: arithmetic only, nothing is loaded.
+"""Memory of a rank that trains, item by item, as the code allocates it.
 
-Memory follows what the code allocates, part by part, and is a bound for full micro-batches. Seconds
-are work divided by a rate times an *assumed* efficiency; ``Assumptions`` lists all of those.
+It is an upper bound, counted for full micro-batches. Nothing is loaded.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from ovlt.config import Recipe
 from ovlt.model import qwen2_5_vl_sizes as sizes
-from ovlt.plan.assumed import Assumptions
-from ovlt.plan.engine import GIB, Sampling
-from ovlt.system.hardware import Node
+from ovlt.plan.engine import GIB, SamplingWork
+from ovlt.plan.layout import layout
+from ovlt.plan.run import Run, StageKind, sampling_work
 
-BLOCK_BYTES = 2560 << 20  # ovlt_kernels.blocks.CHUNK_BYTES on a GPU
-Stage = Literal["sft", "grpo"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A recipe on a model, on a node, under assumptions."""
-
-    recipe: Recipe
-    config: Any
-    node: Node
-    assumed: Assumptions
-    others: Mapping[str, Any] = field(default_factory=dict)  # configurations by path, as for config
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of the compute dtype; 'auto' is bfloat16 on a GPU."""
-        return 4 if self.recipe.model.compute_dtype == "float32" else 2
-
-    @property
-    def parts(self) -> sizes.Parameters:
-        return sizes.parameters(self.config)
-
-    @property
-    def trainable(self) -> int:
-        return self.parts.total - (self.parts.tower if self.recipe.model.freeze_vision else 0)
-
-    @property
-    def grid(self) -> sizes.Grid:
-        """A square image of about model.max_pixels."""
-        merge = int(self.config.vision_config.spatial_merge_size)
-        side = int(math.sqrt(self.recipe.model.max_pixels)) // sizes.merged_patch(self.config)
-        return (1, max(1, side) * merge, max(1, side) * merge)
-
-    @property
-    def patches(self) -> int:
-        return self.grid[1] * self.grid[2]
-
-    @property
-    def image_tokens(self) -> int:
-        """Of the images of a question."""
-        image = sizes.tokens_per_image(self.config, self.grid)
-        return round(self.assumed.images_per_question * image)
-
-    @property
-    def prompt_tokens(self) -> int:
-        wanted = self.assumed.question_tokens + self.image_tokens
-        return min(wanted, self.recipe.grpo.rollout.max_prompt_tokens)
-
-    @property
-    def response_tokens(self) -> int:
-        return min(self.assumed.response_tokens, self.recipe.grpo.rollout.max_response_tokens)
+BLOCK_BYTES = 2560 << 20  # ovlt_kernels.blocks.CHUNK_BYTES on a GPU, which only torch can import
 
 
-# --- micro-batches -----------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Layout:
-    """One optimizer step, for samples of the expected length."""
-
-    samples: int  # of all ranks
-    sample_tokens: int
-    response_tokens: int
-    budget: int
-    per_micro_batch: int  # samples that fit
-    micro_batches: int  # of each rank
-    images: int  # of a full micro-batch, at most
-    towers: int  # runs of the tower for one image: parts that its group is split into
-
-
-def layout(run: Run, stage: Stage) -> Layout:
-    """As ``pack.plan`` lays out samples of equal length. Raises ValueError for one too long."""
-    if stage == "sft":
-        cfg, n = run.recipe.sft, 1
-        samples, budget = cfg.batch_samples, cfg.token_budget
-        response = run.assumed.sft_response_tokens
-    else:
-        cfg, n = run.recipe.grpo, run.recipe.grpo.rollout.n
-        samples, budget = cfg.prompts_per_step // cfg.updates_per_rollout * n, cfg.token_budget
-        response = run.response_tokens
-    length = run.prompt_tokens + response
-    if length > budget:
-        raise ValueError(
-            f"an expected sample of {length} tokens exceeds {stage}.token_budget={budget}: raise "
-            f"it to --{stage}.token_budget={-(-length // 1024) * 1024}"
-        )
-    fit = budget // length
-    micro = math.ceil(samples / (fit * run.node.count))
-    # Whole groups where they fit into so few micro-batches, else parts of at most four, which are
-    # spread: then a micro-batch may hold one sample of each group.
-    whole = fit // n * micro * run.node.count >= samples // n
-    images = math.ceil((fit // n if whole else fit) * run.assumed.images_per_question)
-    return Layout(
-        samples=samples,
-        sample_tokens=length,
-        response_tokens=response,
-        budget=budget,
-        per_micro_batch=fit,
-        micro_batches=micro,
-        images=images,
-        towers=1 if whole else math.ceil(n / 4),
-    )
-
-
-# --- memory ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU, by item, in the moments that can be the fullest."""
+    """Bytes of one GPU, by item, at the moments that can be the fullest."""
 
     moments: dict[str, dict[str, float]]
-    kv_tokens: int = 0  # the engine's cache
-    host: float = 0.0  # of the node, bytes
+    kv_tokens: int = 0  # that the engine's cache holds
+    host: float = 0.0  # bytes of the node's own memory
 
     def total(self, moment: str) -> float:
+        """Bytes of one GPU at this moment."""
         return sum(self.moments[moment].values())
 
 
-def memory(run: Run, stage: Stage) -> Memory:
-    """What a rank holds. See parallel.py, stage.py, linear_loss.py and rollout.py for each item."""
-    update = _update_memory(run, stage)
+def memory(run: Run, kind: StageKind) -> Memory:
+    """Count what a rank holds.
+
+    The items come from ovlt/model/parallel.py, ovlt/train/step.py, the linear loss of ovlt_kernels
+    and ovlt/rollout/vllm.py.
+    """
+    update = _update_memory(run, kind)
     recipe = run.recipe
-    samples = stage == "grpo" or recipe.sft.eval_every > 0
+    samples = kind == "grpo" or recipe.sft.eval_every > 0
     if not samples and not (recipe.data.held_out or recipe.evaluate.data):
         return Memory(update)
-    p, item, engine_of = run.parts, run.itemsize, sampling(run, 1, 1)
-    state = {k: v for k, v in _state(run, stage).items() if "gradients" not in k}
-    engine = engine_items(engine_of)
-    # Before streaming, the policy's root group is let go; the probe's forward gathers it again.
+    p, work = run.parameters, sampling_work(run, 1, 1)
+    state = _state(run, kind)
+    engine = engine_items(work)
+    # The policy's root group is freed before the weights are streamed; the forward of the image
+    # probe gathers it again.
     sync = {"largest float32 tensor, gathered to be sent": 4 * p.embedding}
-    probed = {"gathered root group, left by the probe": item * p.root}
+    probe = {"gathered root group, left by the probe": run.itemsize * p.root}
     return Memory(
-        update | {"sampling": state | engine | probed, "weight sync": state | engine | sync},
-        kv_tokens=engine_of.kv_tokens,
-        host=run.node.count * engine_of.weights,
+        update | {"sampling": state | engine | probe, "weight sync": state | engine | sync},
+        kv_tokens=work.kv_tokens,
+        host=run.node.count * work.weights,
     )
 
 
-def engine_items(work: Sampling) -> dict[str, float]:
-    """Bytes of each GPU, by item."""
+def engine_items(work: SamplingWork) -> dict[str, float]:
+    """Bytes of each GPU that an engine holds, by item."""
     return {
         "engine: weights": work.weights,
         "engine: workspace": work.workspace,
@@ -162,97 +62,70 @@ def engine_items(work: Sampling) -> dict[str, float]:
     }
 
 
-def engine_itemsize(run: Run) -> int:
-    """Bytes of the engine's dtype; 'auto' is the trainer's."""
-    return {"float32": 4, "bfloat16": 2}.get(run.recipe.engine.dtype, run.itemsize)
-
-
-def _state(run: Run, stage: Stage) -> dict[str, float]:
-    p, ranks = run.parts, run.node.count
+def _state(run: Run, kind: StageKind) -> dict[str, float]:
+    """Bytes that a rank holds at every moment of the stage."""
+    p, ranks = run.parameters, run.node.count
     items: dict[str, float] = {
         "float32 master weights, shard": 4 * p.total / ranks,
         "Adam moments, shard": 8 * run.trainable / ranks,
     }
-    if stage == "grpo" and run.recipe.grpo.loss.kl_coef > 0:
+    if kind == "grpo" and run.recipe.grpo.loss.kl_coef > 0:
         items["reference, float32 shard"] = 4 * p.total / ranks
         items["reference, gathered root group"] = run.itemsize * p.root
     items["reserve (assumed)"] = run.assumed.reserve_gib * GIB
     return items
 
 
-def _update_memory(run: Run, stage: Stage) -> dict[str, dict[str, float]]:
-    """Two moments: inside the head, and in the backward of the last decoder layer."""
-    p, b, plan = run.parts, run.itemsize, layout(run, stage)
+def _update_memory(run: Run, kind: StageKind) -> dict[str, dict[str, float]]:
+    """Bytes at two moments: inside the head, and in the backward of the last decoder layer."""
+    p, b, batch = run.parameters, run.itemsize, layout(run, kind)
     model = run.recipe.model
-    liger = model.liger != "off"  # 'auto' takes it on a GPU, where the requirements install it
+    liger = model.liger != "off"  # 'auto' uses it on a GPU, where the requirements install it
     text = sizes.decoder_activations(run.config, b, liger=liger)
     tower = sizes.tower_activations(run.config, b, liger=liger)
-    patches = plan.images * run.patches
+    patches = batch.images * run.patches
     checkpointing = model.activation_checkpointing
-    state = _state(run, stage)
-    if plan.micro_batches > 1:
-        # Reduced with the last micro-batch only (stage.forward_backward): until then each rank adds
-        # up the gradients of all parameters, in float32.
-        state["gradients, float32, whole until the last micro-batch"] = 4 * run.trainable
+    items = _state(run, kind)
+    if batch.micro_batches > 1:
+        # Gradients are reduced with the last micro-batch only (train.step.forward_backward). Until
+        # then each rank accumulates those of all parameters, in float32.
+        items["gradients, float32, whole until the last micro-batch"] = 4 * run.trainable
     else:
-        state["gradients, float32 shard"] = 4 * run.trainable / run.node.count
+        items["gradients, float32 shard"] = 4 * run.trainable / run.node.count
     block = max(p.layer, 0 if model.freeze_vision else p.tower_block)
     gathered = p.root + 3 * block  # the block at work, the next one, and its all-gather buffer
     if not model.reshard:
         gathered = p.total + block
-    state["gathered weights"] = b * gathered
-    state["activations, decoder"] = plan.budget * text.kept(checkpointing)
+    items["gathered weights"] = b * gathered
+    items["activations, decoder"] = batch.budget * text.kept(checkpointing)
     if not model.freeze_vision:
-        state["activations, tower"] = patches * tower.kept(checkpointing)
-    config = run.config
-    pixels = config.vision_config.patch_size**2 * config.vision_config.temporal_patch_size
-    state["pixels"] = 4 * patches * pixels * config.vision_config.in_channels
-    rows = plan.budget  # as if every token carried loss
-    vocab, hidden = config.text_config.vocab_size, config.text_config.hidden_size
-    state["hidden states and gradient of the head's rows"] = 2 * b * rows * hidden
-    state["log-probs: new, old, reference, engine; weights"] = 4 * 8 * rows
+        items["activations, tower"] = patches * tower.kept(checkpointing)
+    vision = run.config.vision_config
+    pixels = vision.patch_size**2 * vision.temporal_patch_size * vision.in_channels  # of a patch
+    items["pixels"] = 4 * patches * pixels
+    rows = batch.budget  # as if every token had a loss
+    vocab, hidden = run.config.text_config.vocab_size, run.config.text_config.hidden_size
+    items["hidden states and gradient of the head's rows"] = 2 * b * rows * hidden
+    # At most eight float32 numbers per row.
+    items["log-probs: new, old, reference, engine; weights"] = 4 * 8 * rows
     head = {
         "head: block of logits": min(rows, logit_rows(vocab)) * vocab * b,
         "head: float32 gradient": 4 * vocab * hidden,
     }
     backward = {
         "head: rounded gradient": b * vocab * hidden,
-        "one block recomputed or in backward": plan.budget * text.block if checkpointing else 0.0,
+        "one block recomputed or in backward": batch.budget * text.block if checkpointing else 0.0,
         "gradients of a block, and their float32 copy": (b + 4) * block,
     }
-    return {"update, in the head": state | head, "update, in a block": state | backward}
+    return {"update, in the head": items | head, "update, in a block": items | backward}
 
 
 def logit_rows(vocab: int) -> int:
-    """Rows of one block of logits, as ``ovlt_kernels.blocks.rows_per_block`` on a GPU."""
+    """Rows of one block of logits, as ``ovlt_kernels.blocks.rows_per_block`` has on a GPU."""
     rows = max(1, BLOCK_BYTES // (4 * vocab))
     return rows - rows % 128 if rows >= 128 else rows
 
 
-# --- seconds -----------------------------------------------------------------------------------
-
-
-def sampling(run: Run, prompts: int, n: int, longest: int = 0) -> Sampling:
-    """The work of one of the engines, one per GPU, that share ``prompts``."""
-    cfg = run.recipe.grpo.rollout
-    longest = longest or cfg.max_response_tokens
-    return Sampling(
-        config=run.config,
-        itemsize=engine_itemsize(run),
-        gpus=1,
-        share=run.recipe.engine.gpu_memory * run.node.gpu.memory_gib * GIB,
-        workspace=run.assumed.engine_workspace_gib * GIB,
-        max_sequences=run.recipe.engine.max_sequences,
-        prompts=math.ceil(prompts / run.node.count),
-        n=n,
-        prompt_tokens=run.prompt_tokens,
-        images=run.assumed.images_per_question,
-        grid=run.grid,
-        response_tokens=min(run.assumed.response_tokens, longest),
-        longest=longest,
-    )
-
-
 def checkpoint_bytes(run: Run) -> float:
-    """Float32 weights and two moments of what is trained."""
-    return 4 * run.parts.total + 8 * run.trainable
+    """Bytes of a checkpoint: float32 weights, and two moments of what is trained."""
+    return 4 * run.parameters.total + 8 * run.trainable

@@ -1,68 +1,79 @@
-"""Seconds of a step, by arithmetic."""
+"""Seconds of one step, by phase: work divided by a rate times an assumed efficiency."""
 
 from __future__ import annotations
 
 from ovlt.model import qwen2_5_vl_sizes as sizes
-from ovlt.plan.engine import seconds
-from ovlt.plan.memory import Layout, Run, Stage, layout, sampling
+from ovlt.plan.engine import engine_seconds
+from ovlt.plan.layout import Layout, layout
+from ovlt.plan.run import Run, StageKind, sampling_work
 
 
-def step_seconds(run: Run, stage: Stage) -> dict[str, float]:
-    """Expected seconds of each phase of one step (SFT: one optimizer step; GRPO: one rollout)."""
-    plan, a, gpu, ranks = layout(run, stage), run.assumed, run.node.gpu, run.node.count
-    updates = 1 if stage == "sft" else run.recipe.grpo.updates_per_rollout
-    n = 1 if stage == "sft" else run.recipe.grpo.rollout.n
-    forward = _forward_flops(run, plan, n)
-    decoder, tower = forward
-    work = 3 * decoder + (1 if run.recipe.model.freeze_vision else 3) * tower
-    if run.recipe.model.activation_checkpointing:  # the head is not made again
-        head = sizes.head_flops(run.config, plan.response_tokens * plan.samples)
-        work += decoder - head + (0 if run.recipe.model.freeze_vision else tower)
-    compute = work / ranks / (gpu.flops * a.update_efficiency)
-    p, share = run.parts, (ranks - 1) / ranks
-    gathers = 2 if run.recipe.model.reshard else 1  # a pass's all-gathers; whole weights each
-    wire = plan.micro_batches * gathers * run.itemsize * p.total + 4 * run.trainable
-    wire = wire * share / (gpu.link * a.link_efficiency)
-    adam = (
-        28 * run.trainable / ranks / gpu.bandwidth
-    )  # weight, two moments, gradient; read, written
-    update = updates * (max(compute, wire) + adam)  # collectives run beside the products
-    if stage == "sft":
+def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
+    """Expected seconds of each phase of one step (SFT: one update; GRPO: one rollout batch)."""
+    batch, assumed, gpu = layout(run, kind), run.assumed, run.node.gpu
+    n = 1 if kind == "sft" else run.recipe.grpo.rollout.n
+    forward = _forward_flops(run, batch, n)
+    update = _update_seconds(run, batch, *forward)
+    if kind == "sft":
         return {"update": update}
-    cfg = run.recipe.grpo
-    passes = updates * sum(forward) / ranks / (gpu.flops * a.forward_efficiency)
+    cfg, ranks = run.recipe.grpo, run.node.count
+    updates = cfg.updates_per_rollout
+    log_probs = updates * sum(forward) / ranks / (gpu.flops * assumed.forward_efficiency)
     answers = cfg.prompts_per_step * n / ranks
-    rounds = a.rounds if cfg.dynamic_sampling else 1.0
+    rounds = assumed.rounds if cfg.dynamic_sampling else 1.0
     phases = {
         "sampling": rounds * generation_seconds(run, cfg.prompts_per_step, n),
-        "reward": rounds * answers * a.grade_seconds / run.recipe.reward.workers,
+        "reward": rounds * answers * assumed.grade_seconds / run.recipe.reward.workers,
     }
     if updates > 1:
-        phases["old log-probs"] = passes
+        phases["old log-probs"] = log_probs
     if cfg.loss.kl_coef > 0:
-        phases["reference log-probs"] = passes
-    phases["update"] = update
+        phases["reference log-probs"] = log_probs
+    phases["update"] = updates * update
     phases["weight sync"] = sync_seconds(run)
     return phases
 
 
-def _forward_flops(run: Run, plan: Layout, n: int) -> tuple[float, float]:
-    """(decoder with the head over the responses, tower) of one optimizer step, all ranks."""
-    text = sizes.forward_flops(run.config, plan.sample_tokens, ())
-    text -= sizes.head_flops(run.config, plan.sample_tokens - plan.response_tokens)
+def _update_seconds(run: Run, batch: Layout, decoder: float, tower: float) -> float:
+    """Expected seconds of one update, from the FLOPs of its forward (decoder and head, tower)."""
+    model, assumed, gpu, ranks = run.recipe.model, run.assumed, run.node.gpu, run.node.count
+    # A backward takes twice the FLOPs of its forward; a frozen tower has none.
+    work = 3 * decoder + (1 if model.freeze_vision else 3) * tower
+    if model.activation_checkpointing:  # blocks run forward once more; the head does not
+        head = sizes.head_flops(run.config, batch.response_tokens * batch.samples)
+        work += decoder - head + (0 if model.freeze_vision else tower)
+    compute = work / ranks / (gpu.flops * assumed.update_efficiency)
+    # All weights are gathered in the forward and, if resharded, in the backward again; float32
+    # gradients are reduced once.
+    gathers = 2 if model.reshard else 1
+    wire = batch.micro_batches * gathers * run.itemsize * run.parameters.total + 4 * run.trainable
+    wire = wire * (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)
+    # Adam reads four float32 numbers (weight, two moments, gradient) and writes three back.
+    adam = 28 * run.trainable / ranks / gpu.bandwidth
+    return max(compute, wire) + adam  # collectives overlap with the products
+
+
+def _forward_flops(run: Run, batch: Layout, n: int) -> tuple[float, float]:
+    """(decoder with the head over the responses, tower): FLOPs of one update, over all ranks."""
+    text = sizes.forward_flops(run.config, batch.sample_tokens, ())
+    text -= sizes.head_flops(run.config, batch.sample_tokens - batch.response_tokens)
     tower = sizes.forward_flops(run.config, 0, [run.grid]) * run.assumed.images_per_question
-    return plan.samples * text, plan.samples / n * plan.towers * tower
+    return batch.samples * text, batch.samples / n * batch.towers * tower
 
 
 def generation_seconds(run: Run, prompts: int, n: int, longest: int = 0) -> float:
-    """Expected seconds of ``n`` answers to each prompt, an engine on each GPU."""
-    return seconds(sampling(run, prompts, n, longest), run.node.gpu, run.assumed)
+    """Expected seconds of ``n`` responses to each prompt, with an engine on each GPU."""
+    return engine_seconds(sampling_work(run, prompts, n, longest), run.node.gpu, run.assumed)
 
 
 def sync_seconds(run: Run) -> float:
-    """Float32 weights gathered to every GPU, cast into the engine; its wake, sleep and probe."""
-    p, a, gpu, ranks = run.parts, run.assumed, run.node.gpu, run.node.count
-    gather = 4 * p.total * (ranks - 1) / ranks / (gpu.link * a.link_efficiency)
+    """Expected seconds of a weight sync.
+
+    Every GPU gathers the float32 weights and casts them into its engine, whose weights have moved
+    to the host and back (sleep and wake); then the image probe runs.
+    """
+    p, assumed, gpu, ranks = run.parameters, run.assumed, run.node.gpu, run.node.count
+    gather = 4 * p.total * (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)
     cast = (4 + run.itemsize) * p.total / gpu.bandwidth
-    host = 2 * run.itemsize * p.total / (gpu.host * a.link_efficiency)
-    return gather + cast + host + a.probe_seconds
+    host = 2 * run.itemsize * p.total / (gpu.host * assumed.link_efficiency)
+    return gather + cast + host + assumed.probe_seconds

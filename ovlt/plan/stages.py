@@ -1,4 +1,4 @@
-"""The stages that ``ovlt.plan`` plans: those of the cycle, or a recipe's own; and their seconds."""
+"""The stages of a plan, those of a cycle or a recipe's own, and their seconds."""
 
 from __future__ import annotations
 
@@ -6,103 +6,118 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ovlt.config import GrpoConfig, SftConfig
 from ovlt.cycle.stages import Kind, steps
-from ovlt.plan.distill import phases_of, questions, sampling_seconds
-from ovlt.plan.memory import Run, Stage, checkpoint_bytes
-from ovlt.plan.seconds import generation_seconds, step_seconds
+from ovlt.plan.distill import phase_seconds, planned_phases, question_count
+from ovlt.plan.memory import checkpoint_bytes
+from ovlt.plan.run import Run, StageKind
+from ovlt.plan.seconds import generation_seconds, seconds_per_step
 from ovlt.system.files import num_rows
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedStage:
     """One stage, with the run that its own recipe makes."""
 
     name: str
     table: Kind
-    iteration: int  # 0: of no iteration
+    iteration: int  # 0: outside the iterations
     run: Run
     rows: int = 0  # of SFT; 0: unknown
 
     @property
-    def trains(self) -> Stage | None:
-        """The kind of training, if it is one."""
+    def trains(self) -> StageKind | None:
+        """The kind of training; None if it does not train."""
         return self.table if self.table in ("sft", "grpo") else None
 
     @property
     def steps(self) -> int:
-        """Of SFT or GRPO; 0 where the rows are unknown."""
+        """Steps of SFT or GRPO; 0 if the number of rows is unknown."""
         if self.table == "grpo":
             return self.run.recipe.grpo.steps
         cfg = self.run.recipe.sft
         return cfg.steps or math.ceil(cfg.epochs * self.rows / cfg.batch_samples)
 
+    @property
+    def validations(self) -> int:
+        """How often a training stage is validated while it runs."""
+        every = self._training.eval_every
+        return math.ceil(self.steps / every) if every else 0
 
-def parts(run: Run) -> list[Part]:
-    """Every stage, in order. Raises ValueError where a stage's recipe is impossible."""
-    recipe, found = run.recipe, []
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints a training stage writes."""
+        every = self._training.save_every
+        return math.ceil(self.steps / every) if every else 1
+
+    @property
+    def _training(self) -> SftConfig | GrpoConfig:
+        return self.run.recipe.sft if self.table == "sft" else self.run.recipe.grpo
+
+
+def planned_stages(run: Run) -> list[PlannedStage]:
+    """Every stage, in order. Raises ValueError if the recipe of a stage is impossible."""
+    recipe, stages = run.recipe, []
     if not recipe.cycle.iterations:
-        for table in ("distill", "sft", "grpo"):
-            if getattr(recipe, table).data:
-                rows = _sft_rows(run, 0) if table == "sft" else 0
-                found.append(Part(table, table, 0, run, rows))
-        return found
-    asked = 0  # questions of the iteration's distillation
+        if recipe.distill.data:
+            stages.append(PlannedStage("distill", "distill", 0, run))
+        if recipe.sft.data:
+            stages.append(PlannedStage("sft", "sft", 0, run, _sft_rows(run, 0)))
+        if recipe.grpo.data:
+            stages.append(PlannedStage("grpo", "grpo", 0, run))
+        return stages
+    questions = 0  # of the iteration's distillation, whose traces SFT learns
     for step in steps(recipe):
-        own = replace(run, recipe=step.recipe)
+        stage_run = replace(run, recipe=step.recipe)
         if step.table == "distill":
-            asked = questions(own)
-        rows = _sft_rows(own, asked) if step.table == "sft" else 0
-        found.append(Part(step.name, step.table, step.iteration, own, rows))
-    return found
+            questions = question_count(stage_run)
+        rows = _sft_rows(stage_run, questions) if step.table == "sft" else 0
+        stages.append(PlannedStage(step.name, step.table, step.iteration, stage_run, rows))
+    return stages
 
 
-def _sft_rows(run: Run, asked: int) -> int:
-    there = num_rows(Path(run.recipe.expand(run.recipe.sft.data)))
-    return run.assumed.sft_rows or there or round(asked * run.assumed.kept_share)
+def _sft_rows(run: Run, questions: int) -> int:
+    """Rows of sft.data: assumed, else counted in the file, else those of the questions' traces."""
+    in_file = num_rows(Path(run.recipe.expand(run.recipe.sft.data)))
+    return run.assumed.sft_rows or in_file or round(questions * run.assumed.kept_share)
 
 
-def part_seconds(part: Part) -> dict[str, float]:
-    """Seconds of a stage by what they are spent on; empty where its number of rows is unknown, or a
-    sample exceeds its budget."""
-    run, a, table = part.run, part.run.assumed, part.trains
-    if part.table == "distill":
-        if not questions(run):
-            return {}
-        planned = phases_of(run)
-        return {phase.name: sampling_seconds(run, phase) for phase in planned} | {
-            "start": len(planned) * a.start_seconds
-        }
-    if table is None:
-        return {"held-out": _held_out(run), "start": a.start_seconds}
-    try:
-        step = sum(step_seconds(run, table).values())
-    except ValueError:
+def stage_seconds(stage: PlannedStage) -> dict[str, float]:
+    """Expected seconds of a stage, by what they are spent on.
+
+    Empty if the number of its rows is unknown, or a sample exceeds its token budget.
+    """
+    run, assumed = stage.run, stage.run.assumed
+    if stage.table == "distill":
+        return _distill_seconds(run)
+    if stage.trains is None:
+        return {"held-out": _held_out_seconds(run), "start": assumed.start_seconds}
+    if not stage.steps:
         return {}
-    if not part.steps:
+    try:
+        step = sum(seconds_per_step(run, stage.trains).values())
+    except ValueError:  # a sample that is too long; ovlt.plan.fit says so
         return {}
     validation = generation_seconds(run, run.recipe.data.validation_questions, 1)
     return {
-        "steps": part.steps * step,
-        "validations": looks(part) * 2 * validation,  # greedy, and sampled
-        "checkpoints": saves(part) * checkpoint_bytes(run) / a.disk_rate,
-        "held-out": _held_out(run),
-        "start": a.start_seconds,
+        "steps": stage.steps * step,
+        "validations": stage.validations * 2 * validation,  # greedy, and sampled
+        "checkpoints": stage.checkpoints * checkpoint_bytes(run) / assumed.disk_rate,
+        "held-out": _held_out_seconds(run),
+        "start": assumed.start_seconds,
     }
 
 
-def looks(part: Part) -> int:
-    """Validations during the stage."""
-    every = getattr(part.run.recipe, part.table).eval_every
-    return math.ceil(part.steps / every) if every else 0
-
-
-def saves(part: Part) -> int:
-    every = getattr(part.run.recipe, part.table).save_every
-    return math.ceil(part.steps / every) if every else 1
+def _distill_seconds(run: Run) -> dict[str, float]:
+    if not question_count(run):
+        return {}
+    phases = planned_phases(run)
+    sampling = {phase.name: phase_seconds(run, phase) for phase in phases}
+    return sampling | {"start": len(phases) * run.assumed.start_seconds}
 
 
 def held_out_questions(run: Run) -> int:
-    """Measured when a stage has ended; 0: the recipe names no file of them."""
+    """Number of questions answered at the end of a stage; 0 if the recipe names no file of them."""
     cfg = run.recipe.evaluate
     path = cfg.data or run.recipe.data.held_out
     if not path:
@@ -111,11 +126,11 @@ def held_out_questions(run: Run) -> int:
     return min(rows, cfg.limit) if cfg.limit else rows
 
 
-def _held_out(run: Run) -> float:
-    """Seconds of a greedy answer and ``evaluate.n`` samples."""
-    cfg, asked = run.recipe.evaluate, held_out_questions(run)
-    if not asked:
+def _held_out_seconds(run: Run) -> float:
+    """Expected seconds of a greedy answer and ``evaluate.n`` samples to every held-out question."""
+    cfg, questions = run.recipe.evaluate, held_out_questions(run)
+    if not questions:
         return 0.0
-    most = cfg.max_response_tokens
-    sampled = generation_seconds(run, asked, cfg.n, most) if cfg.n else 0.0
-    return generation_seconds(run, asked, 1, most) + sampled
+    longest = cfg.max_response_tokens
+    sampled = generation_seconds(run, questions, cfg.n, longest) if cfg.n else 0.0
+    return generation_seconds(run, questions, 1, longest) + sampled

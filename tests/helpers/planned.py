@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ovlt.config.load import REPOSITORY
-from ovlt.plan.command import read
-from ovlt.plan.fit import changed
-from ovlt.plan.memory import Run
-from ovlt.plan.stages import Part, parts
+from ovlt.plan.command import read_request
+from ovlt.plan.fit import with_settings
+from ovlt.plan.fit_distill import Setting
+from ovlt.plan.run import Run
+from ovlt.plan.stages import PlannedStage, planned_stages
 
 RECIPES = REPOSITORY / "recipes"
 V1, V2 = (str(RECIPES / f"openvlthinker-{v}.toml") for v in ("v1", "v2"))
@@ -14,10 +15,11 @@ P7, P3 = 8_292_166_656, 3_754_622_976  # as the model hub counts the published s
 
 
 def run_of(recipe: str, hardware: str, *words: str) -> Run:
-    """The run of the recipe itself; of its stages, ``stage_of`` and ``ovlt.plan.stages.parts``."""
-    return read([recipe, f"--hardware={hardware}", *words]).run
+    """Return the run of the whole recipe; ``stage_of`` returns one of its stages."""
+    return read_request([recipe, f"--hardware={hardware}", *words]).run
 
 
-def stage_of(run: Run, name: str, *settings: tuple[str, object]) -> Part:
-    """One of the stages, with other values of some keys of the whole recipe."""
-    return next(part for part in parts(changed(run, *settings)) if part.name == name)
+def stage_of(run: Run, name: str, *settings: Setting) -> PlannedStage:
+    """Return one of the stages, after some keys of the whole recipe have got other values."""
+    stages = planned_stages(with_settings(run, *settings))
+    return next(stage for stage in stages if stage.name == name)

@@ -1,4 +1,4 @@
-"""``python -m ovlt.plan``: what it prints, and its answer to mistakes."""
+"""``ovlt plan``: what it prints, and its answer to mistakes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ data = "mine/train.jsonl"
 
 
 def plain(folder: Path, text: str = PLAIN) -> str:
-    """A recipe without iterations."""
+    """Write a recipe without iterations; return its path."""
     (folder / "mine.toml").write_text(text)
     return str(folder / "mine.toml")
 
@@ -76,17 +75,17 @@ def test_steps_follow_from_the_rows(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--hardware=h300x8"], "unknown hardware 'h300x8'"),
         (["--hardware=h100x9"], "1 to 8"),
         (["--assume.respons_tokens=3"], "did you mean 'response_tokens'?"),
-        (["--assume.response_tokens=many"], "is no int"),
+        (["--assume.response_tokens=many"], "is not a whole number"),
         (["--assume.decode_efficiency=0"], "above 0"),
-        (["--assume.reserve_gib=nan"], "above 0"),
+        (["--assume.reserve_gib=nan"], "of at least 0"),
         (["--model.path=models/Llama-8B"], "--sizes=FILE"),
         (["--sizes=nowhere.json"], "cannot be read"),
         (["--grpo.steqs=3"], "did you mean"),
-        (["--engine.backend=transformers"], "engine=vllm"),
+        (["--engine.backend=transformers"], "add --engine.backend=vllm"),
         (["--distill.teacher=models/Llama-70B"], "distill.teacher='models/Llama-70B' holds no"),
         (["--distill.captioner=models/Llava"], "put its config.json into that folder"),
         (["--distill.teacher="], "nobody to learn from"),
-        ([V1], "more than one recipe"),
+        (["nowhere.toml"], "no recipe at nowhere.toml"),
     ],
 )
 def test_mistakes_end_in_a_sentence(
@@ -98,25 +97,51 @@ def test_mistakes_end_in_a_sentence(
     assert "Traceback" not in err
 
 
-def test_a_recipe_without_data_is_nothing_to_plan(
+def test_a_recipe_without_data_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([plain(tmp_path, PLAIN.split("[sft]")[0])]) == 2
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_it_loads_nothing_heavy() -> None:
+def test_recipes_are_laid_over_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = plain(tmp_path, "[grpo]\nsteps = 7\n[model]\nfreeze_vision = true\n")
+    assert main([V1, mine]) == 0
+    out = capsys.readouterr().out
+    assert out.count("  7 steps: ") == 1  # the same text for all three GRPO stages
+    assert "[grpo1, grpo2, grpo3]" in out
+    assert ", the tower frozen" in out
+    assert "19 (4 x H100)" in out  # V1 is compared with its published hours under any other recipe
+    assert main([mine, V1]) == 0
+    assert "  7 steps: " not in capsys.readouterr().out  # V1 says grpo.steps itself
+
+
+def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: ovlt plan [RECIPE.toml ...]")
+
+
+@pytest.mark.parametrize("words", [["ovlt", "plan"], ["ovlt.plan"]], ids=" ".join)
+def test_both_entries_plan_and_load_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys; from ovlt.plan import main; assert main(sys.argv[1:]) == 0;"
+        "import runpy, sys\n"
+        "try:\n"
+        "    runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'vllm'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, V2], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code, *words, V2],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "days to finish on h100x8" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_every_chip_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_chip_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
     for chip in GPUS:
         assert main([V2, f"--hardware={chip}x8"]) in (0, 1)
         totals = re.findall(r"sum ([\d.]+)", capsys.readouterr().out)
@@ -125,11 +150,10 @@ def test_every_chip_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_assumptions_are_printed_and_replaced(capsys: pytest.CaptureFixture[str]) -> None:
-    said: Callable[[], str] = lambda: capsys.readouterr().out  # noqa: E731
     assert main([V2]) == 0
-    before = said()
+    before = capsys.readouterr().out
     assert all(f"{name}=" in before for name in vars(Assumptions()))
     assert main([V2, "--assume.response_tokens=800"]) == 0
-    after = said()
+    after = capsys.readouterr().out
     assert "response_tokens=800" in after
     assert re.findall(r"sum ([\d.]+)", before)[1] != re.findall(r"sum ([\d.]+)", after)[1]

@@ -11,16 +11,16 @@ from helpers.planned import V1, V2, run_of, stage_of
 
 from ovlt.plan.command import SIZES, main
 from ovlt.plan.engine import GIB
-from ovlt.plan.fit import changed, distinct, problems, share_range
-from ovlt.plan.fit_distill import distill_lack, distill_mends
+from ovlt.plan.fit import distinct_stages, problems, share_range, with_settings
+from ovlt.plan.fit_distill import check_distill, distill_fixes
 from ovlt.plan.memory import memory
-from ovlt.plan.stages import parts
+from ovlt.plan.stages import planned_stages
 
 OPTION = re.compile(r"--[a-z_.]+=[^\s,)]+")
 
 
 @pytest.mark.parametrize(
-    ("words", "mend"),
+    ("words", "fix"),
     [
         ([V1, "--hardware=h100x8", "--model.activation_checkpointing=false"], "checkpointing=true"),
         ([V1, "--hardware=h100x4"], "--grpo.token_budget="),
@@ -43,21 +43,21 @@ OPTION = re.compile(r"--[a-z_.]+=[^\s,)]+")
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_a_refusal_names_the_change_that_makes_it_fit(
-    words: list[str], mend: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], fix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 1
     out, err = capsys.readouterr()
     sentences = err.splitlines()
     assert all(line.startswith("ovlt plan: ") for line in sentences)
-    assert mend in err
+    assert fix in err
     if "update needs" in err:
         assert "TOO MUCH" in out
-    mends = [option for line in sentences for option in OPTION.findall(line)]
-    keys = {option.split("=")[0] for option in mends}
-    assert main([*(w for w in words if w.split("=")[0] not in keys), *mends]) == 0
+    fixes = [option for line in sentences for option in OPTION.findall(line)]
+    keys = {option.split("=")[0] for option in fixes}
+    assert main([*(w for w in words if w.split("=")[0] not in keys), *fixes]) == 0
 
 
-def test_what_no_known_node_holds_is_said() -> None:
+def test_a_run_that_no_known_node_holds_is_refused() -> None:
     run = run_of(V1, "h200x8", "--assume.reserve_gib=150")
     (first, *_) = problems(run)
     assert "take a smaller model" in first
@@ -65,17 +65,17 @@ def test_what_no_known_node_holds_is_said() -> None:
 
 def test_stages_that_need_the_same_are_refused_once() -> None:
     run = run_of(V2, "a100-40x8")
-    assert [part.name for part in distinct(run)] == [
+    assert [stage.name for stage in distinct_stages(run)] == [
         "base_answers", "distill1", "sft1", "grpo1-medium", "grpo1-hard", "distill2",
     ]  # fmt: skip
     sentences = problems(run)
     assert len(sentences) == len(set(sentences)) == 3
-    # the hard part trains the tower and needs most; one node holds all of them
+    # the hard stage trains the tower and needs most; one node holds all of them
     assert [line.split(":")[0] for line in sentences[:2]] == ["grpo1-hard", "grpo1-medium"]
     assert {line.split(": ")[-1] for line in sentences} == {"take --hardware=h100x8"}
 
 
-def test_a_mend_counts_only_where_the_iteration_leaves_the_key_to_the_recipe(
+def test_a_fix_counts_only_if_the_iteration_leaves_the_key_to_the_recipe(
     tmp_path: Path,
 ) -> None:
     """A key under [[cycle.iterations]] hides that of the command line, so it is not offered."""
@@ -93,20 +93,19 @@ def test_a_mend_counts_only_where_the_iteration_leaves_the_key_to_the_recipe(
     assert problems(run_of(str(tmp_path / "mine.toml"), *node.split())) == []
 
 
-def test_the_share_of_the_engine_has_two_ends() -> None:
+def test_the_share_of_the_engine_has_a_least_and_a_most() -> None:
     run = run_of(V2, "h100x8")
-    trained = [part for part in parts(run) if part.trains]
+    trained = [stage for stage in planned_stages(run) if stage.trains]
     low, high = share_range(trained)
     hard = stage_of(run, "grpo1-hard")  # with a trained tower the least room
     for share, fits in ((low, True), (high, True), (low - 0.01, False), (high + 0.01, False)):
-        held = memory(changed(hard.run, ("engine.gpu_memory", share)), "grpo")
+        planned = memory(with_settings(hard.run, ("engine.gpu_memory", share)), "grpo")
         room = run.node.gpu.memory_gib * GIB
-        whole = held.kv_tokens >= 6144 + 2048
-        beside = max(held.total(m) for m in ("sampling", "weight sync")) <= room
+        whole = planned.kv_tokens >= 6144 + 2048
+        beside = max(planned.total(m) for m in ("sampling", "weight sync")) <= room
         assert (whole and beside) == fits
 
 
-# --- engines of a distillation -----------------------------------------------------------------
 @pytest.mark.parametrize(
     ("settings", "sentence", "gpus"),
     [
@@ -121,16 +120,16 @@ def test_the_share_of_the_engine_has_two_ends() -> None:
 def test_a_teacher_is_spread_over_gpus_that_hold_it(
     settings: list[tuple[str, object]], sentence: str, gpus: int
 ) -> None:
-    run = changed(run_of(V2, "h100x8", "--distill.engine.gpu_memory=0.6"), *settings)
-    found = [line for line in problems(run) if line.startswith("distill1: ")]
-    assert sentence in found[0]
-    mends = dict(option.split("=") for line in problems(run) for option in OPTION.findall(line))
-    assert mends["--distill.engine.tensor_parallel"] == str(gpus)
-    mended = [(key.removeprefix("--"), int(value)) for key, value in mends.items()]
-    assert problems(changed(run, *mended)) == []
+    run = with_settings(run_of(V2, "h100x8", "--distill.engine.gpu_memory=0.6"), *settings)
+    lines = [line for line in problems(run) if line.startswith("distill1: ")]
+    assert sentence in lines[0]
+    fixes = dict(option.split("=") for line in problems(run) for option in OPTION.findall(line))
+    assert fixes["--distill.engine.tensor_parallel"] == str(gpus)
+    fixed = with_settings(run, *((key[2:], int(value)) for key, value in fixes.items()))
+    assert problems(fixed) == []
 
 
-def test_heads_are_not_divided(tmp_path: Path) -> None:
+def test_a_spread_that_would_divide_heads_is_refused(tmp_path: Path) -> None:
     sizes = json.loads((SIZES / "qwq_32b.json").read_text())
     sizes |= {"hidden_size": 3840, "num_attention_heads": 30, "num_key_value_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(sizes))
@@ -146,13 +145,13 @@ def test_a_teacher_whose_context_is_too_short_is_refused() -> None:
     assert sentence.endswith("set --distill.max_response_tokens=34816")
 
 
-def test_a_share_too_small_for_a_teacher_is_raised() -> None:
+def test_a_teacher_that_exceeds_its_share_gets_more_gpus_or_memory() -> None:
     run = run_of(V1, "h100x8", "--distill.engine.gpu_memory=0.4")
     (sentence,) = problems(run)  # 14B: 27.5 + 4 + 14,336 x 192 KiB = 34.1 GiB of 31.6
     assert "DeepSeek-R1-Distill-Qwen-14B needs 34.1 GiB" in sentence
     assert sentence.endswith("set --distill.engine.tensor_parallel=2")
     one = run_of(V1, "h100x1", "--distill.engine.gpu_memory=0.4", "--assume.reserve_gib=0")
-    assert "34.1 GiB" in distill_lack(stage_of(one, "distill1"))
-    raised = next(distill_mends(stage_of(one, "distill1")))
-    assert raised == [("distill.engine.gpu_memory", 0.44)]
-    assert distill_lack(stage_of(one, "distill1", *raised)) == ""
+    assert "34.1 GiB" in check_distill(stage_of(one, "distill1"))
+    fix = next(distill_fixes(stage_of(one, "distill1")))
+    assert fix == [("distill.engine.gpu_memory", 0.44)]
+    assert check_distill(stage_of(one, "distill1", *fix)) == ""

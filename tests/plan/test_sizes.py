@@ -1,4 +1,4 @@
-"""What is counted of a configuration is that of transformers' models."""
+"""Counts from a configuration are those of transformers' models."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ovlt.model.qwen2_5_vl_sizes import (
 from ovlt.plan.command import SIZES
 
 SHIPPED = sorted(SIZES.glob("*.json"))
-SEEING = [file for file in SHIPPED if "vl" in file.stem]
-READING = [file for file in SHIPPED if file not in SEEING]
+VISION = [file for file in SHIPPED if "vl" in file.stem]
+TEXT_ONLY = [file for file in SHIPPED if file not in VISION]
 
 
-@pytest.mark.parametrize("file", SEEING, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", VISION, ids=lambda file: file.stem)
 def test_shipped_sizes_are_those_of_transformers(file: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
@@ -81,7 +81,7 @@ def test_other_configurations_are_refused(tmp_path: Path, text: str, sentence: s
         read_config(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("file", READING, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", TEXT_ONLY, ids=lambda file: file.stem)
 def test_sizes_of_a_text_only_teacher_are_those_of_transformers(file: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
