@@ -183,7 +183,7 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
     rng = np.random.default_rng(23)
     prompts = [random_sample(folder, rng, [(56, 28)][: i % 2], 1).prompt for i in range(9)]
     engine = open_engine(folder, recipe.engine, runtime, dtype=torch.float32, max_tokens=69)
-    with RewardPool.of(recipe.reward) as pool:
+    with RewardPool(recipe.reward) as pool:
         rollouts = Rollouts(
             config=recipe.grpo,
             reward=recipe.reward,
