@@ -1,7 +1,7 @@
-"""Run by tests/test_stage.py, alone and under torchrun on two ranks.
+"""Run by tests/train/test_step.py, on one rank and on two: ``stage_worker.py HOME OUT``.
 
-stage_worker.py HOME OUT: the same samples through ``forward_backward`` in several splits, and
-the same questions through ``Rollouts.draw``; rank 0 writes what it saw to OUT.
+Sends the same samples through ``forward_backward`` in several splits, and the same questions
+through ``Rollouts.draw``; rank 0 writes the numbers to OUT.
 """
 
 from __future__ import annotations
