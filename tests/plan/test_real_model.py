@@ -133,6 +133,7 @@ def test_activations_are_those_of_the_real_model(folder: ModelFolder, checkpoint
     assert per_patch == pytest.approx(tower.kept(checkpointing), rel=0.06)
 
 
+@pytest.mark.slow
 def test_fsdp_holds_what_the_plan_counts(tmp_path: Path, server: Server) -> None:
     """Two ranks: the root group stays gathered; gradients are whole until the last micro-batch."""
     folder = tiny_folder(tmp_path / "model")
