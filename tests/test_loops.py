@@ -83,6 +83,7 @@ kv_cache_gib = 0.2
 function = "{home}/odd.py:odd"
 workers = 1
 [evaluate]
+max_prompt_tokens = 160
 n = 2
 limit = 3
 max_response_tokens = 5

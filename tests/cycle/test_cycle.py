@@ -73,6 +73,7 @@ kv_cache_gib = 0.2
 [reward]
 workers = 1
 [evaluate]
+max_prompt_tokens = 160
 n = 2
 max_response_tokens = 12
 [distill]
