@@ -23,7 +23,8 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 def environment() -> dict[str, str]:
     """The variables of a process started by hand: our sources and helpers, and no torchrun's."""
     path = os.pathsep.join(str(REPOSITORY / name) for name in ("", "kernels", "tests"))
-    return {k: v for k, v in os.environ.items() if k not in TORCHRUN} | {"PYTHONPATH": path}
+    ours = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if k not in TORCHRUN} | ours
 
 
 class Server:
@@ -37,7 +38,7 @@ class Server:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, str(WORKERS / "fork_server.py")],
-                env=environment() | {"OMP_NUM_THREADS": "1"},
+                env=environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

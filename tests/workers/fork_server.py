@@ -6,8 +6,8 @@ Started by helpers/commands.py. A request is one line of JSON on stdin. The answ
 its exit status (minus the signal), or null while it runs.
 
 A fork leaves the loop below and ends as any ``python -m`` does: its SystemExit, its traceback and
-its exit handlers are the interpreter's own. The ranks that a command itself starts with
-``ovlt.system.launch.torchrun`` are forks of that command.
+its exit handlers are the interpreter's own. The commands and ranks that a command starts by
+``ovlt.system.launch`` are forks of that command.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from ovlt.system import env
@@ -68,22 +69,25 @@ def run(target: str, argv: list[str]) -> None:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
 
 
-def fork_ranks(module: str, arguments: list[str]) -> None:
-    """Do what ``launch.python_module`` does with torchrun: one process per rank, as forks."""
-    standalone, option, ranks, dash_m, target, *argv = arguments
-    assert (module, standalone, option, dash_m) == (
-        *("torch.distributed.run", "--standalone", "--nproc-per-node", "-m"),
-    ), arguments
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    variables |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+def fork_module(module: str, arguments: Sequence[str]) -> None:
+    """Do what ``launch.python_module`` does, by forks: torchrun's ranks, or one other command."""
+    target, argv = module, list(arguments)
+    environments: list[dict[str, str]] = [{}]
+    if module == "torch.distributed.run":
+        standalone, option, ranks, dash_m, target, *argv = arguments
+        assert (standalone, option, dash_m) == ("--standalone", "--nproc-per-node", "-m"), arguments
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        environments = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(int(ranks))]
     sys.stdout.flush()
     pids = []
-    for rank in range(int(ranks)):
+    for variables in environments:
         if (pid := os.fork()) == 0:
-            os.environ.update(variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            os._exit(status_of_rank(target, argv))
+            os.environ.update(variables)
+            os._exit(status_of(target, argv))
         pids.append(pid)
     # In order of their rank: one that fails ends the others, which wait for it in a collective.
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
@@ -91,11 +95,12 @@ def fork_ranks(module: str, arguments: list[str]) -> None:
         raise SystemExit(f"failed: python -m {module} {' '.join(arguments)}")
 
 
-def status_of_rank(target: str, argv: list[str]) -> int:
+def status_of(target: str, argv: list[str]) -> int:
     """Run a command in this fork and return its exit status: the frames below are its parent's."""
+    status = 1
     try:
         launch.die_with_parent(signal.SIGKILL)
-        # A process of its own would have read this when libgomp was loaded.
+        # A process of its own reads this when it loads libgomp.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         run(target, argv)
         status = 0
@@ -105,7 +110,6 @@ def status_of_rank(target: str, argv: list[str]) -> int:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
-        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     return status
@@ -118,5 +122,5 @@ redirect(os.devnull, 0)
 redirect(request["stdout"], 1)
 redirect(request["stderr"], 2)
 os.environ.update(request["env"])
-launch.python_module = fork_ranks
+launch.python_module = fork_module
 run(request["target"], request["argv"])
