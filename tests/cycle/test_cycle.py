@@ -226,7 +226,7 @@ def test_a_second_cycle_in_the_same_folder_is_refused(home: Home, whole: Path) -
     with (whole / "cycle.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         message = mistake(home, "whole")
-    assert "another ovlt.cycle is at work" in message
+    assert "another `ovlt cycle` runs in" in message
 
 
 def test_no_correct_sample_at_all_ends_the_cycle_and_finished_stages_stay(home: Home) -> None:
