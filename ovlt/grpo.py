@@ -115,10 +115,10 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         recipe.expand(cfg.data), max_tokens=rollout.max_prompt_tokens, suffix=cfg.suffix
     )
     held_out = recipe.expand(recipe.evaluate.data or recipe.data.held_out)
-    pool = opened.enter_context(RewardPool.of(recipe.reward))
+    pool = opened.enter_context(RewardPool(recipe.reward))
     judge = pool  # grades validation and held-out answers
     if recipe.reward.verdict:
-        judge = opened.enter_context(RewardPool.of(recipe.reward, verdict=True))
+        judge = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
 
     # The engine first: it measures free memory, and the trainer is not there yet.
     sampling_dtype = engine_dtype(recipe.engine, recipe.model, folder, runtime.device)

@@ -148,7 +148,7 @@ def open_validator(
     pool = None
     if held_out or recipe.sft.eval_every:
         # Now: a reward that cannot be loaded is known before the training, not after it.
-        pool = opened.enter_context(RewardPool.of(recipe.reward, verdict=True))
+        pool = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
     return Validator(
         reader=reader,
         evaluate=cfg,

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.commands import TIMEOUT_S, TORCHRUN, Command, Server
+from helpers.commands import REPOSITORY, TIMEOUT_S, Command, Server
+from helpers.home import Home
 from helpers.tiny import tiny_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,7 +23,8 @@ from ovlt.data.worlds import synthetic
 from ovlt.run.metrics import read_metrics
 from ovlt.train.checkpoint import latest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
 # Random weights never answer right, so the reward is one that random text differs in.
 REWARD = """
 from ovlt.reward import RewardOutput
@@ -84,42 +83,24 @@ kv_cache_gib = 0.2
 function = "{home}/odd.py:odd"
 workers = 1
 [evaluate]
+max_prompt_tokens = 160
 n = 2
 limit = 3
 max_response_tokens = 5
 """
 
 
-class Bench:
-    """A model, data and a recipe in one folder, and how commands are started on them."""
-
-    def __init__(self, home: Path, server: Server):
-        self.home, self.server = home, server
-        self.started = 0
-        tiny_folder(home / "model", initializer_range=0.2)
-        items = list(synthetic.generate(["shapes"], "train", 12, 5, synthetic.WorldSpec(size=84)))
-        synthetic.write_questions(items, home / "questions.parquet")
-        rows = synthetic.trace_rows(items, {"direct": 1.0}, 5)
-        synthetic.write_sft(rows, home / "traces.parquet")
-        (home / "odd.py").write_text(REWARD)
-        (home / "recipe.toml").write_text(RECIPE.replace("{home}", str(home)))
-
-    def start(self, stage: str, ranks: int, run: str, *overrides: str) -> Command:
-        self.started += 1
-        argv = [str(self.home / "recipe.toml"), f"--run.folder={self.home / 'runs' / run}"]
-        argv += overrides
-        log = self.home / f"{self.started}-{run}"
-        return Command(self.server, f"ovlt.{stage}", argv, ranks, log)
-
-    def folder(self, stage: str, run: str) -> Path:
-        return self.home / "runs" / run / stage
-
-
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    server = Server()
-    yield Bench(tmp_path_factory.mktemp("loops"), server)
-    server.close()
+def home(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Home:
+    """A model, questions, traces, a reward and a recipe."""
+    folder = tmp_path_factory.mktemp("loops")
+    tiny_folder(folder / "model", initializer_range=0.2)
+    items = list(synthetic.generate(["shapes"], "train", 12, 5, synthetic.WorldSpec(size=84)))
+    synthetic.write_questions(items, folder / "questions.parquet")
+    rows = synthetic.trace_rows(items, {"direct": 1.0}, 5)
+    synthetic.write_sft(rows, folder / "traces.parquet")
+    (folder / "odd.py").write_text(REWARD)
+    return Home(folder, RECIPE, server)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -140,17 +121,16 @@ def rollouts(folder: Path, step: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_the_published_recipe_trains_at_smoke_size(bench: Bench) -> None:
-    """recipes/openvlthinker-v2.toml as it is, on two ranks; only what it reads is laid over it."""
-    home = bench.home
+def test_the_published_recipe_trains_at_smoke_size(home: Home) -> None:
+    """recipes/openvlthinker-v2.toml itself, on two ranks, with our model and data."""
     argv = [str(REPOSITORY / "recipes" / "openvlthinker-v2.toml"), "--smoke"]
-    argv += [f"--model.path={home / 'model'}", f"--sft.data={home / 'traces.parquet'}"]
+    argv += [f"--model.path={home.folder}/model", f"--sft.data={home.folder}/traces.parquet"]
     argv += ["--sft.steps=2", "--sft.eval_every=0", "--data.validation=", "--data.held_out="]
-    argv += [f"--run.folder={home / 'runs' / 'published'}", "--run.tensorboard=false"]
-    Command(bench.server, "ovlt.sft", argv, 2, home / "published").finish()
-    (folder,) = (home / "runs" / "published").glob("*/model")
+    argv += [f"--run.folder={home.run_folder('published')}", "--run.tensorboard=false"]
+    Command(home.server, "ovlt.sft", argv, 2, home.folder / "published").finish()
+    (folder,) = home.run_folder("published").glob("*/model")
     before, after = (
-        load_file(home / "model" / "model.safetensors"),
+        load_file(home.folder / "model" / "model.safetensors"),
         load_file(next(folder.glob("*.safetensors"))),
     )
     changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
@@ -160,8 +140,8 @@ def test_the_published_recipe_trains_at_smoke_size(bench: Bench) -> None:
     assert len(changed) > 10
 
 
-def kill_after_checkpoint(bench: Bench, command: Command, stage: str, run: str) -> None:
-    folder = bench.folder(stage, run)
+def kill_after_checkpoint(home: Home, command: Command, stage: str, run: str) -> None:
+    folder = home.stage(stage, run)
     first = folder / "checkpoints" / "step_000002"
     command.kill_when(lambda: (first / "manifest.json").exists())
     assert not (folder / "model").exists()  # it was killed while it ran
@@ -171,22 +151,22 @@ def kill_after_checkpoint(bench: Bench, command: Command, stage: str, run: str) 
 
 
 @pytest.fixture(scope="module")
-def finished(bench: Bench) -> Callable[[str, int], Path]:
+def finished(home: Home) -> Callable[[str, int], Path]:
     """The stage folder of an uninterrupted run, of a stage on so many ranks."""
     done: dict[tuple[str, int], Path] = {}
 
     def get(stage: str, ranks: int) -> Path:
         if (stage, ranks) not in done:
             run = f"{stage}-{ranks}"
-            whole = bench.start(stage, ranks, f"{run}-whole")
+            whole = home.start(stage, f"{run}-whole", ranks=ranks)
             if ranks == 1:  # side by side: two processes, as the ranks are
-                killed = bench.start(stage, ranks, f"{run}-killed")
-                kill_after_checkpoint(bench, killed, stage, f"{run}-killed")
+                killed = home.start(stage, f"{run}-killed", ranks=ranks)
+                kill_after_checkpoint(home, killed, stage, f"{run}-killed")
             whole.finish()
             if ranks > 1:
-                killed = bench.start(stage, ranks, f"{run}-killed")
-                kill_after_checkpoint(bench, killed, stage, f"{run}-killed")
-            done[stage, ranks] = bench.folder(stage, f"{run}-whole")
+                killed = home.start(stage, f"{run}-killed", ranks=ranks)
+                kill_after_checkpoint(home, killed, stage, f"{run}-killed")
+            done[stage, ranks] = home.stage(stage, f"{run}-whole")
         return done[stage, ranks]
 
     return get
@@ -195,13 +175,13 @@ def finished(bench: Bench) -> Callable[[str, int], Path]:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_killed_run_resumes_to_bitwise_the_same_weights(
-    bench: Bench, finished: Callable[[str, int], Path], stage: str, ranks: int
+    home: Home, finished: Callable[[str, int], Path], stage: str, ranks: int
 ) -> None:
     whole = finished(stage, ranks)
-    bench.start(stage, ranks, f"{stage}-{ranks}-killed", "--resume", "auto").finish()
-    resumed = bench.folder(stage, f"{stage}-{ranks}-killed")
+    home.start(stage, f"{stage}-{ranks}-killed", "--resume", "auto", ranks=ranks).finish()
+    resumed = home.stage(stage, f"{stage}-{ranks}-killed")
     start, want, got = (
-        load_file(bench.home / "model" / "model.safetensors"),
+        load_file(home.folder / "model" / "model.safetensors"),
         weights(whole),
         weights(resumed),
     )
@@ -240,16 +220,18 @@ def test_one_rank_and_two_ranks_take_the_same_first_step(
 
 
 @pytest.mark.parametrize("frozen", ["false", "true"])
-def test_weights_that_stay_gathered_learn_the_same(bench: Bench, frozen: str) -> None:
-    own = [f"--model.freeze_vision={frozen}", "--sft.steps=2"]
+def test_weights_that_stay_gathered_learn_the_same(home: Home, frozen: str) -> None:
+    freeze = [f"--model.freeze_vision={frozen}", "--sft.steps=2"]
     runs = {
-        reshard: bench.start("sft", 2, f"{frozen}-{reshard}", f"--model.reshard={reshard}", *own)
+        reshard: home.start(
+            "sft", f"{frozen}-{reshard}", f"--model.reshard={reshard}", *freeze, ranks=2
+        )
         for reshard in ("true", "false")
     }
     for command in runs.values():
         command.finish()
-    freed, kept = (weights(bench.folder("sft", f"{frozen}-{reshard}")) for reshard in runs)
-    start = load_file(next((bench.home / "model").glob("*.safetensors")))
+    freed, kept = (weights(home.stage("sft", f"{frozen}-{reshard}")) for reshard in runs)
+    start = load_file(next((home.folder / "model").glob("*.safetensors")))
     assert freed.keys() == kept.keys()
     for name, value in freed.items():
         torch.testing.assert_close(value, kept[name])
@@ -258,21 +240,21 @@ def test_weights_that_stay_gathered_learn_the_same(bench: Bench, frozen: str) ->
 
 
 def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
-    bench: Bench, finished: Callable[[str, int], Path]
+    home: Home, finished: Callable[[str, int], Path]
 ) -> None:
     """Same loss and gradient, less work; and a step in which nothing is left does not stop it."""
     skip = "--grpo.skip_zero_advantage=true"
-    some = bench.start("grpo", 1, "skip", skip)
-    none = bench.start(
-        "grpo", 2, "skip-all", skip, "--grpo.steps=1",
-        f"--reward.function={bench.home / 'odd.py'}:flat",
+    some = home.start("grpo", "skip", skip)
+    none = home.start(
+        "grpo", "skip-all", skip, "--grpo.steps=1",
+        f"--reward.function={home.folder / 'odd.py'}:flat", ranks=2,
     )  # fmt: skip
     some.finish()
     none.finish()
-    kl = bench.start("grpo", 1, "skip-kl", skip, "--grpo.loss.kl_coef=0.1", "--grpo.steps=1")
+    kl = home.start("grpo", "skip-kl", skip, "--grpo.loss.kl_coef=0.1", "--grpo.steps=1")
     kl.finish()
     # the first step: later ones start from weights that differ in rounding
-    want, got = figures(finished("grpo", 1))[0], figures(bench.folder("grpo", "skip"))[0]
+    want, got = figures(finished("grpo", 1))[0], figures(home.stage("grpo", "skip"))[0]
     assert 0 < want["groups/no_signal_frac"] < 1
     assert want["update/samples_frac"] == 1
     assert got["update/samples_frac"] == 1 - want["groups/no_signal_frac"]
@@ -282,39 +264,39 @@ def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     for name in ("loss", "grad_norm"):
         assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-6), name
 
-    assert figures(bench.folder("grpo", "skip-kl"))[0]["update/samples_frac"] == 1
-    line = figures(bench.folder("grpo", "skip-all"))[0]
+    assert figures(home.stage("grpo", "skip-kl"))[0]["update/samples_frac"] == 1
+    line = figures(home.stage("grpo", "skip-all"))[0]
     assert line["update/samples_frac"] == line["grad_norm"] == line["loss"] == 0
 
 
 def test_a_suffix_of_grpo_is_asked_in_its_rollouts(
-    bench: Bench, finished: Callable[[str, int], Path]
+    home: Home, finished: Callable[[str, int], Path]
 ) -> None:
-    bench.start("grpo", 1, "suffix", "--grpo.suffix= Think.", "--grpo.steps=1").finish()
+    home.start("grpo", "suffix", "--grpo.suffix= Think.", "--grpo.steps=1").finish()
 
     def prompt_tokens(folder: Path) -> int:
         line = figures(folder)[0]
         return round(line["tokens"] - 12 * line["response/tokens_mean"])
 
-    tokenizer = Tokenizer.from_file(str(bench.home / "model" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(home.folder / "model" / "tokenizer.json"))
     more = 12 * len(tokenizer.encode(" Think.").ids)
-    plain, asked = finished("grpo", 1), bench.folder("grpo", "suffix")
+    plain, asked = finished("grpo", 1), home.stage("grpo", "suffix")
     assert prompt_tokens(asked) == prompt_tokens(plain) + more
     assert rollouts(asked, 1)[0]["question"] == rollouts(plain, 1)[0]["question"]
 
 
-def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> None:
+def test_the_best_model_by_validation_is_kept_through_a_kill(home: Home) -> None:
     own = [
-        f"--reward.function={bench.home / 'odd.py'}:mixed",
+        f"--reward.function={home.folder / 'odd.py'}:mixed",
         "--grpo.keep=best", "--grpo.eval_every=1", "--grpo.optim.schedule=constant",
         "--grpo.optim.lr=2e-3", "--data.validation_questions=12",
         "--grpo.rollout.max_response_tokens=8",
     ]  # fmt: skip
-    whole = bench.start("grpo", 1, "best", *own)
-    killed = bench.start("grpo", 1, "best-killed", *own)
-    kill_after_checkpoint(bench, killed, "grpo", "best-killed")
+    whole = home.start("grpo", "best", *own)
+    killed = home.start("grpo", "best-killed", *own)
+    kill_after_checkpoint(home, killed, "grpo", "best-killed")
     whole.finish()
-    folder = bench.folder("grpo", "best")
+    folder = home.stage("grpo", "best")
     greedy = {line["step"]: line["metrics"]["val/greedy"] for line in read_metrics(folder)}
     step = max(greedy, key=lambda s: (greedy[s], s))
     assert step < 5, greedy  # the last one would prove nothing
@@ -323,45 +305,22 @@ def test_the_best_model_by_validation_is_kept_through_a_kill(bench: Bench) -> No
     assert not (folder / "best").exists()
 
     last = [*own, "--grpo.keep=last", f"--grpo.steps={step}"]
-    bench.start("grpo", 1, "best-last", *last).finish()
-    bench.start("grpo", 1, "best-killed", *own, "--resume", "auto").finish()
-    bench.start("grpo", 1, "best", *own, "--resume", "auto").finish()  # which has ended already
-    want = weights(bench.folder("grpo", "best-last"))
+    home.start("grpo", "best-last", *last).finish()
+    home.start("grpo", "best-killed", *own, "--resume", "auto").finish()
+    home.start("grpo", "best", *own, "--resume", "auto").finish()  # which has ended already
+    want = weights(home.stage("grpo", "best-last"))
     for run in ("best", "best-killed"):
-        got = weights(bench.folder("grpo", run))
+        got = weights(home.stage("grpo", run))
         assert all(torch.equal(want[name], got[name]) for name in want), run
-
-
-def test_rejection_sampling_keeps_one_right_answer_per_question_for_any_number_of_ranks(
-    bench: Bench,
-) -> None:
-    def kept(ranks: int) -> list[tuple[str, str]]:
-        bench.start(
-            "reject", ranks, f"reject-{ranks}",
-            f"--grpo.start={bench.home / 'model'}",
-            "--demo.rejection_n=8",
-            f"--reward.verdict={bench.home / 'odd.py'}:bare",
-            "--grpo.rollout.max_response_tokens=60",  # so that random answers end now and then
-        ).finish()  # fmt: skip
-        rows = pq.read_table(bench.folder("rejection", f"reject-{ranks}") / "rows.parquet")
-        assert all(len(images) == 1 for images in rows["images"].to_pylist())
-        messages, ids = rows["messages"].to_pylist(), rows["id"].to_pylist()
-        assert all(question["content"].startswith("<image>") for question, _ in messages)
-        return [(a["content"], i) for (_, a), i in zip(messages, ids, strict=True)]
-
-    one = kept(1)
-    assert one == kept(2)
-    assert 1 < len(one) == len({id for _, id in one}) <= 12
-    assert all(sum(map(ord, text)) % 2 for text, _ in one)
 
 
 PHASES = ["data", "rollout", "reward", "exchange", "pack", "old_logp", "ref_logp", "update", "sync"]
 
 
-def test_four_updates_per_rollout_with_reference_and_the_slow_engine(bench: Bench) -> None:
+def test_four_updates_per_rollout_with_reference_and_the_slow_engine(home: Home) -> None:
     """Old and reference log-probs, validation, the held-out measurement, and what is logged."""
-    bench.start(
-        "grpo", 1, "reference",
+    home.start(
+        "grpo", "reference",
         "--engine.backend=transformers",
         "--grpo.loss.kl_coef=0.05",
         "--grpo.updates_per_rollout=4",
@@ -369,9 +328,9 @@ def test_four_updates_per_rollout_with_reference_and_the_slow_engine(bench: Benc
         "--grpo.eval_every=2",
         "--grpo.log_groups=3",
         "--reward.verdict=answer",
-        f"--data.held_out={bench.home / 'questions.parquet'}",
+        f"--data.held_out={home.folder / 'questions.parquet'}",
     ).finish()  # fmt: skip
-    folder = bench.folder("grpo", "reference")
+    folder = home.stage("grpo", "reference")
     lines = read_metrics(folder)
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
@@ -424,46 +383,33 @@ def assert_one_sentence(code: int, stderr: str, start: str, *words: str) -> None
         assert word in lines[0]
 
 
-def test_a_missing_model_is_one_sentence(bench: Bench) -> None:
-    """Here the real ``python -m``, with nothing imported before."""
-    environment = {k: v for k, v in os.environ.items() if k not in TORCHRUN}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ovlt.grpo", str(bench.home / "recipe.toml")),
-            f"--model.path={bench.home / 'absent'}",
-            f"--run.folder={bench.home / 'runs' / 'absent'}",
-        ],
-        env=environment | {"PYTHONPATH": bench.server.path},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert_one_sentence(
-        done.returncode, done.stderr, "ovlt grpo: ", str(bench.home / "absent"), "--model.path"
-    )
+def test_a_missing_model_is_one_sentence(home: Home) -> None:
+    absent = f"{home.folder / 'absent'}"
+    process = home.start_process("grpo", "absent", f"--model.path={absent}")
+    text, _ = process.communicate(timeout=TIMEOUT_S)
+    assert_one_sentence(process.returncode, text, "ovlt grpo: ", absent, "--model.path")
 
 
 def test_other_mistakes_are_one_sentence_too(
-    bench: Bench, finished: Callable[[str, int], Path]
+    home: Home, finished: Callable[[str, int], Path]
 ) -> None:
-    broken = bench.home / "broken"
-    shutil.copytree(bench.home / "model", broken)
+    broken = home.folder / "broken"
+    shutil.copytree(home.folder / "model", broken)
     with (broken / "model.safetensors").open("rb+") as file:
         file.truncate(file.seek(0, os.SEEK_END) // 2)
     finished("sft", 1)
-    held = f"--data.held_out={bench.home / 'questions.parquet'}"
+    held = f"--data.held_out={home.folder / 'questions.parquet'}"
     mistakes = [
         ("sft", "broken", [f"--model.path={broken}"], "truncated"),
         ("grpo", "no-reward", ["--reward.function=rewards.py:f"], "rewards.py does not exist"),
         ("sft", "no-verdict", ["--reward.verdict=anser", held], "did you mean 'answer'"),
         ("sft", "sft-1-whole", ["--sft.batch_samples=7"], "sft.batch_samples was 6, is 7"),
         ("sft", "sft-1-whole", [], "--resume auto"),
-        ("sft", "no-data", [f"--sft.data={bench.home / 'none.parquet'}"], "none.parquet"),
-        ("evaluate", "no-model", [f"--evaluate.model={bench.home / 'gone'}"], "gone"),
+        ("sft", "no-data", [f"--sft.data={home.folder / 'none.parquet'}"], "none.parquet"),
+        ("evaluate", "no-model", [f"--evaluate.model={home.folder / 'gone'}"], "gone"),
     ]
     if not torch.cuda.is_available():
         mistakes.append(("sft", "no-gpu", ["--run.device=cuda"], "CUDA"))
     for stage, run, overrides, words in mistakes:
-        command = bench.start(stage, 1, run, *overrides)
+        command = home.start(stage, run, *overrides)
         assert_one_sentence(command.wait()[0], command.stderr(), f"ovlt {stage}: ", words)

@@ -119,7 +119,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
             finish=lambda records, _: records,
         )  # fmt: skip
         return
-    with RewardPool.of(recipe.reward, verdict=True) as pool:
+    with RewardPool(recipe.reward, for_verdicts=True) as pool:
         generate(
             runtime, recipe, out, reader, rows,
             ask=ask["answers"],

@@ -33,7 +33,7 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
     )
     reader = RowReader(runtime, recipe.model, recipe.data, folder)
     questions = recipe.expand(cfg.data or recipe.data.held_out)
-    with engine, RewardPool.of(recipe.reward, verdict=True) as pool:
+    with engine, RewardPool(recipe.reward, for_verdicts=True) as pool:
         figures = held_out(engine, reader, cfg, questions, pool, path)
         if runtime.is_main:
             write_evaluation(stage.path, figures)

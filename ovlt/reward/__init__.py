@@ -1,4 +1,14 @@
-"""Rewards: functions of a response and its question, run in killable processes."""
+"""Rewards: functions of one response and its question, run in processes that can be killed.
+
+A reward is ``f(x: RewardInput) -> RewardOutput``. Shipped are "answer", "released" and "exact";
+your own is a function in a file, ``function = "my_reward.py:score"`` in the recipe's ``[reward]``:
+
+    from ovlt.reward import RewardInput, RewardOutput
+
+    def score(x: RewardInput) -> RewardOutput:
+        right = x.answer in x.response
+        return RewardOutput(float(right), {"accuracy": float(right)}, "contains the answer")
+"""
 
 from ovlt.reward.functions import RewardFunction, RewardInput, RewardOutput
 

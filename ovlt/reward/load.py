@@ -1,4 +1,4 @@
-"""A reward by its name in the recipe: one that comes with ovlt, or a function of a file."""
+"""Load a reward by its name in the recipe: a shipped one, or a function of a file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import sys
 import traceback
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import ModuleType
+from typing import cast
 
-if TYPE_CHECKING:
-    pass
 from ovlt.reward.functions import (
     RewardFunction,
     RewardInput,
@@ -31,9 +30,9 @@ _SHIPPED: dict[str, RewardFunction] = {
 
 
 def load_reward(spec: str) -> RewardFunction:
-    """The reward that ``spec`` names: "answer", "released" or "path/to/file.py:function".
+    """Return the reward named "answer", "released", "exact" or "path/to/file.py:function".
 
-    Runs the file; its folder is put last on ``sys.path`` so that it can import its neighbours.
+    Runs the file, after appending its folder to ``sys.path`` so that it can import its neighbours.
     ValueError says what is wrong with the name, the file, the function or its signature.
     """
     if spec in _SHIPPED:
@@ -48,16 +47,12 @@ def load_reward(spec: str) -> RewardFunction:
     if not path.is_file():
         beside = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise ValueError(f"reward file {path} does not exist{_nearest(path.name, beside)}")
-    function = getattr(_run_file(path), name, None)
+    module = _run_file(path)
+    function = getattr(module, name, None)
     if function is None:
-        module = vars(sys.modules[_module_name(path)])
-        own = [
-            key
-            for key, value in module.items()
-            if inspect.isfunction(value) and value.__module__ == _module_name(path)
-        ]
-        has = f"it has {', '.join(own)}" if own else "it defines no function"
-        raise ValueError(f"reward file {path} has no {name!r}; {has}{_nearest(name, own)}")
+        names = _functions_of(module)
+        has = f"it has {', '.join(names)}" if names else "it defines no function"
+        raise ValueError(f"reward file {path} has no {name!r}; {has}{_nearest(name, names)}")
     if not callable(function):
         raise ValueError(f"{name!r} in reward file {path} is not a function")
     try:
@@ -70,18 +65,23 @@ def load_reward(spec: str) -> RewardFunction:
     return cast(RewardFunction, function)
 
 
-def _module_name(path: Path) -> str:
-    return f"ovlt_reward_file_{path.stem}"
+def _functions_of(module: ModuleType) -> list[str]:
+    """Return the names of the functions that the module itself defines."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    ]
 
 
-def _run_file(path: Path) -> Any:
+def _run_file(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location(_module_name(path), path)
+    spec = importlib.util.spec_from_file_location(f"ovlt_reward_file_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"reward file {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up here
+    sys.modules[spec.name] = module  # where a dataclass looks for its own module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -101,15 +101,20 @@ def _nearest(name: str, names: list[str]) -> str:
 
 
 def check_output(output: object) -> RewardOutput:
-    """``output`` with plain floats and strings; ValueError where it is no valid RewardOutput."""
+    """Return ``output`` with plain floats and strings; ValueError if it is not valid."""
     if not isinstance(output, RewardOutput):
         raise ValueError(f"a {type(output).__name__} instead of RewardOutput(score, parts, reason)")
-    if not isinstance(output.parts, dict) or not all(isinstance(k, str) for k in output.parts):
+    return checked_output(output.score, output.parts, output.reason)
+
+
+def checked_output(score: object, parts: object, reason: object) -> RewardOutput:
+    """Return the RewardOutput of these fields; ValueError if one of them is not valid."""
+    if not isinstance(parts, dict) or not all(isinstance(key, str) for key in parts):
         raise ValueError("parts must be a dict from names to numbers")
-    if not isinstance(output.reason, str):
-        raise ValueError(f"reason must be a str, not {type(output.reason).__name__}")
-    parts = {key: _finite(f"part {key!r}", value) for key, value in output.parts.items()}
-    return RewardOutput(_finite("score", output.score), parts, output.reason)
+    if not isinstance(reason, str):
+        raise ValueError(f"reason must be a str, not {type(reason).__name__}")
+    floats = {key: _finite(f"part {key!r}", value) for key, value in parts.items()}
+    return RewardOutput(_finite("score", score), floats, reason)
 
 
 def _finite(name: str, value: object) -> float:

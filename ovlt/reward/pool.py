@@ -1,16 +1,4 @@
-"""Rewards: a typed function from one response to one score, run where it can be killed.
-
-A reward is ``f(x: RewardInput) -> RewardOutput``. Two are shipped ("answer", "released"); your own
-is a file and a function, ``reward = "my_reward.py:score"``:
-
-    from ovlt.reward import RewardInput, RewardOutput
-
-    def score(x: RewardInput) -> RewardOutput:
-        right = x.answer in x.response
-        return RewardOutput(float(right), {"accuracy": float(right)}, "contains the answer")
-
-``RewardPool`` runs it in worker processes that have a time and a memory limit.
-"""
+"""Score responses in worker processes that have a time limit and a memory limit."""
 
 from __future__ import annotations
 
@@ -19,82 +7,59 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ovlt.reward.functions import RewardInput, RewardOutput
-from ovlt.reward.load import check_output
-from ovlt.reward.process import WorkerProcess
+from ovlt.reward.load import checked_output
+from ovlt.reward.process import Message, WorkerProcess
 
 if TYPE_CHECKING:
     from ovlt.config import RewardConfig
 
-
-# --- The shipped rewards -------------------------------------------------------------------------
-
-
-# --- Loading and checking ------------------------------------------------------------------------
-
-
-# --- The pool ------------------------------------------------------------------------------------
-
-_START_TIMEOUT_S = 60.0  # a reward file may import much; a start is no fault of any answer
+_START_TIMEOUT_S = 60.0  # a reward file may import much, and no response is to blame for that
 _MAX_FAILED_STARTS = 3
-_POLL_S = 0.05  # a worker whose forked child keeps the pipe open dies without an end-of-file
+_POLL_S = 0.05  # a dead worker whose forked child keeps the pipe open sends no end-of-file
 
 
 class _Refused(ValueError):
-    """A reward that cannot be loaded, told by a worker."""
+    """A worker reports that the reward cannot be loaded."""
 
 
 class RewardPool:
-    """Scores responses in ``workers`` processes, each of which may be killed and replaced.
+    """Scores responses in processes, each of which may be killed and replaced.
 
-    ``timeout_s`` is the wall-clock limit of one response, ``max_chars`` the length above which one
-    scores 0 unseen, ``memory_mb`` the address space of a worker. Counters since the start:
-    ``items``, ``timeouts``, ``errors`` (raised, or gave no valid output), ``deaths``, ``too_long``.
+    ``config`` is the recipe's ``[reward]``: the function, the number of ``workers``, the
+    ``timeout`` of one response in seconds, and ``max_chars``, above which a response scores 0
+    without being read. With ``for_verdicts`` the pool judges answers (distillation, validation,
+    held-out questions) by ``config.verdict`` in place of the function that training rewards.
+    ``memory_mb`` limits the address space of each worker.
 
-    ValueError where the reward cannot be loaded; a response never raises.
+    Counters since the start: ``items``, ``timeouts``, ``errors`` (the reward raised or returned no
+    valid output), ``deaths`` and ``too_long``.
+
+    Raises ValueError if the reward cannot be loaded; a response never raises.
     """
 
     def __init__(
-        self,
-        spec: str,
-        *,
-        workers: int = 2,
-        timeout_s: float = 5.0,
-        max_chars: int = 100_000,
-        memory_mb: int = 2048,
+        self, config: RewardConfig, *, for_verdicts: bool = False, memory_mb: int = 2048
     ) -> None:
-        if workers < 1 or timeout_s <= 0:
-            raise ValueError(
-                f"a reward pool needs workers >= 1 and timeout_s > 0, not {workers} and {timeout_s}"
-            )
-        self.spec, self.timeout_s, self.max_chars = spec, timeout_s, max_chars
+        self.spec = (config.verdict if for_verdicts else "") or config.function
+        self.timeout_s, self.max_chars = config.timeout, config.max_chars
         self.memory_mb = memory_mb
         self.items = self.timeouts = self.errors = self.deaths = self.too_long = 0
         self._next_id = 0
-        self._failed_starts = _MAX_FAILED_STARTS - 1  # the very first failure is the user's mistake
+        # A failure of the very first start is the user's mistake: no second try.
+        self._failed_starts = _MAX_FAILED_STARTS - 1
         self._lock = threading.Lock()
         self._workers: list[WorkerProcess] = []
         try:
-            for _ in range(workers):
+            for _ in range(config.workers):
                 self._workers.append(self._start())
             while not all(worker.ready for worker in self._workers):
-                self._turn({})
+                self._wait({})
         except BaseException:
             self.close()
             raise
-
-    @classmethod
-    def of(cls, config: RewardConfig, *, verdict: bool = False) -> RewardPool:
-        """The pool that a recipe's [grpo.reward] describes: for training, or for the ``verdict``
-        on answers in distillation, validation and held-out measurements."""
-        return cls(
-            (config.verdict if verdict else "") or config.function,
-            workers=config.workers,
-            timeout_s=config.timeout,
-            max_chars=config.max_chars,
-        )
 
     def __enter__(self) -> RewardPool:
         return self
@@ -103,15 +68,15 @@ class RewardPool:
         self.close()
 
     def close(self) -> None:
-        """Kill the workers and all that they started."""
+        """Kill the workers and the processes that they started."""
         for worker in self._workers:
             worker.kill()
         self._workers = []
 
     def score(self, inputs: list[RewardInput]) -> list[RewardOutput]:
-        """One output for each input, in their order; blocks until all are there.
+        """Return one output for each input, in order; blocks until all are scored.
 
-        What goes wrong with a response scores 0.0 with the reason "timeout", "too long",
+        A response that cannot be scored gets 0.0 with the reason "timeout", "too long",
         "worker died: ...", "error: Type: message" or "bad output: ...".
         """
         with self._lock:
@@ -132,11 +97,11 @@ class RewardPool:
                     for at, worker in enumerate(self._workers):
                         if waiting and worker.idle:
                             if worker.death() is None:
-                                self._give(worker, waiting[0], inputs[waiting[0] - first])
+                                self._assign(worker, waiting[0], inputs[waiting[0] - first])
                                 waiting.popleft()
-                            else:  # died between two items: nobody's fault
+                            else:  # died between two responses: neither is to blame
                                 self._replace(at)
-                    self._turn(done)
+                    self._wait(done)
             except BaseException:
                 for at, worker in enumerate(self._workers):
                     if worker.job is not None:
@@ -152,14 +117,14 @@ class RewardPool:
         self._workers[at].kill()
         self._workers[at] = self._start()
 
-    def _give(self, worker: WorkerProcess, number: int, x: RewardInput) -> None:
+    def _assign(self, worker: WorkerProcess, number: int, x: RewardInput) -> None:
         fields = {**asdict(x), "image_paths": [str(path) for path in x.image_paths]}
         worker.send({"id": number, "input": fields})
         worker.job, worker.deadline = number, time.monotonic() + self.timeout_s
 
-    def _turn(self, done: dict[int, RewardOutput]) -> None:
-        """Wait for one event, take in what came, and replace whoever is dead or late."""
-        # Asked before the pipes are: whoever is dead by now has written all that it will write.
+    def _wait(self, done: dict[int, RewardOutput]) -> None:
+        """Wait for one event, accept the replies, and replace the workers that are dead or late."""
+        # Before the pipes are read: a worker that is dead now has written everything it will write.
         dead = {at: worker.death() for at, worker in enumerate(self._workers) if not worker.idle}
         with selectors.PollSelector() as selector:
             for at, worker in enumerate(self._workers):
@@ -168,16 +133,16 @@ class RewardPool:
                     selector.register(worker.request_fd, selectors.EVENT_WRITE, at)
             events = selector.select(_POLL_S)
         failed: dict[int, str] = {}
-        heard: set[int] = set()
+        active: set[int] = set()
         for key, _ in events:
-            heard.add(key.data)
+            active.add(key.data)
             worker = self._workers[key.data]
             try:
                 if key.fd == worker.request_fd:
                     worker.flush()
                 else:
                     for message in worker.receive():
-                        self._take(worker, message, done)
+                        self._accept(worker, message, done)
             except (EOFError, BrokenPipeError):
                 failed[key.data] = f"worker died: {worker.wait_death()}"
             except _Refused:
@@ -186,46 +151,46 @@ class RewardPool:
                 failed[key.data] = "bad output: not the protocol of a worker"
         now = time.monotonic()
         for at, worker in enumerate(self._workers):
-            if dead.get(at) and at not in heard:
+            if dead.get(at) and at not in active:
                 failed[at] = f"worker died: {dead[at]}"
             elif not worker.idle and now > worker.deadline:
                 failed.setdefault(at, "timeout")
         for at, reason in failed.items():
             self._fail(at, reason, done)
 
-    def _take(
-        self, worker: WorkerProcess, message: dict[str, Any], done: dict[int, RewardOutput]
+    def _accept(
+        self, worker: WorkerProcess, message: Message, done: dict[int, RewardOutput]
     ) -> None:
         if not worker.ready:
             if "fatal" in message:
-                self._refuse(str(message["fatal"]))
+                self._count_failed_start(str(message["fatal"]))
             worker.ready = message.get("ready") is True
             self._failed_starts = 0
             return
         if worker.job is None or message.get("id") != worker.job:
-            raise ValueError("a reply that nobody asked for")
+            raise ValueError("a reply to no request")
         if "error" in message or "bad" in message:
             kind = "error" if "error" in message else "bad output"
             output = RewardOutput(0.0, {}, f"{kind}: {message.get('error', message.get('bad'))}")
             self.errors += 1
         else:
-            output = check_output(
-                RewardOutput(message.get("score"), message.get("parts"), message.get("reason"))  # type: ignore[arg-type]
+            output = checked_output(
+                message.get("score"), message.get("parts"), message.get("reason")
             )
         self._finish(worker, output, done)
 
-    def _refuse(self, why: str) -> None:
-        """A worker could not start: try again, unless it is the first or has happened thrice."""
+    def _count_failed_start(self, reason: str) -> None:
+        """Raise if this is the third failed start in a row, or the very first start failed."""
         self._failed_starts += 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
-            raise _Refused(why)
+            raise _Refused(reason)
 
     def _fail(self, at: int, reason: str, done: dict[int, RewardOutput]) -> None:
         worker = self._workers[at]
         if not worker.ready:
-            self._refuse(
+            self._count_failed_start(
                 f"the worker for reward {self.spec!r} did not start ({reason}); its own message "
-                f"is above, if it had one. If memory is short, raise memory_mb={self.memory_mb}"
+                f"is above, if it had one. It may use {self.memory_mb} MB of address space"
             )
         elif worker.job is not None:
             self.timeouts += reason == "timeout"

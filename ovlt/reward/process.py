@@ -1,8 +1,8 @@
-"""One reward worker as the trainer sees it: a child process that can be killed at any moment.
+"""The trainer's handle of one reward worker, a child process that can be killed at any moment.
 
-Lines of ASCII JSON go through its stdin and stdout (nothing is pickled). The child leads a session
-of its own, so killing its process group takes along what a reward function has started; only a
-process that makes yet another session escapes.
+Requests and replies are lines of ASCII JSON on its stdin and stdout (nothing is pickled). The child
+leads its own session, so killing its process group also kills what a reward function has started;
+only a process that starts yet another session escapes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-_MAX_REPLY_BYTES = 1 << 20
-_READ_BYTES = 1 << 16
+# One line of the protocol. Replies are checked by the pool: a reward may write anything.
+Message = dict[str, object]
+
+_MAX_REPLY_BYTES = 1 << 20  # a valid reply is far smaller: the worker cuts reasons and parts
+_READ_BYTES = 1 << 16  # what a Linux pipe holds
 
 
 class WorkerProcess:
-    """A started ``ovlt.reward.worker``; busy with ``job`` (an id) until ``deadline`` (monotonic s).
+    """A running ``ovlt.reward.worker``.
 
-    The kernel kills the child when the *thread* that made this object ends, so a pool that is used
-    from a short-lived thread starts its workers anew each time.
+    ``job`` is the id of the response that it scores, None while it has none; ``deadline`` is when
+    it must have answered, or started, in seconds of the monotonic clock. The kernel kills the child
+    when the *thread* that made this object ends, so a pool that is used from short-lived threads
+    starts its workers again in each of them.
     """
 
     def __init__(self, spec: str, memory_mb: int, start_timeout_s: float) -> None:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        # one thread per worker: every native thread pool reserves address space for each thread
+        # One thread each: native thread pools reserve address space per thread, which is limited.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         command = [sys.executable, "-m", "ovlt.reward.worker", spec, str(memory_mb)]
         self._process = subprocess.Popen(
@@ -55,25 +59,27 @@ class WorkerProcess:
 
     @property
     def has_unsent(self) -> bool:
+        """Whether ``flush`` has something to write."""
         return bool(self._unsent)
 
     @property
     def idle(self) -> bool:
+        """Whether it has started and scores nothing."""
         return self.ready and self.job is None
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Queue one message; ``flush`` whenever ``request_fd`` is writable sends it."""
+    def send(self, message: Message) -> None:
+        """Queue one message; call ``flush`` when ``request_fd`` is writable to write it."""
         self._unsent += json.dumps(message).encode("ascii") + b"\n"
 
     def flush(self) -> None:
-        """Write what the pipe takes without blocking. BrokenPipeError when the child is gone."""
+        """Write what the pipe takes without blocking. BrokenPipeError if the child is gone."""
         try:
             self._unsent = self._unsent[os.write(self.request_fd, self._unsent) :]
         except BlockingIOError:
             return
 
-    def receive(self) -> list[dict[str, Any]]:
-        """The messages that have arrived. EOFError at their end, ValueError if they are none."""
+    def receive(self) -> list[Message]:
+        """Return the messages that have arrived. EOFError at the end, ValueError if invalid."""
         try:
             data = os.read(self.reply_fd, _READ_BYTES)
         except BlockingIOError:
@@ -82,16 +88,16 @@ class WorkerProcess:
             raise EOFError
         *lines, self._received = (self._received + data).split(b"\n")
         if len(self._received) > _MAX_REPLY_BYTES:
-            raise ValueError("reply without an end")
+            raise ValueError("a reply that is too long")
         messages = [json.loads(line) for line in lines]
         if not all(isinstance(message, dict) for message in messages):
-            raise ValueError("reply is not an object")
+            raise ValueError("a reply that is not a JSON object")
         return messages
 
     def death(self) -> str | None:
-        """How the child ended ("exit code 3", "SIGSEGV"); None while it lives.
+        """Return how the child ended ("exit code 3", "SIGSEGV"); None while it runs.
 
-        Leaves it unreaped: until ``kill`` has reached its whole group, its id must not be reused.
+        Does not reap it: the kernel must not reuse its id before ``kill`` has reached its group.
         """
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         try:
@@ -105,15 +111,15 @@ class WorkerProcess:
         return signal.Signals(ended.si_status).name
 
     def wait_death(self) -> str:
-        """``death`` of a child whose pipe has closed; "closed its pipe" if it lives on."""
-        for _ in range(20):
+        """Return the ``death`` of a child whose pipe has closed, or "closed its pipe"."""
+        for _ in range(20):  # a pipe closes a moment before its process has ended
             if how := self.death():
                 return how
             time.sleep(0.005)
         return "closed its pipe"
 
     def kill(self) -> None:
-        """End the child and every process of its group, now."""
+        """Kill the child and every process of its group."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):

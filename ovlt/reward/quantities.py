@@ -1,7 +1,7 @@
-"""The shapes of a written answer: names, numbers, units and lists, read exactly.
+"""Read the names, numbers, units and lists of a written answer, exactly.
 
-Nothing here evaluates: a text that is not plainly one of these shapes is left to MathRuler
-(``ovlt.reward.grading``). Values are ``Fraction``, so no two different integers are ever equal.
+Nothing here evaluates an expression: text that is not plainly one of these forms is left to
+MathRuler (``ovlt.reward.grading``). Values are ``Fraction``: no two different integers are equal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REWRITES = [
 
 
 def rewrite(text: str) -> str:
-    """Unicode and LaTeX spellings that MathRuler misreads, in the spelling that it reads."""
+    """Replace the Unicode and LaTeX spellings that MathRuler misreads by those that it reads."""
     for pattern, to in _REWRITES:
         text = pattern.sub(to, text)
     return text.strip()
@@ -45,9 +45,9 @@ _NAMED = re.compile(r"([^\W\d][\w ∠△]{0,30}(?:\([\w, ]{1,5}\))?)\s*[=≈]\s*
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """("x", "5") of "x = 5"; ("", text) where nothing is named."""
-    found = _NAMED.fullmatch(text)
-    return (found.group(1).strip(), found.group(2).strip()) if found else ("", text)
+    """Return ("x", "5") for "x = 5", and ("", text) if nothing is named."""
+    match = _NAMED.fullmatch(text)
+    return (match.group(1).strip(), match.group(2).strip()) if match else ("", text)
 
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
@@ -67,11 +67,11 @@ _NUMBER = re.compile(
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of one written number; None for anything else."""
-    found = _NUMBER.fullmatch(text.strip())
-    if not found:
+    """Return the exact value of one written number; None for anything else."""
+    match = _NUMBER.fullmatch(text.strip())
+    if not match:
         return None
-    part = found.groupdict()
+    part = match.groupdict()
     if part["decimal"]:
         value = Fraction(part["decimal"].replace(",", "").rstrip(".") or "0")
         value *= Fraction(10) ** int(part["e"] or part["ten"] or 0)
@@ -131,28 +131,31 @@ _WITH_UNIT = re.compile(
     r"\s*(?:\^?\s*\{?\s*(?P<power>[23])\s*\}?)?",
     re.IGNORECASE | re.DOTALL,
 )
-# what MathRuler deletes wherever it stands, so that "2 days" and "2 hours" are the same to it
+# MathRuler deletes these words anywhere in an answer, so "2 days" equals "2 hours" for it
 UNIT_WORD = re.compile(
     "degree|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard", re.IGNORECASE
 )
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """("5", "cm^2") of "5 square centimeters"; (text, "") where no known unit ends it."""
-    found = _WITH_UNIT.fullmatch(text)
-    if not found:
+    """Return ("5", "cm^2") for "5 square centimeters", and (text, "") if it ends in no unit."""
+    match = _WITH_UNIT.fullmatch(text)
+    if not match:
         return text, ""
-    alias = (found.group("long") or found.group("short")).lower()
-    body = found.group("body").strip()
+    alias = (match.group("long") or match.group("short")).lower()
+    body = match.group("body").strip()
     if len(alias) == 1 and alias.isalpha() and number(body) is None:
         return text, ""  # "3x + 2m": m is a variable
-    word = (found.group("word") or "").lower()
-    power = found.group("power") or ("2" if word[:1] == "s" else "3" if word else "")
+    word = (match.group("word") or "").lower()
+    power = match.group("power") or ("2" if word[:1] == "s" else "3" if word else "")
     return body, _UNIT_OF[alias] + (f"^{power}" if power else "")
 
 
 def elements(text: str) -> tuple[str, list[str]] | None:
-    """(brackets, elements) of "(a, b)", "[a, b)", "\\{a, b\\}", "a, b", "a and b"; else None."""
+    """Return the brackets and elements of "(a, b)", "[a, b)", "\\{a, b\\}", "a, b", "a and b".
+
+    The brackets are two characters, or "" without any; None for text that is not a list.
+    """
     text = re.sub(r"\\([{}])", r"\1", text)
     brackets = ""
     if text[:1] in tuple("([{") and text[-1:] in tuple(")]}"):
@@ -167,10 +170,10 @@ def elements(text: str) -> tuple[str, list[str]] | None:
     comma = "," if brackets else r"(?<!\d),|,(?!\d{3}(?!\d))"
     pieces, level, start = [], 0, 0
     separator = rf"{comma}|;|\s(?:and|or)\s"
-    for found in re.finditer(rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|{separator}", text):
-        level += (found.group("open") is not None) - (found.group("close") is not None)
-        if level == 0 and found.lastgroup is None:
-            pieces.append(text[start : found.start()])
-            start = found.end()
+    for match in re.finditer(rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|{separator}", text):
+        level += (match.group("open") is not None) - (match.group("close") is not None)
+        if level == 0 and match.lastgroup is None:  # a separator outside all brackets
+            pieces.append(text[start : match.start()])
+            start = match.end()
     pieces.append(text[start:])
     return (brackets, [piece.strip() for piece in pieces]) if len(pieces) > 1 else None

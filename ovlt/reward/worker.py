@@ -1,7 +1,7 @@
 """The child process that runs a reward: ``python -m ovlt.reward.worker SPEC MEMORY_MB PARENT_PID``.
 
-Says ``{"ready": true}`` or ``{"fatal": why}``, then answers each request line with one reply line.
-The pipe is first moved away from stdin and stdout, so a reward may print (to stderr) or read.
+It writes ``{"ready": true}`` or ``{"fatal": reason}``, then answers each request line with one
+reply line. It first moves the pipes away from stdin and stdout, so a reward may print and read.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import os
 import resource
 import signal
 import sys
-from typing import Any
 
 from ovlt.reward.functions import RewardFunction, RewardInput
-from ovlt.reward.grading import warm_up
 from ovlt.reward.load import check_output, load_reward
+from ovlt.reward.symbolic import warm_up
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal to get when the parent ends
+# Longer ones would fill the log of every step.
 _MAX_REASON_CHARS = 2000
 _MAX_PARTS = 64
 
 
 def _limit(memory_mb: int, parent: int) -> None:
-    """Bound the address space, write no core files, and die with the trainer."""
+    """Limit the address space, write no core files, and end with the trainer."""
     limit = memory_mb << 20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the trainer ended before the line above
         os._exit(1)
 
 
@@ -37,11 +37,10 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]
 
 
-def _answer(reward: RewardFunction, request: dict[str, Any]) -> dict[str, Any]:
-    fields = {**request["input"], "image_paths": tuple(request["input"]["image_paths"])}
+def _reply(reward: RewardFunction, x: RewardInput) -> dict[str, object]:
     try:
-        output = reward(RewardInput(**fields))
-    except BaseException as error:  # a reward's sys.exit() is a fault of that item only
+        output = reward(x)
+    except BaseException as error:  # a reward's sys.exit() concerns this response only
         return {"error": _describe(error)}
     try:
         checked = check_output(output)
@@ -52,15 +51,15 @@ def _answer(reward: RewardFunction, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(spec: str, memory_mb: int, parent: int) -> None:
-    """Serve until the trainer closes the pipe; then end whatever the reward left running."""
+    """Serve until the trainer closes the pipe; then kill whatever the reward left running."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    own = os.getpid()
+    pid = os.getpid()
 
-    def say(message: dict[str, Any]) -> None:
-        if os.getpid() != own:  # a fork that returned from the reward: it must not answer as well
+    def write(message: dict[str, object]) -> None:
+        if os.getpid() != pid:  # a fork that returned from the reward must not answer too
             os._exit(0)
         data = json.dumps(message).encode("ascii") + b"\n"
         while data:
@@ -71,17 +70,18 @@ def main(spec: str, memory_mb: int, parent: int) -> None:
         reward = load_reward(spec)
         warm_up()
     except ValueError as error:
-        say({"fatal": str(error)})
+        write({"fatal": str(error)})
         return
     except BaseException as error:
-        say({"fatal": f"reward {spec!r} cannot be loaded: {_describe(error)}"})
+        write({"fatal": f"reward {spec!r} cannot be loaded: {_describe(error)}"})
         return
-    say({"ready": True})
+    write({"ready": True})
     for line in requests:
         request = json.loads(line)
-        say({**_answer(reward, request), "id": request["id"]})
-    if os.getpgrp() == own:
-        os.killpg(own, signal.SIGKILL)
+        fields = {**request["input"], "image_paths": tuple(request["input"]["image_paths"])}
+        write({**_reply(reward, RewardInput(**fields)), "id": request["id"]})
+    if os.getpgrp() == pid:
+        os.killpg(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

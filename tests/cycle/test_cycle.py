@@ -1,17 +1,17 @@
 """``ovlt.cycle`` as a user runs it: whole, killed at random moments, and with mistakes.
 
 The model is ``chain.py``'s, which answers in the right form and is right by chance, so that every
-stage has something to learn from. OVLT_KILLS and OVLT_RANKS ask for more kills, on more ranks.
+stage has something to learn from. Stages are forks of a process that has imported everything, but
+where a cycle is killed every other one is the real ``python -m``. OVLT_KILLS and OVLT_RANKS ask for
+more kills, on more ranks.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.chain import say_by_chain, write_questions
-from helpers.commands import REPOSITORY, TORCHRUN
+from helpers.commands import Server
+from helpers.home import Home
 from helpers.tiny import tiny_folder
 from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 KILLS = int(os.environ.get("OVLT_KILLS", "4"))
 RANKS = int(os.environ.get("OVLT_RANKS", "1"))
@@ -70,6 +73,7 @@ kv_cache_gib = 0.2
 [reward]
 workers = 1
 [evaluate]
+max_prompt_tokens = 160
 n = 2
 max_response_tokens = 12
 [distill]
@@ -96,53 +100,32 @@ STAGES = [
 ]  # fmt: skip
 
 
-class Home:
-    def __init__(self, folder: Path):
-        self.folder = folder
-        say_by_chain(tiny_folder(folder / "model"))
-        write_questions(folder / "questions.jsonl", 13)
-        write_questions(folder / "held_out.jsonl", 7)
-        text = RECIPE.replace("{home}", str(folder)).replace("{ranks}", str(RANKS))
-        (folder / "recipe.toml").write_text(text)
-
-    def start(self, run: str, *arguments: str) -> subprocess.Popen[str]:
-        environment = {k: v for k, v in os.environ.items() if k not in TORCHRUN}
-        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "kernels")])
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ovlt.cycle", str(self.folder / "recipe.toml")),
-                *(f"--run.folder={self.folder / run}", *arguments),
-            ],
-            env=environment | {"PYTHONPATH": path},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def run(self, run: str, *arguments: str) -> str:
-        process = self.start(run, *arguments)
-        said, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, said[-6000:]
-        return said
-
-    def fails(self, run: str, *arguments: str) -> str:
-        """The one sentence that a mistake ends with."""
-        process = self.start(run, *arguments)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode != 0
-        assert "Traceback" not in said
-        return said.strip().splitlines()[-1]
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("cycle"))
+def home(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Home:
+    folder = tmp_path_factory.mktemp("cycle")
+    say_by_chain(tiny_folder(folder / "model"))
+    write_questions(folder / "questions.jsonl", 13)
+    write_questions(folder / "held_out.jsonl", 7)
+    return Home(folder, RECIPE.replace("{ranks}", str(RANKS)), server)
+
+
+def run(home: Home, name: str) -> str:
+    """Run a cycle to its end; return what it prints."""
+    command = home.start("cycle", name)
+    command.finish()
+    return command.stdout()
+
+
+def mistake(home: Home, name: str, *arguments: str) -> str:
+    """Return the one sentence that a mistake ends with."""
+    return home.start("cycle", name, *arguments).refusal().strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def whole(home: Home) -> Path:
     """The folder of a cycle that nothing disturbed."""
-    said = home.run("whole")
-    assert "report.html" in said
-    return home.folder / "whole"
+    assert "report.html" in run(home, "whole")
+    return home.run_folder("whole")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -158,11 +141,11 @@ def stages(folder: Path) -> dict[str, dict[str, Any]]:
     return {s["name"]: s for s in json.loads((folder / "cycle.json").read_text())["stages"]}
 
 
-def test_a_cycle_runs_every_stage_and_measures_each_model(whole: Path) -> None:
-    found = stages(whole)
-    assert list(found) == STAGES
-    assert {stage["status"] for stage in found.values()} == {"done"}
-    assert all(stage["seconds"] > 0 for stage in found.values())
+def test_a_cycle_runs_every_stage_and_measures_each_model(home: Home, whole: Path) -> None:
+    finished = stages(whole)
+    assert list(finished) == STAGES
+    assert {stage["status"] for stage in finished.values()} == {"done"}
+    assert all(stage["seconds"] > 0 for stage in finished.values())
     for name in STAGES:
         if not name.startswith("distill"):
             figures = json.loads((whole / name / "evaluation.json").read_text())
@@ -173,7 +156,7 @@ def test_a_cycle_runs_every_stage_and_measures_each_model(whole: Path) -> None:
         rows = pq.read_table(whole / f"distill{number}" / "rows.parquet").to_pylist()
         assert rows
         assert all("</think>" in row["messages"][1]["content"] for row in rows)
-    base = load_file(whole.parent / "model" / "model.safetensors")
+    base = load_file(home.folder / "model" / "model.safetensors")
     frozen, free = weights(whole / "grpo1-frozen"), weights(whole / "grpo1-all")
     before = weights(whole / "sft1")
     tower = [name for name in base if "visual" in name]
@@ -188,30 +171,41 @@ def test_a_cycle_runs_every_stage_and_measures_each_model(whole: Path) -> None:
     assert "GRPO-2" in (whole / "cycle.md").read_text()
 
 
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def test_killed_at_random_moments_it_ends_with_the_same_weights(home: Home, whole: Path) -> None:
     rng = random.Random(20261121)
-    run = home.folder / "killed"
-    for _ in range(KILLS):
-        process = home.start("killed")
-        process_tree = psutil.Process(process.pid)
-        end = time.monotonic() + rng.uniform(1, 16)
-        while time.monotonic() < end:
-            assert process.poll() is None, "it has ended before all kills have come"
+    kills = 0
+    while kills < KILLS:
+        if kills % 2:
+            pid, seconds = home.start("cycle", "killed").pids[0], rng.uniform(0.5, 6)
+        else:  # the real one, which spends most of its time on imports
+            process = home.start_process("cycle", "killed")
+            pid, seconds = process.pid, rng.uniform(1, 16)
+        cycle = psutil.Process(pid)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and is_alive(cycle):
             time.sleep(0.05)
-        orphans = process_tree.children(recursive=True)
-        process.kill()  # the cycle alone: what it started must end by itself
-        process.communicate()
-        _, alive = psutil.wait_procs(orphans, timeout=20)
-        assert not alive
-    home.run("killed")
-    assert {stage["status"] for stage in stages(run).values()} == {"done"}
+        if not is_alive(cycle):
+            break
+        started = cycle.children(recursive=True)
+        cycle.kill()  # the cycle alone: what it started must end by itself
+        kills += 1
+        _, orphans = psutil.wait_procs(started, timeout=20)
+        assert not orphans
+    assert kills >= min(KILLS, 4), "it has ended before the kills have come"
+    run(home, "killed")
+    killed = home.run_folder("killed")
+    assert {stage["status"] for stage in stages(killed).values()} == {"done"}
     for name in ("sft1", "grpo1-all", "sft2", "grpo2"):
-        assert same(run / name, whole / name), name
+        assert same(killed / name, whole / name), name
     for number in (1, 2):
-        rows = [
-            pq.read_table(folder / f"distill{number}" / "rows.parquet") for folder in (run, whole)
-        ]
-        assert rows[0].equals(rows[1])
+        rows, expected = (
+            pq.read_table(run / f"distill{number}" / "rows.parquet") for run in (killed, whole)
+        )
+        assert rows.equals(expected)
 
 
 def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
@@ -219,48 +213,46 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
 ) -> None:
     before = {name: (whole / name).stat().st_mtime_ns for name in STAGES}
     started = time.monotonic()
-    home.run("whole")
+    run(home, "whole")
     assert {name: (whole / name).stat().st_mtime_ns for name in STAGES} == before
     assert time.monotonic() - started < 60
-    said = home.fails("whole", "--sft.optim.lr=1e-3")
-    assert said.startswith("ovlt cycle: ")
-    assert "sft1" in said
-    assert "sft.optim.lr was 0.0001, is 0.001" in said
+    message = mistake(home, "whole", "--sft.optim.lr=1e-3")
+    assert message.startswith("ovlt cycle: ")
+    assert "sft1" in message
+    assert "sft.optim.lr was 0.0001, is 0.001" in message
 
 
 def test_a_second_cycle_in_the_same_folder_is_refused(home: Home, whole: Path) -> None:
-    import fcntl
-
     with (whole / "cycle.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        said = home.fails("whole")
-    assert "another ovlt.cycle is at work" in said
+        message = mistake(home, "whole")
+    assert "another `ovlt cycle` runs in" in message
 
 
 def test_no_correct_sample_at_all_ends_the_cycle_and_finished_stages_stay(home: Home) -> None:
     rows = [json.loads(line) for line in (home.folder / "questions.jsonl").open()]
     never = home.folder / "never.jsonl"
     never.write_text("\n".join(json.dumps(row | {"answer": "7"}) for row in rows[:3]))
-    process = home.start("never", f"--distill.data={never}")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert "no trace is left to learn from" in said
-    assert "pass@1" in said
-    run = home.folder / "never"
-    assert stages(run)["base_answers"]["status"] == "done"
-    assert stages(run)["distill1"]["status"] != "done"
-    assert not (run / "sft1").exists()
-    shutil.rmtree(run)
+    command = home.start("cycle", "never", f"--distill.data={never}")
+    assert command.wait() == [1]
+    assert "no trace is left to learn from" in command.stderr()
+    assert "pass@1" in command.stderr()
+    folder = home.run_folder("never")
+    assert stages(folder)["base_answers"]["status"] == "done"
+    assert stages(folder)["distill1"]["status"] != "done"
+    assert not (folder / "sft1").exists()
 
 
 def test_what_is_missing_is_said_before_anything_runs(home: Home) -> None:
     gone = home.folder / "gone.parquet"
-    said = home.fails("gone", f"--cycle.validation={gone}")
-    assert said.startswith(f"ovlt cycle: missing: {gone}")
-    assert not (home.folder / "gone" / "base_answers").exists()
+    message = mistake(home, "gone", f"--cycle.validation={gone}")
+    assert message.startswith(f"ovlt cycle: missing: {gone}")
+    assert not (home.run_folder("gone") / "base_answers").exists()
 
 
 def test_seeds_that_share_a_folder_are_refused(home: Home) -> None:
-    assert "{seed} in run.folder" in home.fails("fixed", "--seeds=0,1")
-    assert "--seeds=a" in home.fails("fixed", "--seeds=a")
-    assert "--controls=sft: choose among single," in home.fails("fixed", "--controls=rejection,sft")
+    assert "{seed} in run.folder" in mistake(home, "fixed", "--seeds=0,1")
+    assert "--seeds=a" in mistake(home, "fixed", "--seeds=a")
+    assert "--controls=sft: choose among single," in mistake(
+        home, "fixed", "--controls=rejection,sft"
+    )

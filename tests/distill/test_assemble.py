@@ -67,7 +67,7 @@ def test_a_trace_is_judged_by_its_last_answer_whatever_the_reward(function: str)
     texts = [*RIGHT.values(), *WRONG.values()]
     record = {"index": 3, "texts": texts}
     prompt = Prompt("x", "s", "<image>What?", "2", np.zeros(1, np.int64))
-    with RewardPool.of(config, verdict=True) as pool:
+    with RewardPool(config, for_verdicts=True) as pool:
         [judged] = verify(pool, [record], {3: prompt})
     assert dict(zip([*RIGHT, *WRONG], judged["scores"], strict=True)) == (
         dict.fromkeys(RIGHT, 1.0) | dict.fromkeys(WRONG, 0.0)
@@ -78,7 +78,7 @@ def test_a_trace_is_judged_by_its_last_answer_whatever_the_reward(function: str)
 def test_points_for_the_form_are_no_verdict_on_the_answer() -> None:
     prompt = Prompt("x", "s", "<image>What?", "2", np.zeros(1, np.int64))
     record = {"index": 0, "texts": [RIGHT["no summary"]]}
-    with RewardPool.of(RewardConfig(function="released", workers=1), verdict=True) as pool:
+    with RewardPool(RewardConfig(function="released", workers=1), for_verdicts=True) as pool:
         [judged] = verify(pool, [record], {0: prompt})
     assert judged["scores"] == [1.0]
     assert judged["reasons"][0].endswith("no summary")

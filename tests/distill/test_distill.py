@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from helpers.chain import reader_folder, say_by_chain, write_questions
 from helpers.commands import Command, Server
+from helpers.home import Home
 from helpers.tiny import tiny_folder
 
 from ovlt.config.load import recipe_from
@@ -21,6 +21,8 @@ from ovlt.distill.command import drive, main
 from ovlt.distill.shards import Shards
 from ovlt.smoke import make as smoke
 from ovlt.system import launch
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 QUESTIONS = 13
 RECIPE = """
@@ -54,40 +56,35 @@ max_sequences = 16
 """
 
 
-class Home:
+class DistillHome(Home):
+    """Questions, two models that can answer them, and phases as the driver starts them."""
+
     def __init__(self, folder: Path, server: Server):
-        self.folder, self.server, self.started = folder, server, 0
+        super().__init__(folder, RECIPE, server)
         model = tiny_folder(folder / "model")
         say_by_chain(model)
         say_by_chain(reader_folder(folder / "reader", model))
         rows = write_questions(folder / "questions.jsonl", QUESTIONS)
         never = [row | {"answer": "7"} for row in rows[:3]]
         (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
-        (folder / "recipe.toml").write_text(RECIPE.replace("{home}", str(folder)))
 
-    def start(self, run: str, phase: str, *overrides: str, ranks: int = 1) -> Command:
-        """One phase, as the driver's torchrun starts it."""
-        self.started += 1
-        argv = [str(self.folder / "recipe.toml"), f"--run.folder={self.folder / 'runs' / run}"]
-        argv.append(f"--distill.phase={phase}")
-        log = self.folder / f"{self.started}-{run}"
-        return Command(self.server, "ovlt.distill", [*argv, *overrides], ranks, log)
+    def phase(self, run: str, phase: str, *overrides: str, ranks: int = 1) -> Command:
+        return self.start("distill", run, f"--distill.phase={phase}", *overrides, ranks=ranks)
 
     def run(self, run: str, *overrides: str, ranks: int = 1) -> Path:
+        """Run both phases and return the stage folder."""
         for phase in ("captions", "answers"):
-            self.start(run, phase, *overrides, ranks=ranks).finish()
-        return self.folder / "runs" / run / "distill"
+            self.phase(run, phase, *overrides, ranks=ranks).finish()
+        return self.stage("distill", run)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    server = Server()
-    yield Home(tmp_path_factory.mktemp("distill"), server)
-    server.close()
+def home(tmp_path_factory: pytest.TempPathFactory, server: Server) -> DistillHome:
+    return DistillHome(tmp_path_factory.mktemp("distill"), server)
 
 
 @pytest.fixture(scope="module")
-def whole(home: Home) -> Path:
+def whole(home: DistillHome) -> Path:
     """The stage folder of a run that nothing disturbed."""
     return home.run("whole")
 
@@ -142,10 +139,10 @@ def test_the_summary_counts_what_happened(whole: Path) -> None:
     assert sum(count for _, _, count in found["words"]) == kept
 
 
-def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: Home, whole: Path) -> None:
-    home.start("killed", "captions", ranks=2).finish()
-    command = home.start("killed", "answers", ranks=2)
-    shards = home.folder / "runs" / "killed" / "distill" / "answers"
+def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: DistillHome, whole: Path) -> None:
+    home.phase("killed", "captions", ranks=2).finish()
+    command = home.phase("killed", "answers", ranks=2)
+    shards = home.stage("distill", "killed") / "answers"
     command.kill_when(lambda: any(shards.glob("*-*.jsonl")))
     before = {path.name: path.read_bytes() for path in shards.glob("*-*.jsonl")}
     assert not (shards.parent / "rows.parquet").exists()
@@ -159,39 +156,41 @@ def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: Home, whole: Path) ->
         assert (again / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_teacher_may_be_any_language_model(home: Home) -> None:
+def test_a_teacher_may_be_any_language_model(home: DistillHome) -> None:
     reader = f"--distill.teacher={home.folder / 'reader'}"
     folder = home.run("reader", reader, "--distill.questions=5")
     assert len(answers(folder)) == 5
     texts = [text for record in answers(folder).values() for text in record["texts"]]
     assert all(text.startswith("<think>t") and "<|" not in text for text in texts)
-    said = refusal(home.start("blind", "captions", f"--distill.captioner={home.folder / 'reader'}"))
-    assert "'qwen2' model" in said
-    own = (reader, "--distill.questions=2", "--engine.backend=transformers")
-    home.start("slow", "captions", *own).finish()
-    slow = home.start("slow", "answers", *own)
-    assert "engine.backend='vllm'" in refusal(slow)
+    message = home.phase(
+        "blind", "captions", f"--distill.captioner={home.folder / 'reader'}"
+    ).refusal()
+    assert "'qwen2' model" in message
+    overrides = (reader, "--distill.questions=2", "--engine.backend=transformers")
+    home.phase("slow", "captions", *overrides).finish()
+    slow = home.phase("slow", "answers", *overrides)
+    assert "engine.backend='vllm'" in slow.refusal()
 
 
-def test_a_model_that_sees_needs_no_captions(home: Home) -> None:
-    home.start("direct", "answers", "--distill.teacher=", "--distill.questions=5").finish()
-    folder = home.folder / "runs" / "direct" / "distill"
+def test_a_model_that_sees_needs_no_captions(home: DistillHome) -> None:
+    home.phase("direct", "answers", "--distill.teacher=", "--distill.questions=5").finish()
+    folder = home.stage("distill", "direct")
     assert not (folder / "captions").exists()
     assert len(answers(folder)) == 5
-    said = Counter(text for record in answers(folder).values() for text in record["texts"])
-    assert all(text.startswith("<think>t") for text in said)
+    texts = [text for record in answers(folder).values() for text in record["texts"]]
+    assert all(text.startswith("<think>t") for text in texts)
 
 
-def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Home) -> None:
-    own = [
+def test_a_second_round_of_captions_knows_what_the_first_left_open(home: DistillHome) -> None:
+    overrides = [
         "--distill.refine=true",
         "--distill.questions=4",
         "--distill.details_request={caption} {question}",
         "--distill.recaption_request=<{details}>",
     ]
     for phase in ("captions", "details", "recaptions", "answers"):
-        home.start("refined", phase, *own).finish()
-    folder = home.folder / "runs" / "refined" / "distill"
+        home.phase("refined", phase, *overrides).finish()
+    folder = home.stage("distill", "refined")
     assert len(answers(folder)) == 4
     made_with = {}
     for phase in ("captions", "details", "recaptions"):
@@ -201,90 +200,94 @@ def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Home) -
         made_with[phase] = settings
     assert "recaption_request" not in made_with["details"]
     assert made_with["recaptions"]["recaption_request"] == "<{details}>"
-    again = home.start("refined", "recaptions", *own[:3], "--distill.recaption_request=!{details}")
-    assert "another recaption_request" in refusal(again)
+    again = home.phase(
+        "refined", "recaptions", *overrides[:3], "--distill.recaption_request=!{details}"
+    )
+    assert "another recaption_request" in again.refusal()
 
 
-def test_answers_are_drawn_from_the_nucleus(home: Home, whole: Path) -> None:
+def test_answers_are_drawn_from_the_nucleus(home: DistillHome, whole: Path) -> None:
     folder = home.run("narrow", "--distill.top_p=0.01", "--distill.questions=5")
     for index, record in answers(folder).items():
         assert len(set(record["texts"])) == 1, index
     assert any(len(set(record["texts"])) > 1 for record in answers(whole).values())
 
 
-def refusal(command: Command) -> str:
-    assert command.wait() == [1], command.stderr()[-4000:]
-    assert "Traceback" not in command.stderr()
-    return command.stderr()
-
-
-def test_mistakes_end_in_one_sentence(home: Home, whole: Path) -> None:
+def test_mistakes_end_in_one_sentence(home: DistillHome, whole: Path) -> None:
     data = f"--distill.data={home.folder / 'never.jsonl'}"
-    never = home.start("never", "answers", "--distill.teacher=", data)
-    other = home.start("whole", "answers", "--distill.k=2")
-    long = home.start("long", "captions", "--distill.max_caption_tokens=100000")
+    never = home.phase("never", "answers", "--distill.teacher=", data)
+    other = home.phase("whole", "answers", "--distill.k=2")
+    long = home.phase("long", "captions", "--distill.max_caption_tokens=100000")
     # the teacher takes 512: said before a caption is made
     reader = f"--distill.teacher={home.folder / 'reader'}"
-    short = home.start("short", "captions", reader, "--distill.max_response_tokens=500")
-    early = home.start("early", "answers")
-    nobody = home.start("whole", "answers", "--distill.answers_of=distil")
-    said = refusal(never)
-    assert "no trace is left to learn from" in said
-    assert "most often since no sample is correct" in said
-    assert "'pass@1': 0.0" in said
-    assert "made with another k" in refusal(other)
-    assert "distill.max_prompt_tokens + distill.max_caption_tokens are 100100" in refusal(long)
-    assert "reader takes 512 tokens, but distill.max_prompt_tokens + " in (said := refusal(short))
-    assert "distill.max_response_tokens are 600: lower one of them" in said
-    assert "13 of 13 questions have no record in" in (said := refusal(early))
-    assert "run --distill.phase=captions first" in said
-    assert "distill.answers_of = 'distil': no answers are in" in refusal(nobody)
+    short = home.phase("short", "captions", reader, "--distill.max_response_tokens=500")
+    early = home.phase("early", "answers")
+    nobody = home.phase("whole", "answers", "--distill.answers_of=distil")
+    message = never.refusal()
+    assert "no trace is left to learn from" in message
+    assert "most often since no sample is correct" in message
+    assert "'pass@1': 0.0" in message
+    assert "made with another k" in other.refusal()
+    assert "distill.max_prompt_tokens + distill.max_caption_tokens are 100100" in long.refusal()
+    assert "reader takes 512 tokens, but distill.max_prompt_tokens + " in (
+        message := short.refusal()
+    )
+    assert "distill.max_response_tokens are 600: lower one of them" in message
+    assert "13 of 13 questions have no record in" in (message := early.refusal())
+    assert "run --distill.phase=captions first" in message
+    assert "distill.answers_of = 'distil': no answers are in" in nobody.refusal()
 
 
 @pytest.mark.parametrize(
     "key", ["data.suffix= Hm.", "model.max_pixels=200000", "reward.function=released"]
 )
 def test_records_are_not_continued_by_what_would_make_others(
-    home: Home, whole: Path, key: str
+    home: DistillHome, whole: Path, key: str
 ) -> None:
-    said = refusal(home.start("whole", "answers", f"--{key}"))
+    message = home.phase("whole", "answers", f"--{key}").refusal()
     name = key.partition("=")[0].replace("reward.function", "reward.verdict")
-    assert f"made with another {name}" in said
+    assert f"made with another {name}" in message
 
 
-def test_records_are_not_continued_for_other_questions(home: Home) -> None:
+def test_records_are_not_continued_for_other_questions(home: DistillHome) -> None:
     """A row that has been mended moves all that come after it, and records go by their place."""
     path = home.folder / "mended.jsonl"
     rows = write_questions(path, 5)
     path.write_text("\n".join(map(json.dumps, [rows[0] | {"answer": ""}, *rows[1:]])))
-    own = (f"--distill.data={path}", "--data.max_bad_share=0.5")
-    home.start("mended", "captions", *own).finish()
+    overrides = (f"--distill.data={path}", "--data.max_bad_share=0.5")
+    home.phase("mended", "captions", *overrides).finish()
     path.write_text("\n".join(map(json.dumps, rows)))
-    said = refusal(home.start("mended", "answers", *own))
-    assert "made with another list of good questions" in said
+    message = home.phase("mended", "answers", *overrides).refusal()
+    assert "made with another list of good questions" in message
 
 
-def test_a_full_disk_is_one_sentence_and_finished_shards_stay(home: Home, whole: Path) -> None:
-    folder = home.folder / "runs" / "full" / "distill"
+def test_a_full_disk_is_one_sentence_and_finished_shards_stay(
+    home: DistillHome, whole: Path
+) -> None:
+    folder = home.stage("distill", "full")
     folder.mkdir(parents=True)
     (folder / "summary.json").symlink_to("/dev/full")
-    own = ("--distill.questions=5", "--distill.teacher=")
-    said = refusal(home.start("full", "answers", *own))
-    assert "No space left on device" in said
-    assert "make room" in said
+    overrides = ("--distill.questions=5", "--distill.teacher=")
+    message = home.phase("full", "answers", *overrides).refusal()
+    assert "No space left on device" in message
+    assert "make room" in message
     made = {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()}
     (folder / "summary.json").unlink()
-    home.start("full", "answers", *own).finish()
+    home.phase("full", "answers", *overrides).finish()
     assert {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()} == made
     assert (folder / "rows.parquet").is_file()
 
 
 def test_answers_of_another_stage_are_filtered_anew_and_not_sampled_again(
-    home: Home, whole: Path
+    home: DistillHome, whole: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "answers").iterdir()}
-    own = ("--distill.stage=short", "--distill.answers_of=distill", "--distill.keep=second_longest")
-    home.start("whole", "answers", *own).finish()
+    overrides = (
+        "--distill.stage=short",
+        "--distill.answers_of=distill",
+        "--distill.keep=second_longest",
+    )
+    home.phase("whole", "answers", *overrides).finish()
     assert {path: path.stat().st_mtime_ns for path in (whole / "answers").iterdir()} == before
     other = whole.parent / "short"
     assert not (other / "answers").exists()
@@ -307,11 +310,11 @@ def test_the_driver_starts_each_phase_with_its_recipe(
     started = []
     monkeypatch.setattr(launch, "torchrun", lambda *a: started.append(a))
     monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
-    own = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
-    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own}))
+    overrides = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides}))
     assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
     started.clear()  # a cycle's number of processes, where the stage has none of its own
-    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": own | {"ranks": 0}}), 5)
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides | {"ranks": 0}}), 5)
     assert {ranks for _, _, ranks in started} == {5}
     for phase, (_, path, _) in zip(phases, started, strict=True):
         assert recipe_from(json.loads(path.read_text())).distill.phase == phase

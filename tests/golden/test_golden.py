@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import curves
 from helpers.commands import Server
 
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Server]]:
-    home = tmp_path_factory.mktemp("golden")
-    curves.prepare(home)
-    opened = Server()
-    yield home, opened
-    opened.close()
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden")
+    curves.prepare(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("stage", "ranks"), curves.CASES)
 def test_twenty_steps_give_the_golden_figures(
-    server: tuple[Path, Server], stage: str, ranks: int
+    home: Path, server: Server, stage: str, ranks: int
 ) -> None:
-    assert curves.differences(stage, ranks, curves.measure(*server, stage, ranks)) == []
+    assert curves.differences(stage, ranks, curves.measure(home, server, stage, ranks)) == []

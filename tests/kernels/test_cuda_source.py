@@ -22,10 +22,12 @@ from ovlt_kernels import row_logp as module
 from ovlt_kernels.extension import HAS_CUDA
 from ovlt_kernels.row_logp import gpu_kernel, row_logp, row_logp_grad_
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 NEEDS_NVCC = pytest.mark.skipif(not NVCC, reason="no nvcc on this machine")
-NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+NEEDS_GPU = pytest.mark.gpu  # without one, conftest.py skips them
 
 
 def run(arguments: list[str | Path], **environment: str) -> str:

@@ -96,6 +96,7 @@ def test_each_row_may_have_its_own_temperature() -> None:
 
 
 @NEEDS_EXTENSION
+@pytest.mark.slow
 def test_the_loops_for_every_machine_agree(tmp_path: Path) -> None:
     """Those for lesser machines run here too; where a machine lacks one, it runs the next."""
     script = (

@@ -79,6 +79,7 @@ def test_the_published_vocabulary(run: Callable[..., Result]) -> None:
         for d in DEVICES
     ],
 )
+@pytest.mark.slow
 def test_more_than_two_to_the_31_logits(device: str) -> None:
     """Offsets that are counted in 32 bits wrap round here: 4.3 GB of logits, most of them zero."""
     vocab = 151_936

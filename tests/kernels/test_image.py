@@ -247,6 +247,7 @@ def test_without_the_extension_the_numbers_are_the_same(monkeypatch: pytest.Monk
 
 
 @NEEDS_EXTENSION
+@pytest.mark.slow
 def test_machines_without_avx512_compute_the_same() -> None:
     """The same tests in a process that takes the portable functions."""
     root = Path(__file__).parents[2]

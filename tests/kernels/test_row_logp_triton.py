@@ -17,6 +17,8 @@ from triton.compiler import ASTSource
 
 from ovlt_kernels import row_logp_triton
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 
 

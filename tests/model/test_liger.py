@@ -20,6 +20,8 @@ from ovlt.config import ModelConfig
 from ovlt.model import liger
 from ovlt.model.packed_model import empty_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASES = ["liger/decoder", "liger/tower", "checkpointed/decoder", "liger/whole"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.commands import WORKERS, Command, Server
 from helpers.tiny import random_sample, tiny_folder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovlt.config.load import REPOSITORY
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import empty_model, fill_buffers
@@ -136,19 +133,12 @@ def test_activations_are_those_of_the_real_model(folder: ModelFolder, checkpoint
     assert per_patch == pytest.approx(tower.kept(checkpointing), rel=0.06)
 
 
-def test_fsdp_holds_what_the_plan_counts(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_fsdp_holds_what_the_plan_counts(tmp_path: Path, server: Server) -> None:
     """Two ranks: the root group stays gathered; gradients are whole until the last micro-batch."""
     folder = tiny_folder(tmp_path / "model")
-    worker = Path(__file__).parent.parent / "workers" / "plan_worker.py"
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    env = {k: v for k, v in os.environ.items() if k not in ours} | {"OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(str(REPOSITORY / name) for name in ("", "kernels", "tests"))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(worker), str(tmp_path)],
-        env=env, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    worker = str(WORKERS / "plan_worker.py")
+    Command(server, worker, [str(tmp_path)], 2, tmp_path / "log").finish()
     levels = json.loads((tmp_path / "levels.json").read_text())
     p = parameters(folder.config)
     state = levels.pop("state")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ovlt.config import RewardConfig
 from ovlt.reward.functions import RewardInput, answer_reward, released_reward, soft_overlong_penalty
 from ovlt.reward.load import load_reward
 from ovlt.reward.pool import RewardPool
@@ -69,6 +70,11 @@ def score(x):
 """
 
 
+def pool_of(spec: str, *, workers: int = 2, timeout: float = 5.0, memory_mb: int = 2048):
+    config = RewardConfig(function=spec, workers=workers, timeout=timeout)
+    return RewardPool(config, memory_mb=memory_mb)
+
+
 def ask(response: str, answer: str = "5") -> RewardInput:
     return RewardInput(response, answer)
 
@@ -77,7 +83,7 @@ def ask(response: str, answer: str = "5") -> RewardInput:
 def hostile(tmp_path_factory):
     path = tmp_path_factory.mktemp("reward") / "hostile.py"
     path.write_text(HOSTILE)
-    with RewardPool(f"{path}:score", workers=2, timeout_s=1.0, memory_mb=1024) as pool:
+    with pool_of(f"{path}:score", timeout=1.0, memory_mb=1024) as pool:
         yield pool
 
 
@@ -90,9 +96,6 @@ def is_gone(pid: int) -> bool:
             return True
         time.sleep(0.01)
     return False
-
-
-# --- The shipped rewards -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def is_gone(pid: int) -> bool:
         ("", 0.0, 0.0, 0.0),
     ],
 )
-def test_shipped_rewards(response, score, well_formed, released):
+def test_the_shipped_rewards_score_as_their_papers_say(response, score, well_formed, released):
     output = answer_reward(ask(response))
     assert (output.score, output.parts["format"]) == (score, well_formed)
     graded = released_reward(ask(response))
@@ -124,7 +127,7 @@ def test_released_reward_keeps_mathrulers_verdicts():
     assert released_reward(range_as_subtraction).score == 1.0
 
 
-def test_soft_overlong_penalty():
+def test_the_overlong_penalty_is_a_ramp_before_the_limit():
     lengths = [0, 80, 85, 90, 100, 101, 500]
     penalties = [soft_overlong_penalty(n, max_tokens=100, cache_tokens=20) for n in lengths]
     assert penalties == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0, -1.0]
@@ -132,15 +135,12 @@ def test_soft_overlong_penalty():
         soft_overlong_penalty(5, max_tokens=10, cache_tokens=0)
 
 
-# --- Loading -------------------------------------------------------------------------------------
-
-
 def test_a_ten_line_reward_works_in_the_process_and_in_the_pool(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("import neighbour" + TEN_LINES)
     (tmp_path / "neighbour.py").write_text("")
     assert load_reward(f"{path}:score")(ask("it is 5")).score == 1.0
-    with RewardPool(f"{path}:score", workers=1) as pool:
+    with pool_of(f"{path}:score", workers=1) as pool:
         assert [o.score for o in pool.score([ask("it is 5"), ask("it is 6")])] == [1.0, 0.0]
         assert pool.items == 2
     with pytest.raises(ValueError, match="closed"):
@@ -171,15 +171,22 @@ def test_load_reward_says_what_is_wrong(tmp_path, text, spec, says):
 
 def test_a_broken_reward_is_told_when_the_pool_is_made(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.py does not exist"):
-        RewardPool(f"{tmp_path}/absent.py:score", workers=2)
+        pool_of(f"{tmp_path}/absent.py:score")
     (tmp_path / "dies.py").write_text("import os\nos._exit(7)\n")
     with pytest.raises(ValueError, match=r"did not start.*exit code 7"):
-        RewardPool(f"{tmp_path}/dies.py:score", workers=2)
-    with pytest.raises(ValueError, match="workers >= 1"):
-        RewardPool("answer", workers=0)
+        pool_of(f"{tmp_path}/dies.py:score")
+    with pytest.raises(ValueError, match=r"workers\n.*greater than 0"):
+        pool_of("answer", workers=0)
 
 
-# --- The pool ------------------------------------------------------------------------------------
+def test_a_pool_for_verdicts_judges_by_the_verdict_and_else_by_the_function():
+    response = ask("<think>a</think>\n<answer>5</answer>")  # right, without a summary
+    config = RewardConfig(function="released", verdict="answer", workers=1)
+    for verdict, score in (("answer", 1.0), ("", 0.5)):
+        named = config.model_copy(update={"verdict": verdict})
+        with RewardPool(named, for_verdicts=True) as pool:
+            assert [output.score for output in pool.score([response])] == [score]
+
 
 FATES = {
     "fine": "fine",
@@ -268,7 +275,7 @@ def test_workers_run_at_once_and_closing_ends_their_children(tmp_path):
     path.write_text(HOSTILE)
     met = tmp_path / "met"
     met.mkdir()
-    with RewardPool(f"{path}:score", workers=2, timeout_s=20) as pool:
+    with pool_of(f"{path}:score", timeout=20) as pool:
         outputs = pool.score([ask(f"meet {met}/a"), ask(f"meet {met}/b")])
         assert [output.reason for output in outputs] == ["fine", "fine"]
         before = list(pool._workers)
@@ -287,8 +294,10 @@ def test_workers_die_with_the_trainer(tmp_path):
     path.write_text(HOSTILE)
     code = f"""
 import os, signal, threading
-from ovlt.reward import RewardInput, RewardPool
-pool = RewardPool({str(path)!r} + ":score", workers=2, timeout_s=60)
+from ovlt.config import RewardConfig
+from ovlt.reward import RewardInput
+from ovlt.reward.pool import RewardPool
+pool = RewardPool(RewardConfig(function={str(path)!r} + ":score", workers=2, timeout=60))
 both = [RewardInput("meet {tmp_path}/m/a", ""), RewardInput("meet {tmp_path}/m/b", "")]
 os.mkdir("{tmp_path}/m")
 pool.score(both)

@@ -21,6 +21,8 @@ from ovlt.system.runtime import Runtime, start
 from ovlt.train.pack import collate
 from ovlt.types import Prompt
 
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
 ENGINE = EngineConfig(max_sequences=32)
 MAX_TOKENS = 464
 ENGINES: list[Engine] = []  # an engine that is collected takes the process group with it

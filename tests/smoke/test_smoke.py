@@ -12,6 +12,8 @@ import pytest
 from ovlt.config.load import recipe_from
 from ovlt.smoke.make import ensure_world
 
+pytestmark = pytest.mark.slow
+
 MAKE = """
 import json, sys
 from ovlt.config.load import recipe_from

@@ -185,6 +185,7 @@ print(os.environ["VLLM_LOGGING_LEVEL"], os.environ["TOKENIZERS_PARALLELISM"])
 
 
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
+@pytest.mark.slow
 def test_torchvision_imports_in_a_process_of_its_own() -> None:
     """Through `apply()` alone, without the .pth; and only asking for it loads nothing."""
     code = """

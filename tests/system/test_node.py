@@ -18,6 +18,8 @@ from PIL import Image
 from ovlt.config.load import load_recipe
 from ovlt.data.mixture.shares import entries
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MIXTURES = sorted((ROOT / "recipes" / "data").glob("*/*.toml"))
 RECIPE = """

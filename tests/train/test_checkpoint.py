@@ -13,6 +13,8 @@ from safetensors import safe_open
 
 from ovlt.train.checkpoint import claim_run_folder, latest
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parents[1] / "workers" / "checkpoint_worker.py"
 RUNS = [("two", 0), ("two", 1), ("one", 0)]  # (folder, rank)
 

@@ -162,5 +162,6 @@ def _sharded_rank(rank: int, folder: str) -> None:
     leave()  # a failure has left by its exception, which mp.spawn reports
 
 
+@pytest.mark.slow
 def test_two_sharded_ranks_step_and_clip_as_one(tmp_path: Path) -> None:
     mp.spawn(_sharded_rank, (str(tmp_path),), nprocs=2)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import WORKERS, Command, Server
 from helpers.tiny import tiny_folder
 from safetensors.torch import load_file
 
 from ovlt.rollout.exchange import decode
 from ovlt.types import Group
 
-WORKER = Path(__file__).parents[1] / "workers" / "stage_worker.py"
+pytestmark = pytest.mark.slow
+
+WORKER = WORKERS / "stage_worker.py"
 SPLITS = ["micro1", "micro2", "micro5", "no_image", "filler"]
 REWARD = """
 from ovlt.reward import RewardOutput
@@ -27,27 +27,15 @@ def odd(x):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
     home = tmp_path_factory.mktemp("stage")
     for seed, name in enumerate(["untied", "tied", "untied_reference", "tied_reference"]):
         tiny_folder(home / name, tied=name.startswith("tied"), seed=seed)
     (home / "odd.py").write_text(REWARD)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = os.pathsep.join([str(WORKER.parents[2]), str(WORKER.parents[2] / "kernels")])
-    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    env = {k: v for k, v in os.environ.items() if k not in ours}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    for ranks, launcher in [(1, []), (2, torchrun)]:
+    for ranks in (1, 2):  # one after the other: they would share the cores
         (home / str(ranks)).mkdir()
-        done = subprocess.run(
-            [sys.executable, *launcher, str(WORKER), str(home), str(home / str(ranks))],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        argv = [str(home), str(home / str(ranks))]
+        Command(server, str(WORKER), argv, ranks, home / f"log-{ranks}").finish()
     return home
 
 

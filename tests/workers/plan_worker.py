@@ -49,6 +49,7 @@ KINDS = (torch.Tensor, torch.nn.Parameter)
 
 
 def main(home: Path) -> None:
+    gc.freeze()  # what the imports made is not searched for tensors: a look takes 4 s otherwise
     runtime = start(RunConfig(device="cpu"))
     folder = open_folder(home / "model")
     config = ModelConfig(compute_dtype="bfloat16", activation_checkpointing=True)

@@ -1,7 +1,7 @@
-"""Run by tests/test_stage.py, alone and under torchrun on two ranks.
+"""Run by tests/train/test_step.py, on one rank and on two: ``stage_worker.py HOME OUT``.
 
-stage_worker.py HOME OUT: the same samples through ``forward_backward`` in several splits, and
-the same questions through ``Rollouts.draw``; rank 0 writes what it saw to OUT.
+Sends the same samples through ``forward_backward`` in several splits, and the same questions
+through ``Rollouts.draw``; rank 0 writes the numbers to OUT.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
     rng = np.random.default_rng(23)
     prompts = [random_sample(folder, rng, [(56, 28)][: i % 2], 1).prompt for i in range(9)]
     engine = open_engine(folder, recipe.engine, runtime, dtype=torch.float32, max_tokens=69)
-    with RewardPool.of(recipe.reward) as pool:
+    with RewardPool(recipe.reward) as pool:
         rollouts = Rollouts(
             config=recipe.grpo,
             reward=recipe.reward,

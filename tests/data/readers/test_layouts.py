@@ -232,6 +232,7 @@ def peak_mib(source: str, path: Path) -> tuple[int, int]:
     return rows, peak
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_of_images_take_little_memory(tmp_path: Path) -> None:
     """2.3 GB of image cells; small on disk, since a dictionary keeps equal ones once."""
     data = pa.array([np.random.default_rng(i).bytes(23_000) for i in range(7)], pa.binary())
@@ -252,6 +253,7 @@ def test_a_hundred_thousand_rows_of_images_take_little_memory(tmp_path: Path) ->
     assert peak < 400
 
 
+@pytest.mark.slow
 def test_a_row_group_of_any_size_is_read_piece_by_piece(tmp_path: Path) -> None:
     """One row group of 400 MB that does not compress: other writers make them of gigabytes."""
     n, size = 20_000, 20_000
