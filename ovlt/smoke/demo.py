@@ -138,7 +138,7 @@ def table(seeds: list[dict[str, dict[str, Any]]], names: tuple[int, ...]) -> str
 
 
 def write_results(recipe: Recipe, ranks: int) -> None:
-    """Put the table, its command, hardware and date between the README's markers."""
+    """Put the table, its command, hardware and date between the markers of docs/results.md."""
     seeds = [figures(with_values(recipe, run={"seed": s})) for s in SEEDS]
     questions = seeds[0]["grpo"]["num_questions"]
     n = seeds[0]["grpo"]["sampled"]["n"]
@@ -149,9 +149,9 @@ def write_results(recipe: Recipe, ranks: int) -> None:
         f"{recipe.evaluate.temperature:g}; ± and paired differences (in points) are 95 % intervals "
         "over questions."
     )
-    path = REPOSITORY / "README.md"
-    before, _, rest = path.read_text().partition(BEGIN)
+    path = REPOSITORY / "docs" / "results.md"
+    before, _, rest = (path.read_text() if path.is_file() else "").partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"README.md has no {BEGIN} ... {END}; the table is:\n{text}")
+        raise SystemExit(f"{path} has no {BEGIN} ... {END}; the table is:\n{text}")
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
