@@ -120,7 +120,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     if recipe.reward.verdict:
         judge = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
 
-    # The engine first: it measures free memory, and the trainer is not there yet.
+    # The engine before the model: vLLM measures the free memory and takes its share of it.
     sampling_dtype = engine_dtype(recipe.engine, recipe.model, folder, runtime.device)
     engine = opened.enter_context(
         open_engine(
@@ -143,11 +143,12 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )  # fmt: skip
 
     model = load(folder, trainable=True)
-    reference = None
+    reference = None  # held in memory only if the KL needs it
     if cfg.loss.kl_coef > 0:
         frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else folder
         reference = load(frozen, trainable=False)
     optimizer = build_adamw(model, cfg.optim)
+    # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(
         runtime, recipe.run, cfg, stage_folder, model, optimizer,
         steps=cfg.steps, source=folder.path,
@@ -257,14 +258,17 @@ def step_metrics(
     plans = [update.plan for update in updates]
     num_samples = sum(len(g.samples) for g in rollout.groups)
     idle = ("validation", "checkpoint")
+    # Speed is of training alone: how often one validates is the user's choice.
     working = sum(value for phase, value in seconds.items() if phase not in idle)
     return {
         **rollout.metrics(),
+        # The policy: mean over the step's updates, or per token of all of them.
         "loss": sum(r.sums["loss"] for r in results) / len(results),
         "lr": results[-1].lr,
         "grad_norm": sum(r.grad_norm for r in results) / len(results),
         "entropy": token_mean(results, "entropy"),
         "kl_ref": token_mean(results, "kl_ref"),
+        # Off-policy: how much is clipped, and how far engine and trainer are apart.
         "clip/frac": token_mean(results, "clip_low", "clip_high"),
         "clip/dual_frac": token_mean(results, "dual_clip"),
         "is/truncated_frac": token_mean(results, "is_truncated"),
@@ -272,6 +276,7 @@ def step_metrics(
         "mismatch/max_abs": max(r.maxima["mismatch_max"] for r in results),
         "ratio/first_dev": results[0].maxima["ratio_dev"],
         "ratio/max_dev": max(r.maxima["ratio_dev"] for r in results),
+        # Throughput and packing.
         "update/samples_frac": sum(update.num_samples for update in updates) / num_samples,
         "tokens": rollout.num_tokens,
         "tokens_per_second": rollout.num_tokens / max(1e-9, working),

@@ -38,6 +38,7 @@ from ovlt.types import Sample
 def train(runtime: Runtime, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""
     cfg = recipe.sft
+    # The model to start from, its optimizer, and the rows that it can read.
     folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
     source = open_folder(recipe.expand(cfg.start or recipe.model.path))
     hidden = int(source.text_config.hidden_size)
@@ -46,6 +47,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
     optimizer = build_adamw(model, cfg.optim)
     reader = RowReader(runtime, recipe.model, recipe.data, source)
     rows = reader.conversations(recipe.expand(cfg.data), max_tokens=cfg.token_budget)
+    # A step sees batch_samples rows, all ranks together; a batch may go on into the next epoch.
     steps = cfg.steps or math.ceil(cfg.epochs * len(rows) / cfg.batch_samples)
     with contextlib.ExitStack() as opened:
         validator = open_validator(recipe, reader, model, opened)
@@ -54,7 +56,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
         stage = TrainingStage(
             runtime, recipe.run, cfg, folder, model, optimizer, steps=steps, source=source.path
         )
-        batches = Batches(rows, source, runtime, loader, cfg.batch_samples, cfg.token_budget)
+        batches = Batches(rows, source, runtime, loader, cfg.token_budget)
         order, timer = Sampler(len(rows), recipe.run.seed), stage.timer
         timer.reset()
         for step in range(stage.first, steps):
@@ -65,13 +67,13 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                 )
                 micro_batches, packing = batches.make(chosen)
                 batches.prefetch(upcoming)
-            # Update.
+            # Update: one optimizer step over all of them.
             with timer("update"):
                 update = optimizer_step(
                     model, optimizer, micro_batches, CROSS_ENTROPY, cfg.optim, runtime,
                     number=step, total=steps,
                 )  # fmt: skip
-            # Look, log, save.
+            # Look, log, save: validation, the step's line, a checkpoint.
             validation = stage.look(step + 1, validator.measure)
             seconds = timer.seconds()
             tokens = sum(len(rows[i].token_ids) for i in chosen)
@@ -92,8 +94,7 @@ class Batches:
     folder: ModelFolder
     runtime: Runtime
     loader: Loader[Sample]
-    batch_samples: int
-    token_budget: int
+    token_budget: int  # most tokens of a micro-batch
 
     def plan(self, chosen: Sequence[int]) -> BatchPlan:
         """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
@@ -109,6 +110,7 @@ class Batches:
     def make(self, chosen: Sequence[int]) -> tuple[list[PackedBatch], BatchPlan]:
         """Return this rank's micro-batches, and the plan of all ranks."""
         packing = self.plan(chosen)
+        # Of all rows of the step: the normaliser counts every rank's tokens before any backward.
         weights = loss_weights([self.rows[i].num_labels for i in chosen], "token_mean")
         micro_batches = [
             collate(
@@ -123,6 +125,7 @@ class Batches:
 
     def prefetch(self, chosen: Sequence[int]) -> None:
         """Start to decode this rank's images of a later step."""
+        # Planned now, and again when its turn comes: cheaper than to keep plans in step.
         mine = self.plan(chosen).bins[self.runtime.rank]
         self.loader.prefetch([chosen[i] for places in mine for i in places])
 
@@ -134,7 +137,7 @@ def open_validator(
     cfg, runtime, source = recipe.evaluate, reader.runtime, reader.folder
     held_out = recipe.expand(cfg.data or recipe.data.held_out)
 
-    @functools.cache
+    @functools.cache  # opened once, and only if something is measured
     def engine() -> tuple[Engine, WeightSync]:
         dtype = engine_dtype(recipe.engine, recipe.model, source, runtime.device)
         sampler = opened.enter_context(
@@ -145,7 +148,7 @@ def open_validator(
             sampler, model, source, temperature=cfg.temperature, tolerance=tolerance
         )
 
-    pool = None
+    pool = None  # nothing is measured
     if held_out or recipe.sft.eval_every:
         # Now: a reward that cannot be loaded is known before the training, not after it.
         pool = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
@@ -169,11 +172,13 @@ def step_metrics(
 ) -> dict[str, float]:
     """What is logged of a step; docs/metrics.md explains each name."""
     return {
+        # Means over the step's labelled tokens, of all ranks.
         "loss": update.sums["loss"],
         "lr": update.lr,
         "grad_norm": update.grad_norm,
         "nll": token_mean([update], "nll"),
         "entropy": token_mean([update], "entropy"),
+        # Throughput, and what packing costs: empty places, and ranks that wait for others.
         "tokens": tokens,
         "tokens_per_second": tokens / max(1e-9, seconds["data"] + seconds["update"]),
         "pack/fill": packing.fill,

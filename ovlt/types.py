@@ -1,4 +1,4 @@
-"""The five types that pass between the parts of ovlt. Nothing else crosses a boundary.
+"""What passes between the parts of ovlt: prompts, samples, groups (``model/batch.py``: packed).
 
 Shape letters used throughout the project:
 
@@ -41,7 +41,7 @@ class Sample:
 
     ``token_ids`` = prompt + response. ``loss_mask[t]`` is True where token ``t`` is *predicted and
     trained on*; it is False for the whole prompt. ``engine_logp[t]`` is the log-prob with which the
-    engine sampled token ``t`` (0 where ``loss_mask`` is False; None for SFT).
+    engine sampled token ``t`` (0 if ``loss_mask`` is False; None for SFT).
     """
 
     prompt: Prompt

@@ -81,11 +81,13 @@ class Rollouts:
         most gradings time out.
         """
         cfg, count = self.config, self.config.prompts_per_step
+        # Without dynamic sampling one round is all; with it, rounds until there are enough groups.
         batch = RolloutBatch([], drawn=0, no_signal_frac=0.0, timeouts=0)
         without_signal = 0
         timeouts_before = self.pool.timeouts
         for attempt in range(cfg.max_tries if cfg.dynamic_sampling else 1):
             groups = self._round(step, attempt * count)
+            # A group whose rewards are all equal has advantage 0: nothing is learnt from it.
             useful = [g for g in groups if has_signal([s.reward for s in g.samples])]
             batch.drawn += len(groups)
             without_signal += len(groups) - len(useful)
@@ -99,9 +101,11 @@ class Rollouts:
                 "this model; change the data, raise grpo.max_tries, or set "
                 "grpo.dynamic_sampling = false"
             )
+        # The last round may bring more than are needed; ranks agree on which are left out.
         batch.groups = batch.groups[:count]
         batch.no_signal_frac = without_signal / batch.drawn
         batch.timeouts = sum(self.runtime.gather_json(self.pool.timeouts - timeouts_before))
+        # A few timeouts are hostile answers; most of them are a broken reward.
         if batch.timeouts > batch.drawn * cfg.rollout.n / 2:
             raise RuntimeError(
                 f"{batch.timeouts} of {batch.drawn * cfg.rollout.n} gradings timed out after "
@@ -113,12 +117,15 @@ class Rollouts:
         """Sample and grade the next ``prompts_per_step`` prompts, each rank its share."""
         cfg, rollout = self.config, self.config.rollout
         rank, ranks = self.runtime.rank, self.runtime.world_size
+        # Prompts: this rank's share of the batch, and the next batch's images in the background.
         with self.timer("data"):
-            batch = self.sampler.take(cfg.prompts_per_step)
+            batch = self.sampler.take(cfg.prompts_per_step)  # rows, the same on every rank
             mine = list(range(rank, len(batch), ranks))  # places in the batch
             prompts = self.loader.get([batch[i] for i in mine])
             upcoming = self.sampler.peek(cfg.prompts_per_step)
             self.loader.prefetch([upcoming[i] for i in mine])
+        # Sample. Seeds come from the place in the batch, so that ranks do not matter; ``offset``
+        # keeps the rounds of one step apart.
         seeds = request_seeds(self.seed, step, [offset + i for i in mine], rollout.n)
         with self.timer("rollout"):
             completions = self.engine.generate(prompts, sampling_of(rollout), seeds)
@@ -130,6 +137,7 @@ class Rollouts:
                 sample_of(prompt, c, text, version) for c, text in zip(answers, texts, strict=True)
             ]
             groups.append(Group(prompt, samples))
+        # Grade: each rank its own answers, in worker processes that can be killed.
         with self.timer("reward"):
             self._grade(groups)
         with self.timer("exchange"):

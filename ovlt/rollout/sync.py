@@ -1,7 +1,7 @@
 """Weights from the sharded trainer into the engine, with proof that they arrived.
 
 Half of the known failures of such trainers are stale weights or caches that crash nothing and only
-bend the curve. So after every transfer: the set of names sent is the set expected, and a fixed
+bend the curve. So every transfer is proven: the names sent are the names expected, and a fixed
 image prompt scores the same in the engine and in the trainer.
 """
 
@@ -25,7 +25,10 @@ PROBE_SEED = 20241  # any constant: the probe samples the same tokens from the s
 
 
 class WeightSync:
-    """Streams weights into one engine and proves freshness. One object per trained model."""
+    """Streams weights into one engine and proves that they arrived. One object per trained model.
+
+    ``tolerance`` is the largest |log-prob difference| on the probe that rounding explains.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,8 @@ class WeightSync:
     ):
         self.engine, self.model, self.folder = engine, model, folder
         self.tolerance = tolerance
+        # Sampled, not greedy: with temperature and bans in play, as in a rollout. Never stopped,
+        # so that the probe always has the same length.
         self._sampling = Sampling(1, temperature, PROBE_TOKENS, ignore_stop=True)
         self.probe = probe_prompt(folder)
         self._expected = expected_names(model)
@@ -48,14 +53,17 @@ class WeightSync:
         The engine is awake. Collective. Raises RuntimeError if a name is missing or unknown, or if
         the probe disagrees.
         """
+        # 1. Stream whole tensors, one at a time: no rank ever holds two copies of the model.
         sent: set[str] = set()
         self.engine.load(self._recorded(sent))
+        # 2. An engine ignores a tensor that never comes; the configuration says which must.
         if sent != self._expected:
             lost, unknown = sorted(self._expected - sent), sorted(sent - self._expected)
             raise RuntimeError(
                 f"weight sync sent another set of tensors than the model has: missing {lost[:3]}, "
                 f"unknown {unknown[:3]}; the engine would go on with old weights for these"
             )
+        # 3. The probe sees what names cannot: caches, fused copies, the tower, the temperature.
         difference = self._probe_difference()
         if not difference <= self.tolerance:  # also catches NaN
             raise RuntimeError(
@@ -72,6 +80,8 @@ class WeightSync:
             yield name, tensor
 
     def _probe_difference(self) -> float:
+        # The engine answers an image question; the trainer scores the very tokens it sampled, on
+        # the path that training takes: packed, sharded, with the head's bans and temperature.
         completion = self.engine.generate([self.probe], self._sampling, [PROBE_SEED])[0][0]
         sample = sample_of(self.probe, completion)
         device = next(self.model.parameters()).device
@@ -80,15 +90,15 @@ class WeightSync:
         ).to(device)
         with torch.no_grad():
             head = self.model(batch)
-        engine_logp = torch.from_numpy(completion.logp).to(device)
+        engine_logp = torch.from_numpy(completion.logp).to(device)  # [PROBE_TOKENS]
         return float((head.logp - engine_logp).abs().max())
 
 
 def probe_prompt(folder: ModelFolder) -> Prompt:
     """A fixed image question: smooth colours and noise, so that stale features are far off."""
-    merged = qwen.merged_patch(folder.config)
+    merged = qwen.merged_patch(folder.config)  # pixels
     rng = np.random.default_rng(11)
-    side = merged * 3
+    side = merged * 3  # 3 x 3 image tokens: the tower's windows and its full attention both run
     ramp = np.linspace(0, 255, side)[:, None, None] * np.array([1.0, 0.5, 0.2])
     noise = rng.integers(0, 64, (side, side, 3))
     image = np.clip(ramp + noise, 0, 255).astype(np.uint8)

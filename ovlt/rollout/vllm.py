@@ -110,7 +110,7 @@ class VllmEngine(Engine):
 
         Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
         """
-        if not prompts:
+        if not prompts:  # a rank without a share; vLLM refuses an empty call
             return []
         self.reset_caches()
         params = [self._params(sampling, seed) for seed in seeds]
@@ -118,6 +118,7 @@ class VllmEngine(Engine):
             outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
         completions = []
         for prompt, output in zip(prompts, outputs, strict=True):
+            # vLLM expands image placeholders itself; it must come to the tokens that we train on.
             if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
                 raise RuntimeError(
                     f"prompt {prompt.id}: the engine saw {len(output.prompt_token_ids or [])} "
@@ -138,7 +139,7 @@ class VllmEngine(Engine):
             seed=None if greedy else seed,
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the log-prob of the sampled token alone
-            logit_bias=self._bans,
+            logit_bias=self._bans,  # ids that no response may hold
             stop_token_ids=[self.folder.chat.end_id],
             ignore_eos=sampling.ignore_stop,
             detokenize=False,

@@ -3,7 +3,7 @@
 Each is a weighted sum over rows. ``PackedBatch.loss_weight`` already holds the aggregation and the
 normaliser of the whole optimizer step (``loss_weights``), so micro-batches and ranks are *summed*,
 never averaged, and the sum does not depend on how the samples were split. Rows of weight 0 (filler)
-have no part in anything, even where their numbers are NaN.
+change nothing, even if their numbers are NaN.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def cross_entropy(head: HeadOutput, batch: PackedBatch) -> LossOutput:
     ``sums``: tokens, nll (nats), entropy (nats).
     """
     rows = _Rows(batch)
-    logp = rows.kept(head.logp)
+    logp = rows.kept(head.logp)  # [R]
     sums = {
         "tokens": _sum(rows.active),
         "nll": _sum(-logp),
@@ -66,17 +66,16 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
         head: log-prob and entropy (nats), ``[R]`` each.
         batch: needs ``advantage``; ``engine_logp`` None means no correction; ``ref_logp`` is needed
             where ``kl_coef > 0``. The rows of one sample must be in one batch.
-        config: the variant.
+        config: the variant, [grpo.loss].
 
     Returns:
-        ``sums``: tokens, entropy, kl_ref (as estimated); clip_low, clip_high, dual_clip: tokens
-        whose bound holds, so that they give no policy gradient; is_truncated: tokens whose ``w`` is
-        above the cap; mismatch_kl: KL(engine || trainer) by k3; mismatch_abs:
-        |old_logp - engine_logp|. ``maxima``: mismatch_max, the largest of the latter; ratio_dev,
-        the largest |ratio - 1|.
+        ``sums``: tokens, entropy, kl_ref (as estimated); clip_low, clip_high, dual_clip (see
+        ``_clipped``); is_truncated: tokens whose ``w`` is above the cap; mismatch_kl: KL(engine ||
+        trainer) by k3; mismatch_abs: |old_logp - engine_logp|. ``maxima``: mismatch_max, the
+        largest of the latter; ratio_dev, the largest |ratio - 1|.
 
     Raises:
-        ValueError: no advantage, or no reference log-probs where the KL needs them.
+        ValueError: no advantage, or no reference log-probs although the KL needs them.
     """
     if batch.advantage is None:
         raise ValueError("batch.advantage is None: compute the advantages before packing.")
@@ -86,14 +85,20 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
             "or set loss.kl_coef = 0."
         )
     rows = _Rows(batch)
-    logp = rows.kept(head.logp)
-    old_logp = logp.detach() if batch.old_logp is None else rows.kept(batch.old_logp)
-    advantage = rows.kept(batch.advantage)
+    logp = rows.kept(head.logp)  # [R], with gradient
+    # One update per rollout: the weights are those before the update, the ratio is 1, and its
+    # gradient is that of logp.
+    old_logp = logp.detach() if batch.old_logp is None else rows.kept(batch.old_logp)  # [R]
+    advantage = rows.kept(batch.advantage)  # [R], the same for all rows of a sample
 
+    # Ratio: per token (PPO), or the geometric mean over the response (GSPO).
     log_ratio = logp - old_logp
     if config.ratio == "sequence":
         log_ratio = _sample_mean(log_ratio, rows.active, batch)
-    ratio = _exp(log_ratio)
+    ratio = _exp(log_ratio)  # [R]
+
+    # Clip: a bound on one side only, so that a ratio on the wrong side keeps its gradient. For
+    # A < 0 an unbounded ratio could make one token's loss arbitrarily large: dual_clip bounds it.
     ceiling = config.dual_clip or None
     bounded = torch.where(
         advantage > 0,
@@ -101,7 +106,10 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
         ratio.clamp(min=1 - config.clip_low, max=ceiling),
     )
 
-    per_token = -bounded * advantage
+    per_token = -bounded * advantage  # [R]
+
+    # Correction: the engine sampled, the trainer differentiates; the weight makes up for what
+    # their probabilities differ in. Capped, because a rare large weight ruins a step.
     mismatch = torch.zeros_like(old_logp)
     above_cap = torch.zeros_like(rows.active)
     if batch.engine_logp is not None:
@@ -112,6 +120,7 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
             capped = config.importance_cap if config.importance == "truncate" else 0.0
             per_token = per_token * importance.masked_fill(above_cap, capped)
 
+    # KL to the reference, and an entropy bonus: neither is corrected or clipped.
     kl = torch.zeros_like(logp)
     if batch.ref_logp is not None:
         kl = kl_penalty(logp, rows.kept(batch.ref_logp), config.kl_estimator)
@@ -121,24 +130,25 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
     if config.entropy_coef != 0:
         per_token = per_token - config.entropy_coef * entropy
 
-    seen = ratio.detach()
-    sums = {
-        "tokens": rows.active,
-        "entropy": entropy,
-        "kl_ref": kl,
-        "clip_low": (advantage < 0) & (seen < 1 - config.clip_low),
-        "clip_high": (advantage > 0) & (seen > 1 + config.clip_high),
-        "dual_clip": (advantage < 0) & (seen > (ceiling or torch.inf)),
-        "is_truncated": above_cap,
-        "mismatch_kl": _k3(mismatch),
-        "mismatch_abs": mismatch.abs(),
-    }
-    maxima = {"mismatch_max": mismatch.abs(), "ratio_dev": rows.kept(seen - 1).abs()}
+    sums = {"tokens": rows.active, "entropy": entropy, "kl_ref": kl, "is_truncated": above_cap}
+    sums |= _clipped(ratio.detach(), advantage, config)
+    sums |= {"mismatch_kl": _k3(mismatch), "mismatch_abs": mismatch.abs()}
+    deviation = rows.kept(ratio.detach() - 1).abs()
+    maxima = {"mismatch_max": mismatch.abs(), "ratio_dev": deviation}
     return LossOutput(
         (rows.weight * per_token).sum(),
         {name: _sum(value) for name, value in sums.items()},
         {name: _largest(value) for name, value in maxima.items()},
     )
+
+
+def _clipped(ratio: Tensor, advantage: Tensor, config: LossConfig) -> dict[str, Tensor]:
+    """The tokens whose bound holds, bool ``[R]`` each: they give no policy gradient."""
+    return {
+        "clip_low": (advantage < 0) & (ratio < 1 - config.clip_low),
+        "clip_high": (advantage > 0) & (ratio > 1 + config.clip_high),
+        "dual_clip": (advantage < 0) & (ratio > (config.dual_clip or torch.inf)),
+    }
 
 
 CROSS_ENTROPY = Objective(cross_entropy, by_row=True)
@@ -164,15 +174,15 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor, estimator: Literal["k1", "k2", "k
     k2: value d^2 / 2, biased; gradient ``d grad logp``, whose mean is the gradient of the KL.
     k3: value ``exp(-d) - 1 + d``, unbiased and never negative (GRPO, arXiv 2402.03300, eq. 4). The
         mean of its gradient is that of KL(reference || policy), the other direction, which agrees
-        to first order where the two are close. As in the released recipe the value stops at 10, so
+        to first order if the two are close. As in the released recipe the value stops at 10, so
         a token that lost 2.6 nats against the reference (or gained 11) is pulled back no more.
 
     See http://joschu.net/blog/kl-approx.html and arXiv 2506.09477 (on the gradients).
     """
-    d = logp - ref_logp
+    d = logp - ref_logp  # [R]
     if estimator == "k1":
         k2 = d.square() / 2
-        return d.detach() + (k2 - k2.detach())
+        return d.detach() + (k2 - k2.detach())  # the value of k1, the gradient of k2
     if estimator == "k2":
         return d.square() / 2
     return _k3(-d).clamp(max=MAX_K3)
@@ -195,7 +205,7 @@ def loss_weights(
         max_response_tokens: for constant_length only.
 
     Returns:
-        One float per sample, 0.0 for a sample without tokens, which counts as no sample.
+        One float per sample; 0.0 for a sample without tokens, which does not count.
 
     Raises:
         ValueError: a negative length; constant_length without its constant; an unknown name.
@@ -217,14 +227,14 @@ def loss_weights(
 
 
 class _Rows:
-    """Which rows count."""
+    """The rows that count: those with a loss weight."""
 
     def __init__(self, batch: PackedBatch) -> None:
-        self.weight = batch.loss_weight
-        self.active = batch.loss_weight != 0
+        self.weight = batch.loss_weight  # float32 [R]
+        self.active = batch.loss_weight != 0  # bool [R]
 
     def kept(self, value: Tensor) -> Tensor:
-        """``value`` with 0 in the other rows: 0 times a NaN there would be NaN."""
+        """Return ``value`` [R] with 0 in the other rows: 0 times a NaN there would be NaN."""
         return torch.where(self.active, value, 0.0)
 
 
@@ -233,15 +243,15 @@ def _exp(log_ratio: Tensor) -> Tensor:
 
 
 def _k3(log_ratio: Tensor) -> Tensor:
-    """Of KL(q || p) from samples of q, where ``log_ratio`` is log p - log q; >= 0."""
+    """Estimate KL(q || p) from samples of q; ``log_ratio`` is log p - log q. Never negative."""
     return _exp(log_ratio) - 1 - log_ratio
 
 
 def _sample_mean(value: Tensor, active: Tensor, batch: PackedBatch) -> Tensor:
     """Mean over the active rows of each sample, given back to each of its rows, ``[R]``."""
-    zeros = value.new_zeros(batch.num_samples)
-    total = zeros.index_add(0, batch.segment_ids, value)
-    count = zeros.index_add(0, batch.segment_ids, active.to(value.dtype))
+    zeros = value.new_zeros(batch.num_samples)  # [S]
+    total = zeros.index_add(0, batch.segment_ids, value)  # [S]
+    count = zeros.index_add(0, batch.segment_ids, active.to(value.dtype))  # [S]
     return (total / count.clamp(min=1)).index_select(0, batch.segment_ids)
 
 
@@ -250,6 +260,6 @@ def _sum(value: Tensor) -> Tensor:
 
 
 def _largest(value: Tensor) -> Tensor:
-    """Of values that are >= 0; 0 where there are none."""
+    """Return the largest of values that are >= 0; 0 if there are none."""
     wide = value.detach().double()
     return wide.max() if wide.numel() else wide.new_zeros(())

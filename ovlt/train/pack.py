@@ -222,48 +222,57 @@ def collate(
         predicted.append(np.flatnonzero(sample.loss_mask[1:]) + 1)  # token 0 has none before it
     counts = [len(tokens) for tokens in predicted]  # loss rows of each sample; their sum is R
 
-    def joined(parts: Sequence[np.ndarray], dtype: DTypeLike = np.int64) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))
-
     def of_rows(values: Sequence[float]) -> torch.Tensor:  # one value per sample -> float32 [R]
         return torch.from_numpy(np.repeat(np.asarray(values, np.float32), counts))
 
-    logps = [s.engine_logp for s in samples if s.engine_logp is not None]
-    graded = len(logps) == len(samples)  # GRPO; SFT has no log-probs
+    engine_logp = _engine_logp(samples, predicted)  # None for SFT
     return PackedBatch(
-        input_ids=joined([s.token_ids for s in samples]),  # [T]
+        input_ids=_joined([s.token_ids for s in samples]),  # [T]
         position_ids=torch.from_numpy(np.concatenate(positions, axis=1)),  # [3, T]
         cu_seqlens=torch.from_numpy(starts.astype(np.int32)),  # [S + 1]
         segment_ids=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),  # [R]
         # The hidden state one before a token predicts it.
-        loss_index=joined([t - 1 + at for t, at in zip(predicted, starts[:-1], strict=True)]),
-        labels=joined([s.token_ids[t] for s, t in zip(samples, predicted, strict=True)]),
+        loss_index=_joined([t - 1 + at for t, at in zip(predicted, starts[:-1], strict=True)]),
+        labels=_joined([s.token_ids[t] for s, t in zip(samples, predicted, strict=True)]),
         loss_weight=of_rows(weights),
-        patches=_patches(images.unique, patchify) if images.unique else None,  # [P, values]
-        feature_index=joined(images.features) if images.features else None,  # [image tokens]
-        grid_thw=torch.tensor(images.grids, dtype=torch.int64) if images.grids else None,  # [I, 3]
-        vision_plan=qwen.vision_plan(images.grids, config) if images.grids else None,
+        patches=images.patches(patchify),
+        feature_index=images.feature_index(),
+        grid_thw=images.grid_thw(),
+        vision_plan=images.vision_plan(),
         max_len=max(lengths),
-        advantage=of_rows([s.advantage for s in samples]) if graded else None,
-        engine_logp=(
-            joined([x[t] for x, t in zip(logps, predicted, strict=True)], np.float32)
-            if graded
-            else None
-        ),
+        advantage=None if engine_logp is None else of_rows([s.advantage for s in samples]),
+        engine_logp=engine_logp,
         num_samples=len(samples),
         cost=sum(qwen.forward_flops(config, n, ()) for n in lengths)
         + qwen.forward_flops(config, 0, images.grids),
     )
 
 
+def _joined(parts: Sequence[np.ndarray], dtype: DTypeLike = np.int64) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))
+
+
+def _engine_logp(samples: Sequence[Sample], predicted: Sequence[np.ndarray]) -> torch.Tensor | None:
+    """The engine's log-probs of the predicted tokens, float32 [R]; None if a sample has none."""
+    parts = [
+        sample.engine_logp[tokens]
+        for sample, tokens in zip(samples, predicted, strict=True)
+        if sample.engine_logp is not None
+    ]
+    return _joined(parts, np.float32) if len(parts) == len(samples) else None
+
+
 class _Images:
-    """The images of a micro-batch, each once, and where each placeholder finds its feature."""
+    """The images of a micro-batch, each once, and where each placeholder finds its feature.
+
+    What it gives is None for a micro-batch without images.
+    """
 
     def __init__(self, config: PretrainedConfig) -> None:
-        self.unique: list[np.ndarray] = []  # uint8 [height, width, 3]
         self.grids: list[qwen.Grid] = []
-        self.features: list[np.ndarray] = []  # rows of the tower's output, sample after sample
         self._config = config
+        self._unique: list[np.ndarray] = []  # uint8 [height, width, 3]
+        self._features: list[np.ndarray] = []  # rows of the tower's output, sample after sample
         self._first_row: dict[int, int] = {}  # id of an image array -> its first feature row
         self._num_rows = 0
 
@@ -274,9 +283,25 @@ class _Images:
             if id(image) not in self._first_row:
                 self._first_row[id(image)] = self._num_rows
                 self._num_rows += count
-                self.unique.append(image)
+                self._unique.append(image)
                 self.grids.append(grid)
-            self.features.append(self._first_row[id(image)] + np.arange(count))
+            self._features.append(self._first_row[id(image)] + np.arange(count))
+
+    def patches(self, patchify: Patchify) -> torch.Tensor | None:
+        """Patches of every image once, float32 [P, values]."""
+        return _patches(self._unique, patchify) if self._unique else None
+
+    def feature_index(self) -> torch.Tensor | None:
+        """The row of the tower's output for each image placeholder, int64 [image tokens]."""
+        return _joined(self._features) if self._features else None
+
+    def grid_thw(self) -> torch.Tensor | None:
+        """Patches of each image in time, height and width, int64 [I, 3]."""
+        return torch.tensor(self.grids, dtype=torch.int64) if self.grids else None
+
+    def vision_plan(self) -> qwen.VisionPlan | None:
+        """Window order and boundaries for the tower, made on the CPU."""
+        return qwen.vision_plan(self.grids, self._config) if self.grids else None
 
 
 def _patches(images: Sequence[np.ndarray], patchify: Patchify) -> torch.Tensor:

@@ -61,7 +61,7 @@ def optimizer_step(
     """
     sums, maxima = forward_backward(model, batches, objective, runtime)
     norm = clip_gradients(model, config.max_grad_norm)
-    check_update(number, norm, sums, maxima, first=first)
+    check_update(number, norm, sums, maxima, first=first)  # before a bad gradient does harm
     lr = learning_rate(number, total, config)
     set_lr(optimizer, lr)
     optimizer.step()
@@ -88,12 +88,14 @@ def forward_backward(
         # Gradients are reduced over ranks once, with the last micro-batch.
         model.set_requires_gradient_sync(i == len(batches) - 1)
         out = model(batch.to(runtime.device), objective)
+        # FSDP averages over ranks; the loss is already a share of the whole step's mean.
         (out.loss * runtime.world_size).backward()
         totals["loss"] += float(out.loss.detach())
         for name, value in out.sums.items():
             totals[name] += float(value)
         for name, value in out.maxima.items():
             maxima[name] = max(maxima.get(name, 0.0), float(value))
+    # Numbers for the log and the checks, of all ranks: two small collectives.
     everyone = runtime.gather_json([totals, maxima])
     sums: dict[str, float] = {k: sum(t[k] for t, _ in everyone) for k in totals}
     return sums, {k: max(m[k] for _, m in everyone) for k in maxima}
