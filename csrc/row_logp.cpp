@@ -1,8 +1,8 @@
 // Log-prob of one token, entropy and log-sum-exp of each row of a logits matrix, in one pass; and the
 // gradient with respect to the logits, written over them in a second pass: on a CPU. float32 or
 // bfloat16 logits, float32 arithmetic. row_math.h has the formulas; unlike row_logp.cu, this file calls
-// it with z = x * scale as x and a scale of 1 (see the end of its head comment). g and h are the upstream gradients
-// of logp and entropy.
+// it with z = x * scale as x and a scale of 1 (row_math.h, head comment). g and h are the upstream
+// gradients of logp and entropy.
 //
 // A row is read once from memory, block by block: the maximum of a block is taken while it is loaded
 // into the cache, the block is then summed from there, and merged into the row in float64.

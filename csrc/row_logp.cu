@@ -1,6 +1,6 @@
 // The row passes of row_logp.cpp for GPUs: float32, bfloat16 or float16 logits, float32 arithmetic.
 // row_math.h has the formulas; unlike row_logp.cpp, this file calls it with the logits x and their scale
-// (see the end of its head comment). g and h are the upstream gradients of logp and entropy.
+// (row_math.h, head comment). g and h are the upstream gradients of logp and entropy.
 //
 // Both passes are bound by memory. The first reads each logit once: every thread keeps (m, S, D) of the
 // logits that it saw, and these are merged in a tree, so a row (297 KB in bfloat16 at 152k tokens) never

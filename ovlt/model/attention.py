@@ -440,7 +440,7 @@ def varlen(
 
 def register() -> None:
     """Register both names with transformers. Safe to call again."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface  # here: batches need this file, not transformers
 
     AttentionInterface.register(TEXT_ATTENTION, varlen)
     AttentionInterface.register(VISION_ATTENTION, varlen)

@@ -35,7 +35,7 @@ def open_folder(path: str | Path) -> ModelFolder:
 
     Raises ValueError that says how to fix it.
     """
-    from transformers import AutoImageProcessor
+    from transformers import AutoImageProcessor  # here: its import takes a second
 
     path = Path(path)
     config, tokenizer = _read_config(path)
@@ -85,7 +85,7 @@ def open_text_model(path: str | Path) -> ModelFolder:
 
 def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
     """Read configuration and tokenizer of a model folder. Raises ValueError."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer  # here: its import takes a second
 
     if not str(path) or not path.is_dir():
         raise ValueError(
