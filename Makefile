@@ -36,14 +36,6 @@ CHECK_ONCE = $(PY) -m pytest -q bench --benchmark-only -k "ovlt or floor or eage
   --benchmark-json
 COMPARE = $(PY) bench/check.py $(if $(ARGS),--some) $(STORED)
 
-# The C library reads these when a process starts, so no Python program can set them for itself.
-# `ovlt` starts itself again with the whole table of ovlt/system/env.py; conftest.py sets the rest for
-# tests and benchmarks. tests/system/test_install.py compares these values with the table.
-check test bench bench-check: export MALLOC_MMAP_THRESHOLD_ := \
-  $(or $(MALLOC_MMAP_THRESHOLD_),$(if $(filter cpu,$(KIND)),1073741824))
-check test bench bench-check: export MALLOC_TRIM_THRESHOLD_ := \
-  $(or $(MALLOC_TRIM_THRESHOLD_),$(if $(filter cpu,$(KIND)),4294967296))
-
 .PHONY: help install demo results cycle check test golden lint format bench bench-check docs wheel \
         clean in-place
 help: ## this list
@@ -88,7 +80,7 @@ bench-check: $(READY) ## time the kernels again, and compare with the stored res
 	  echo "once more, because noise only ever adds"; \
 	  $(CHECK_ONCE)=build/bench-2.json; $(COMPARE) build/bench-1.json build/bench-2.json
 docs: $(READY) ## the documentation as a site, in build/site
-	@$(PY) -m mkdocs build --quiet --strict --site-dir build/site
+	@$(PY) -m mkdocs build --strict --site-dir build/site
 	@echo "wrote build/site/index.html"
 wheel: $(READY) ## a wheel with the recipes and the extension, in dist/
 	@rm -rf build/lib build/bdist.* dist

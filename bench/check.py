@@ -23,8 +23,8 @@ from typing import Any
 TIME_TOLERANCE = 1.35
 # Below this many milliseconds a call or a wake-up of a thread is a large part of the time.
 SHORT_MS, SHORT_TOLERANCE = 1.0, 2.0
-# A peak may grow by this factor and by this many MiB: malloc decides which freed pages it keeps, and
-# the smallest peaks are little more than that.
+# A peak may grow by this factor and by this many MiB: malloc decides which freed pages it keeps,
+# and the smallest peaks are little more than that.
 MEMORY_TOLERANCE, MEMORY_MIB = 1.10, 8.0
 REFERENCES = ("floor", "eager", "pil")  # the first one that the group has
 HEADER = ("group", "what", "x reference", "stored", "peak MiB", "stored", "verdict")

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder ovlt/
 
 
 def recipes_folder() -> Path:
-    """Return the folder of the shipped recipes: recipes/ in a checkout, ovlt/recipes/ in a wheel."""
+    """Return the folder of the shipped recipes, in a checkout recipes/, in a wheel ovlt/recipes/."""
     packaged = PACKAGE / "recipes"
     return packaged if packaged.is_dir() else PACKAGE.parent / "recipes"
 
