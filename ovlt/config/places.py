@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder ovlt/
 
 
 def recipes_folder() -> Path:
-    """Return the folder of the shipped recipes, in a checkout recipes/, in a wheel ovlt/recipes/."""
+    """Return the folder of the shipped recipes: in a wheel ovlt/recipes/, else recipes/."""
     packaged = PACKAGE / "recipes"
     return packaged if packaged.is_dir() else PACKAGE.parent / "recipes"
 

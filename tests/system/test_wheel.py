@@ -67,7 +67,7 @@ def home(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(*PIP, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, cwd=home)
     packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-c", packages, cwd=home).strip())
-    # Python searches the path that a .pth file names, but reads no .pth file there: an editable ovlt
+    # Python searches a path that a .pth file names, but reads no .pth file there: an editable ovlt
     # of this environment stays out of sight.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return home
