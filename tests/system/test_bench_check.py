@@ -1,4 +1,4 @@
-"""``make bench-check``: the comparison of fresh benchmark results with stored ones."""
+"""``make bench-check`` compares benchmarks with stored ones; ``make bench`` publishes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import check
 import pytest
+import table
 
 Line = tuple[str, float, float]  # what, milliseconds, MiB
 STORED = {
@@ -129,3 +130,28 @@ def test_the_stored_results_can_be_read() -> None:
         lines = check.figures(json.loads(path.read_text()))
         assert len({group for group, _ in lines}) > 20
         assert all(line.ratio > 0 for line in lines.values())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/kernels.md"])
+def test_the_table_goes_to_the_page_that_has_the_markers(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("front page")
+    (tmp_path / page).write_text("a <!-- bench-cpu:begin -->old<!-- bench-cpu:end --> b")
+    picture = tmp_path / "bench" / "results" / "day.svg"
+    picture.parent.mkdir(parents=True)
+    picture.write_text("<svg/>")
+    stored = results(STORED) | {"machine_info": {}, "datetime": "2026-11-27T00:00"}
+    for one in stored["benchmarks"]:
+        one["extra_info"] |= {"torch": "2.13.0", "extension": "loaded"}
+    assert table.publish(stored, table.groups_of(stored), "cpu", picture) == tmp_path / page
+    text = (tmp_path / page).read_text()
+    assert text.startswith("a <!-- bench-cpu:begin -->\n2026-11-27, ")
+    assert text.endswith("\n<!-- bench-cpu:end --> b")
+    assert "old" not in text
+    assert "| attention | 5.00 |  | 2.00 | loop | 1.40 | 20.0 | 30.0 |  |" in text
+    # MkDocs refuses a link that leads out of docs/
+    assert ("](images/bench-cpu.svg)" in text) == (page != "README.md")
+    assert ("](bench/results/day.md)" in text) == (page == "README.md")
