@@ -18,9 +18,10 @@ STORED = {
 }  # fmt: skip
 
 
-def results(groups: dict[str, list[Line]], threads: int = 2) -> dict[str, Any]:
+def results(groups: dict[str, list[Line]], threads: int = 2, model: int = 2) -> dict[str, Any]:
     """Return what pytest-benchmark writes, as far as it is read."""
     return {
+        "machine_info": {"cpu": {"brand_raw": "Made Up", "family": 26, "model": model}},
         "benchmarks": [
             {
                 "group": group,
@@ -35,7 +36,7 @@ def results(groups: dict[str, list[Line]], threads: int = 2) -> dict[str, Any]:
             }
             for group, lines in groups.items()
             for what, ms, mib in lines
-        ]
+        ],
     }
 
 
@@ -95,11 +96,11 @@ def test_the_shortest_times_have_a_wider_limit(compare: Any, time: float, status
     assert compare(changed("resize", "ovlt", time=time))[0] == status
 
 
-@pytest.mark.parametrize(("mib", "status"), [(17, 0), (19, 1)])
-def test_a_peak_may_grow_by_a_tenth_and_a_little(compare: Any, mib: float, status: int) -> None:
+@pytest.mark.parametrize(("mib", "status"), [(65, 0), (67, 1)])
+def test_a_peak_may_grow_by_half_and_a_little(compare: Any, mib: float, status: int) -> None:
     found, text = compare(changed("grpo", "ovlt", more_mib=mib))
     assert found == status
-    assert ("+19 MiB" in text) == bool(status)
+    assert ("+67 MiB" in text) == bool(status)
 
 
 def test_of_two_runs_the_better_one_counts(compare: Any) -> None:
@@ -124,6 +125,15 @@ def test_another_number_of_threads_cannot_be_compared(compare: Any) -> None:
     assert "not comparable" in text
 
 
+def test_on_another_processor_only_peaks_are_compared(compare: Any) -> None:
+    slow = {"grpo": [("ovlt", 90.0, 100.0), ("floor", 8.0, 80.0)]}
+    status, text = compare(results(slow, model=17), options=("--some",))
+    assert status == 0
+    assert "Made Up, family 26 model 17 here" in text
+    large = {"grpo": [("ovlt", 10.0, 900.0), ("floor", 8.0, 80.0)]}
+    assert compare(results(large, model=17), options=("--some",))[0] == 1
+
+
 def test_the_stored_results_can_be_read() -> None:
     folder = Path(check.__file__).parent / "results"
     for path in folder.glob("????-??-??-?pu.json"):
@@ -143,7 +153,7 @@ def test_the_table_goes_to_the_page_that_has_the_markers(
     picture = tmp_path / "bench" / "results" / "day.svg"
     picture.parent.mkdir(parents=True)
     picture.write_text("<svg/>")
-    stored = results(STORED) | {"machine_info": {}, "datetime": "2026-11-27T00:00"}
+    stored = results(STORED) | {"datetime": "2026-11-27T00:00"}
     for one in stored["benchmarks"]:
         one["extra_info"] |= {"torch": "2.13.0", "extension": "loaded"}
     assert table.publish(stored, table.groups_of(stored), "cpu", picture) == tmp_path / page
