@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,18 +209,9 @@ def publish(results: Mapping[str, Any], groups: Groups, kind: str, picture: Path
     _, found, tail = rest.partition(end)
     if not found:
         raise SystemExit(f"{page} has {begin} without {end}")
-    all_lines = picture.resolve().with_suffix(".md").relative_to(ROOT)
-    if page.is_relative_to(ROOT / "docs"):
-        # The site holds only what is in docs/: a link that leads out of it is an error there.
-        shown = ROOT / "docs" / "images" / f"bench-{kind}.svg"
-        shown.parent.mkdir(exist_ok=True)
-        shutil.copyfile(picture, shown)
-        where = f"`{all_lines}`"
-    else:
-        shown, where = picture.resolve(), f"[{all_lines.name}]({all_lines})"
-    times = f"![times]({os.path.relpath(shown, page.parent)})"
-    head_line = f"{machine(results)}; `make bench`. All lines: {where}."
-    text = f"{head_line}\n\n{times}\n\n{summary(groups)}"
+    place = Path(os.path.relpath(picture.resolve(), page.parent))
+    links = f"All lines: [{picture.stem}.md]({place.with_suffix('.md')}).\n\n![times]({place})"
+    text = f"{machine(results)}; `make bench`. {links}\n\n{summary(groups)}"
     page.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
     return page
 
