@@ -1,4 +1,4 @@
-# The environment of a node of GPUs, everything pinned, with the extension and its CUDA kernels built:
+# The environment of a GPU node: everything pinned, the extension and its CUDA kernels built.
 #
 #     docker build --tag ovlt .
 #     docker run --gpus all --ipc host --ulimit memlock=-1 \
@@ -18,14 +18,16 @@ RUN apt-get update \
   && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /ovlt
-# Only what the environment is made of: a change elsewhere does not make it again.
-COPY Makefile CMakeLists.txt pyproject.toml setup.py ./
+# Copy only what the environment is made of, so that a change elsewhere does not build it again. The
+# README is a part of the package's metadata alone: an empty one does until `COPY . .`.
+COPY Makefile CMakeLists.txt pyproject.toml setup.py LICENSE ./
 COPY requirements requirements
 COPY csrc csrc
 COPY kernels kernels
 COPY ovlt ovlt
 # KIND: no GPU is seen while an image is built. The architectures: A100 and H100, as in CMakeLists.txt.
 ENV FLASH_ATTN_CUDA_ARCHS="80;90" PIP_NO_CACHE_DIR=1
+RUN touch README.md
 RUN make install KIND=gpu
 COPY . .
 ENV PATH="/ovlt/.venv/bin:$PATH"

@@ -1,5 +1,5 @@
 # From a bare python3 (3.11 or newer): every target makes the environment it needs, once.
-#   make test PYTHON=/path/to/python    uses that interpreter and what it has: no venv, no installs
+#   make test PYTHON=/path/to/python    uses that interpreter and its packages: no venv, no installs
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -10,7 +10,6 @@ PYTHON3 ?= python3
 ARGS ?=
 
 KIND := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
-DEVICE := $(if $(filter gpu,$(KIND)),cuda,cpu)
 
 ifeq ($(origin PYTHON),command line)
   PY := $(PYTHON)
@@ -18,49 +17,75 @@ ifeq ($(origin PYTHON),command line)
   export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
   PY := $(VENV)/bin/python
-  # The name of the stamp is a hash of all that decides what is installed: equal, nothing is done.
+  # The name of the stamp is a hash of everything that decides what is installed: if it is there,
+  # the installation is up to date.
   INPUTS := $(sort $(wildcard requirements/* csrc/*)) setup.py CMakeLists.txt pyproject.toml \
             ovlt/system/torchvision_shim.py
   READY := $(VENV)/.ovlt-stamp-$(KIND)-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
 endif
+OVLT := $(PY) -m ovlt
 
-# What `make bench` compares with lies in a folder of its own (requirements/bench.txt says why).
+# What `make bench` compares with is in a folder of its own (requirements/bench.txt says why).
 PEERS := $(VENV)/peers/.$(shell sha256sum requirements/bench.txt | cut -c1-16)
 RESULTS = bench/results/$(shell date -u +%F)-$(KIND).json
+# The newest stored results of this kind of machine; those of a whole cycle have another name.
+STORED = $(lastword $(sort $(wildcard bench/results/????-??-??-$(KIND).json)))
 
-# The environment that must be there before Python starts (ovlt/system/env.py holds the table).
-RUN = eval "$$($(PY) -m ovlt.system.env $(DEVICE))"; exec $(PY)
+# A check times ovlt and what its ratios need, not the peers.
+CHECK_ONCE = $(PY) -m pytest -q bench --benchmark-only -k "ovlt or floor or eager or pil" $(ARGS) \
+  --benchmark-json
+COMPARE = $(PY) bench/check.py $(if $(ARGS),--some) $(STORED)
 
-.PHONY: help install demo results cycle test lint format bench clean in-place
+.PHONY: help install demo results cycle check test golden lint format bench bench-check docs wheel \
+        clean in-place
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 	@echo; echo 'Variables: ARGS="..." for the command, VENV=$(VENV), PYTHON3=$(PYTHON3) makes the venv,'
 	@echo 'PYTHON=/path/to/python uses that interpreter as it is, without a venv.'
 
 install: $(READY) ## make .venv with everything pinned, and build the C++ extension
 	@echo "ovlt is installed for $(PY)"
 demo: $(READY) ## train a small model from start to end, and write its report
-	@$(RUN) -m ovlt.demo $(ARGS)
-results: $(READY) ## make the numbers of the README again
-	@$(RUN) -m ovlt.demo --results $(ARGS)
+	@$(OVLT) demo $(ARGS)
+results: $(READY) ## make the demo's numbers again: three seeds, with controls
+	@$(OVLT) demo --results $(ARGS)
 cycle: $(READY) ## two iterations of distillation, SFT and GRPO on the small world
-	@$(RUN) -m ovlt.cycle recipes/smoke.toml $(ARGS)
+	@$(OVLT) cycle recipes/smoke.toml $(ARGS)
+check: $(READY) ## lint and the fast tests, in a minute
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pytest -q -m "not slow and not vllm and not gpu" tests $(ARGS)
 test: $(READY) ## all tests
 	@requirements/system.sh browser
-	@$(RUN) -m pytest -q tests --durations=10 $(ARGS)
+	@$(PY) -m pytest -q tests --durations=10 $(ARGS)
+golden: $(READY) ## compare training with the stored curves; ARGS=--update stores new ones
+	@$(PY) tests/golden/curves.py $(ARGS)
 lint: $(READY) ## ruff and basedpyright
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m basedpyright --level error
-format: $(READY) ## let ruff mend and format the code
+format: $(READY) ## let ruff fix and format the code
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 bench: export OVLT_PEERS := $(abspath $(VENV))/peers
-bench: $(READY) $(PEERS) ## every kernel against its peers, into bench/results/ and the README
+bench: $(READY) $(PEERS) ## every kernel against its peers, into bench/results/ and the docs
 	@mkdir -p bench/results
-	@$(RUN) -m pytest -q bench --benchmark-only --benchmark-json=$(RESULTS) $(ARGS)
-	@$(PY) bench/table.py $(RESULTS) --readme $(KIND) >/dev/null
-	@echo "wrote $(RESULTS), .md and .svg beside it, and the README's table"
+	@$(PY) -m pytest -q bench --benchmark-only --benchmark-json=$(RESULTS) $(ARGS)
+	@$(PY) bench/table.py $(RESULTS) --publish $(KIND) >/dev/null
+	@echo "wrote $(RESULTS), .md and .svg beside it"
+bench-check: $(READY) ## time the kernels again, and compare with the stored results
+	@mkdir -p build
+	@test -n "$(STORED)" || { echo "bench/results has nothing of a $(KIND) machine: make bench"; exit 2; }
+	@$(CHECK_ONCE)=build/bench-1.json; $(COMPARE) build/bench-1.json && exit; [ $$? = 1 ] || exit 2; \
+	  echo "once more, because noise only ever adds"; \
+	  $(CHECK_ONCE)=build/bench-2.json; $(COMPARE) build/bench-1.json build/bench-2.json
+docs: $(READY) ## the documentation as a site, in build/site
+	@$(PY) -m mkdocs build --strict --site-dir build/site
+	@echo "wrote build/site/index.html"
+wheel: $(READY) ## a wheel with the recipes and the extension, in dist/
+	@rm -rf build/lib build/bdist.* dist
+	@$(PY) -m pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w dist .
+	@ls dist/*.whl
 clean: ## remove what was built; .venv and runs/ stay
 	@rm -rf build dist *.egg-info kernels/ovlt_kernels/_C.so .pytest_cache .ruff_cache
 	@rm -f $(VENV)/.ovlt-stamp-*

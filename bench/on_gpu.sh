@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole GPU table by one command, on a machine that has a GPU, torch >= 2.11 and the packages of
-# requirements/common.txt, whether ovlt is installed there or not:
+# The whole GPU table with one command, on a machine that has a GPU, torch >= 2.11 and the packages of
+# requirements/common.txt; ovlt need not be installed there:
 #
 #     bench/on_gpu.sh OUT [pytest options, for instance -k "grpo and 7B"]
 #
-# Proves every kernel on the chip first, then measures. OUT gets the logs, the dated JSON, the table
+# Tests every kernel on the GPU first, then measures. OUT gets the logs, the dated JSON, the table
 # and the plots. Peers that are not installed have no lines; OVLT_PEERS names a folder of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Programs from the system: requirements/system.sh build|browser. Installs what is missing where we
-# are root and apt-get is there, says how otherwise, and never fails: without a compiler ovlt runs on
-# plain PyTorch, and without a browser the tests that need one fail with the same sentence.
+# Programs of the system: requirements/system.sh build|browser
+# Installs what is missing if we are root and apt-get is there, else says what to install. It never
+# fails: without a compiler ovlt runs on plain PyTorch, and without a browser the tests that need one
+# fail with the same sentence.
 set -uo pipefail
 
 missing=()
@@ -10,6 +11,22 @@ need() { # need PACKAGE PROGRAM...: any one of the programs will do
   shift
   for program in "$@"; do command -v "$program" >/dev/null && return; done
   missing+=("$package")
+}
+
+WAIT_S=600 # a machine that has just started may upgrade itself for minutes
+apt() { # apt-get that waits while another one holds a lock
+  local errors waiting=''
+  # The option serves dpkg's lock alone: without the loop, a lock of the package lists or of the
+  # downloads is an error at once.
+  until errors=$(LC_ALL=C apt-get -qq -o DPkg::Lock::Timeout=$WAIT_S "$@" 2>&1 >/dev/null); do
+    if [[ $errors != *" get lock "* ]] || [ "$SECONDS" -ge $WAIT_S ]; then
+      echo "$errors" >&2
+      return 1
+    fi
+    [ -n "$waiting" ] || echo "== waiting for another apt-get to end" >&2
+    waiting=1
+    sleep 5
+  done
 }
 
 case ${1:-} in
@@ -22,8 +39,7 @@ esac
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "== installing ${missing[*]} with apt-get" >&2
   export DEBIAN_FRONTEND=noninteractive
-  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
-    >/dev/null && exit 0
+  apt update && apt install -y --no-install-recommends "${missing[@]}" && exit 0
 fi
 case $1 in
   build) without="the C++ extension is not built and plain PyTorch is used" ;;

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ovlt.config import Recipe
+from ovlt.config.places import recipe_path, recipes_folder
 from ovlt.config.smoke_size import at_smoke_size
 from ovlt.config.trees import merged
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SMOKE_RECIPE = REPOSITORY / "recipes" / "smoke.toml"
+REPOSITORY = recipes_folder().parent  # in an installed wheel the folder ovlt/, which holds recipes/
+SMOKE_RECIPE = recipes_folder() / "smoke.toml"
 
 # Keys of older recipes, and where each is now.
 MOVED = {
@@ -77,9 +78,10 @@ def load_recipe(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    path = recipe_path(path)
     if not path.is_file():
-        known = sorted(p.name for p in SMOKE_RECIPE.parent.glob("*.toml"))
-        raise ValueError(f"no recipe at {path}; the repository has recipes/{{{', '.join(known)}}}")
+        known = sorted(p.name for p in recipes_folder().glob("*.toml"))
+        raise ValueError(f"no recipe at {path}; ovlt has recipes/{{{', '.join(known)}}}")
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
-from ovlt.config.load import REPOSITORY
+from ovlt.config.places import checkout
 from ovlt.system import env
 from ovlt.system.files import write_json
 
@@ -52,6 +53,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    git = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    """Return the commit of the checkout; "unknown" for an installed wheel or without git."""
+    # An installed wheel may lie inside another project's repository: its commit would be wrong.
+    if (root := checkout()) is None or shutil.which("git") is None:
+        return "unknown"
+    git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(git, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

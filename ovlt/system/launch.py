@@ -76,4 +76,5 @@ if __name__ == "__main__":
     parent, module, *sys.argv[1:] = sys.argv[1:]
     if os.getppid() != int(parent):  # the parent ended before the line above
         raise SystemExit(1)
+    env.apply(env.machine())  # not every module that runs here does so itself
     runpy.run_module(module, run_name="__main__", alter_sys=True)
