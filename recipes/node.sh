@@ -181,7 +181,7 @@ prepare_one() {
     echo "$folder.parquet: there"
     return
   fi
-  go "$python" -m ovlt.data.prepare "$mixture"
+  go "$python" -m ovlt prepare "$mixture"
   # under the names that the recipe has for them
   if grep -q '^validation = ' "$mixture"; then
     go ln -f "$folder/validation.parquet" "$(dirname "$folder")/validation.parquet"
@@ -227,7 +227,6 @@ main() {
     go make install
   fi
   [ -x "$(command -v "$python")" ] || { lack "$python; the steps below need it"; exit 0; }
-  eval "$("$python" -m ovlt.system.env)"
 
   if [ -n "$smoke" ]; then
     say "3 models, data: the stages make their own, in runs/smoke"
@@ -252,8 +251,10 @@ main() {
   say "8 the report"
   run=$("$python" -c '
 import sys
-from ovlt.config.load import command_line
-print(command_line("node", "", "cycle", sys.argv[1:]).folder)
+from ovlt.config.command_line import split_words
+from ovlt.config.load import load_recipe
+paths, overrides, smoke = split_words(sys.argv[1:])
+print(load_recipe(paths, overrides, smoke=smoke).folder)
   ' "$recipe" ${smoke:+"$smoke"} "${overrides[@]}")
   "$python" -m ovlt.report "$run"
 }

@@ -23,7 +23,7 @@ class DataConfig(Table):
 class MixtureSourceConfig(Table):
     """One source of a mixture: a dataset, and where it lies."""
 
-    source: str = field("", "Name of the dataset; `python -m ovlt.data.prepare --list` has them.")
+    source: str = field("", "Name of the dataset; `ovlt prepare --list` has them.")
     path: str = field("", "Folder or file of the dataset, as it was downloaded.")
     split: str = field("", "Split to read where there are several; empty: train.")
     subset: str = field("", "Subset to read where the path holds several.")
@@ -38,7 +38,7 @@ class MixtureSourceConfig(Table):
 
 
 class MixtureConfig(Table):
-    """A mixture of datasets, written as files of questions by ovlt.data.prepare."""
+    """A mixture of datasets, written as files of questions by `ovlt prepare`."""
 
     name: str = field("", "A published mixture (--list has them) for sources, shares and total.")
     folder: str = field("data/mixture", "Folder the files are written to.")
