@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from ovlt.data.mixture.difficulty import read_pass_rates
 from ovlt.data.worlds import synthetic
-from ovlt.run.metrics import read_metrics
+from ovlt.run.record import read_metrics
 from ovlt.train.checkpoint import latest
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]

@@ -8,6 +8,9 @@ gradient over them, given the upstream gradients g of logp and h of entropy (``r
 formula). All arithmetic is float32.
 """
 
+# Triton types the arguments of a kernel when it compiles it, for the tensors that it is given.
+# pyright: reportMissingParameterType=false
+
 from __future__ import annotations
 
 import torch

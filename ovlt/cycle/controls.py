@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovlt.config import Recipe
 from ovlt.cycle.stages import Step, model_of, rows_of, step, steps
-from ovlt.run.metrics import step_seconds
+from ovlt.run.record import step_seconds
 
 if TYPE_CHECKING:
     from ovlt.cycle.state import State

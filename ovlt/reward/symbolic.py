@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import warnings
@@ -59,7 +60,7 @@ def warm_up() -> None:
 
     Imported here and not at the top of the file: most answers are decided without them.
     """
-    from mathruler import grader  # noqa: F401
+    importlib.import_module("mathruler.grader")
 
     # pylatexenc warns on stderr of every malformed LaTeX command in an answer
     logging.getLogger("pylatexenc").setLevel(logging.CRITICAL)

@@ -1,16 +1,16 @@
-"""What a run leaves behind to be read: metrics.jsonl, rollouts, TensorBoard, a progress bar.
+"""Write what a run leaves behind: metrics.jsonl, rollouts, TensorBoard, a progress bar.
 
 ``metrics.jsonl`` is the record; TensorBoard and wandb are copies of it for those who like them.
 Everything here survives a kill at any moment: lines are flushed whole, other files are renamed into
-place, and ``MetricsWriter.resume`` takes back what a run wrote past its last checkpoint.
+place, and ``MetricsWriter.resume`` takes back what a run wrote after its last checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -19,6 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+from tqdm import tqdm
+
+from ovlt.run.record import drop_torn_tail, whole_lines
 from ovlt.system.files import write_whole
 
 if TYPE_CHECKING:
@@ -60,8 +64,6 @@ class MetricsWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         if wandb is not None:
             self._wandb = _start_wandb(wandb, description, self.folder)
-        from tqdm import tqdm
-
         # A log file gets a line every 30 s; a terminal is redrawn twice a second.
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self._bar = tqdm(
@@ -86,7 +88,7 @@ class MetricsWriter:
             line["non_finite"] = missing
         if self._lines is None:
             path = self.folder / "metrics.jsonl"
-            _drop_torn_tail(path)
+            drop_torn_tail(path)
             self._lines = path.open("a", encoding="utf-8")
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
@@ -149,14 +151,14 @@ class MetricsWriter:
         self._close_lines()
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+            kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
             write_whole(path, b"".join(kept))
         for file in sorted((self.folder / "rollouts").glob("step_*"), reverse=True):
             match = _ROLLOUT_FILE.fullmatch(file.name)
             if match is None or int(match[1]) > step:  # no match: a temporary file of a killed run
                 file.unlink()
             else:
-                _drop_torn_tail(file)
+                drop_torn_tail(file)
         # TensorBoard keeps old event files but hides what they hold from this step on.
         self._purge_step = step + 1
         self._bar.n = max(step, 0)
@@ -205,10 +207,6 @@ class MetricsWriter:
         name = f"images/{digest}.png"
         path = self.folder / name
         if not path.exists():
-            import io
-
-            from PIL import Image
-
             path.parent.mkdir(exist_ok=True)
             buffer = io.BytesIO()
             # Level 1: encoding happens while the GPUs wait; the usual level 6 takes 3 times longer.
@@ -259,56 +257,6 @@ class PhaseTimer:
         else:
             self._other += now - self._last
         self._last = now
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``folder/metrics.jsonl``, oldest first; [] where there is none.
-
-    A last line that a kill cut short is left out. Damage anywhere else raises ValueError.
-    """
-    path = Path(folder) / "metrics.jsonl"
-    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
-
-
-def step_seconds(folder: Path) -> list[float]:
-    """Seconds of each step of a stage, validation and saving left out."""
-    idle = ("validation", "checkpoint")
-    lines = read_metrics(folder)
-    return [sum(v for k, v in line["seconds"].items() if k not in idle) for line in lines]
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a JSON-lines file, without a torn last one."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("no line end")
-            if not isinstance(json.loads(line), dict):
-                raise ValueError("not an object")
-            whole.append(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path}, line {number}, is damaged ({error}): delete that line, or restore "
-                    "the file"
-                ) from error
-    return whole
-
-
-def _drop_torn_tail(path: Path) -> None:
-    """Cut a last line without its line end, so that the next line does not continue it."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            return
-        file.seek(size - 1)
-        if file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _finite(value: Any) -> float | None:

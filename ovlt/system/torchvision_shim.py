@@ -1,4 +1,4 @@
-"""Lets PyPI's torchvision, a CUDA build, be imported beside a CPU torch.
+"""Makes PyPI's torchvision, a CUDA build, importable beside a CPU torch.
 
 Its compiled operators do not load there, and its Python files then fail while they describe the
 missing operator ``torchvision::nms``. transformers (Qwen2.5-VL's processor) and vLLM import
@@ -23,22 +23,22 @@ class TorchvisionShim:
     """Looks at imports until the first inside torchvision, then leaves."""
 
     @classmethod
-    def find_spec(cls, name, path=None, target=None):
+    def find_spec(cls, name: str, path: list[str] | None = None, target: object = None) -> None:
         # torchvision/__init__ imports torch and then its submodules. Waiting for the first of these
         # means that `importlib.util.find_spec("torchvision")`, a mere question, triggers nothing.
         if name.startswith("torchvision."):
             sys.meta_path.remove(cls)
-            declare_operators(path)
+            declare_operators(path or [])
 
 
-def install():
+def install() -> None:
     """Add the finder, once per process; the copy from the .pth counts."""
     here = any(getattr(f, "__name__", "") == TorchvisionShim.__name__ for f in sys.meta_path)
     if not here and "torchvision" not in sys.modules:
         sys.meta_path.insert(0, TorchvisionShim)
 
 
-def declare_operators(package_path):
+def declare_operators(package_path: list[str]) -> None:
     """Declare nms and qnms if this torch has no GPU and this torchvision was built for one."""
     import os
 
@@ -46,7 +46,7 @@ def declare_operators(package_path):
 
     if torch.version.cuda or torch.version.hip:
         return
-    with open(os.path.join(next(iter(package_path)), "version.py"), encoding="utf-8") as file:
+    with open(os.path.join(package_path[0], "version.py"), encoding="utf-8") as file:
         if "+cu" not in file.read():
             return  # a CPU build brings its operators
     library = torch.library.Library("torchvision", "DEF")

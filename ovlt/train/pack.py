@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
-from transformers import PretrainedConfig
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
@@ -42,7 +41,7 @@ class Extent:
     name: str = ""
 
 
-def extent(sample: Sample, config: PretrainedConfig) -> Extent:
+def extent(sample: Sample, config: qwen.Config) -> Extent:
     """Return the extent of a sample; samples of one prompt share their images."""
     prompt = sample.prompt
     return Extent(len(sample.token_ids), tuple(_grids(sample, config)), id(prompt), prompt.id)
@@ -69,9 +68,7 @@ class BatchPlan:
     cost: float  # forward FLOPs of all samples, shared images counted once per micro-batch
 
 
-def plan(
-    samples: Sequence[Extent], *, ranks: int, budget: int, config: PretrainedConfig
-) -> BatchPlan:
+def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: qwen.Config) -> BatchPlan:
     """Distribute samples over ``ranks`` x M micro-batches of at most ``budget`` tokens each.
 
     M is the smallest number that works. Deterministic: the same samples give the same plan on
@@ -115,7 +112,7 @@ def _batch_plan(assigned: list[list[list[Unit]]], total: int, capacity: int) -> 
     )
 
 
-def _units(samples: Sequence[Extent], config: PretrainedConfig, size: int) -> list[Unit]:
+def _units(samples: Sequence[Extent], config: qwen.Config, size: int) -> list[Unit]:
     """Join consecutive samples of one group, at most ``size`` of them (0: no limit)."""
     groups: list[list[int]] = []
     for i, sample in enumerate(samples):
@@ -134,7 +131,7 @@ def _units(samples: Sequence[Extent], config: PretrainedConfig, size: int) -> li
     return units
 
 
-def _grids(sample: Sample, config: PretrainedConfig) -> list[qwen.Grid]:
+def _grids(sample: Sample, config: qwen.Config) -> list[qwen.Grid]:
     return [qwen.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
 
 
@@ -175,8 +172,8 @@ def pack(
     weights: Sequence[float],
     runtime: Runtime,
     budget: int,
-    config: PretrainedConfig,
-    patchify: Patchify,
+    config: qwen.Config,
+    patchify: Patchify | None,
 ) -> tuple[list[PackedBatch], BatchPlan]:
     """Pack the samples of one optimizer step, which every rank holds; this rank's micro-batches."""
     extents = [extent(s, config) for s in samples]
@@ -197,8 +194,8 @@ def collate(
     samples: Sequence[Sample],
     weights: Sequence[float],
     *,
-    config: PretrainedConfig,
-    patchify: Patchify,
+    config: qwen.Config,
+    patchify: Patchify | None,
 ) -> PackedBatch:
     """Join samples into one PackedBatch; ``weights[i]`` is sample i's loss weight per token.
 
@@ -268,7 +265,7 @@ class _Images:
     What it gives is None for a micro-batch without images.
     """
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    def __init__(self, config: qwen.Config) -> None:
         self.grids: list[qwen.Grid] = []
         self._config = config
         self._unique: list[np.ndarray] = []  # uint8 [height, width, 3]
@@ -287,9 +284,12 @@ class _Images:
                 self.grids.append(grid)
             self._features.append(self._first_row[id(image)] + np.arange(count))
 
-    def patches(self, patchify: Patchify) -> torch.Tensor | None:
+    def patches(self, patchify: Patchify | None) -> torch.Tensor | None:
         """Patches of every image once, float32 [P, values]."""
-        return _patches(self._unique, patchify) if self._unique else None
+        if not self._unique:
+            return None
+        assert patchify is not None, "a text-only model is given no images"
+        return _patches(self._unique, patchify)
 
     def feature_index(self) -> torch.Tensor | None:
         """The row of the tower's output for each image placeholder, int64 [image tokens]."""
@@ -315,7 +315,7 @@ def _patches(images: Sequence[np.ndarray], patchify: Patchify) -> torch.Tensor:
     return torch.from_numpy(joined)
 
 
-def _filler(config: PretrainedConfig) -> PackedBatch:
+def _filler(config: qwen.Config) -> PackedBatch:
     """A micro-batch for a rank without samples: one loss row, of weight zero."""
     zero = torch.zeros(1)
     return PackedBatch(

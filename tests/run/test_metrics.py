@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovlt.run.metrics import MetricsWriter, PhaseTimer, read_metrics
+from ovlt.run.metrics import MetricsWriter, PhaseTimer
+from ovlt.run.record import read_metrics
 from ovlt.types import Group, Prompt, Sample
 
 
