@@ -86,9 +86,9 @@ def table(by_seed: Mapping[int, Mapping[str, StageSummary]]) -> str:
     for name, title in STAGES.items():
         stages = [stages[name] for stages in by_seed.values() if name in stages]
         if len(stages) == len(by_seed):
-            cells = [*map(_accuracy, stages), ", ".join(map(_difference, stages))]
-            cells.append(", ".join(map(_tokens, stages)))
-            lines.append(f"| {title} | {' | '.join(cells)} |")
+            differences = DASH if name == "sft" else ", ".join(map(_difference, stages))
+            cells = [title, *map(_accuracy, stages), differences, ", ".join(map(_tokens, stages))]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
