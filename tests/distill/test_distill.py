@@ -21,7 +21,7 @@ from ovlt.config import DistillConfig
 from ovlt.config.load import recipe_from
 from ovlt.distill.command import drive
 from ovlt.distill.phases import phase_and_before
-from ovlt.distill.shards import Shards
+from ovlt.distill.shards import Record, Shards
 from ovlt.smoke import make as smoke
 from ovlt.system import launch
 
@@ -92,7 +92,7 @@ def whole(home: DistillHome) -> Path:
     return home.run("whole")
 
 
-def answers(folder: Path) -> dict[int, dict]:
+def answers(folder: Path) -> dict[int, Record]:
     settings = json.loads((folder / "answers" / "settings.json").read_text())
     return {record["index"]: record for record in Shards(folder / "answers", settings).read()}
 
