@@ -314,7 +314,7 @@ def test_the_best_model_by_validation_is_kept_through_a_kill(home: Home) -> None
         assert all(torch.equal(want[name], got[name]) for name in want), run
 
 
-PHASES = ["data", "rollout", "reward", "exchange", "pack", "old_logp", "ref_logp", "update", "sync"]
+PHASES = ["sync", "data", "rollout", "reward", "exchange", "pack", "old_logp", "ref_logp", "update"]
 
 
 def test_four_updates_per_rollout_with_reference_and_the_slow_engine(home: Home) -> None:

@@ -1,27 +1,33 @@
-"""``python -m ovlt.cycle RECIPE``: SFT and GRPO in turns, from images and questions to a model.
+"""``ovlt cycle RECIPE``: SFT and GRPO in turns, from images and questions to a model.
 
     base -> traces of a teacher -> SFT-1 -> GRPO-1 -> its own traces -> SFT-2 (from the base) -> ...
 
 Every stage is a command of its own (``ovlt.cycle.stages`` says which, with which recipe), started
 here one after the other and measured on the same held-out questions. ``cycle.json`` in the run
-folder says what is done: killed at any moment, the same command goes on.
+folder says what is done: if the cycle is killed, the same command goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ovlt.config import Recipe
 from ovlt.config.command_line import command_line
 from ovlt.config.load import recipe_from
-from ovlt.cycle.controls import ALL, chosen, controls
-from ovlt.cycle.stages import Step, steps
-from ovlt.cycle.state import State, only_here
-from ovlt.system import env
+from ovlt.config.trees import merged
+from ovlt.cycle.controls import ALL, controls, is_chosen
+from ovlt.cycle.record import CycleRecord, only_here
+from ovlt.cycle.stages import CycleStage, cycle_stages
+from ovlt.report.command import write_report
+from ovlt.report.cycle_table import cycle_markdown
+from ovlt.run.provenance import write_about
+from ovlt.smoke.make import SmokeInputs, make_missing, run_stage
+from ovlt.system import env, launch
+from ovlt.system.files import write_whole
 
 SUMMARY = """\
 SFT and GRPO in turns, each iteration on traces of the one before.
@@ -35,178 +41,161 @@ SFT and GRPO in turns, each iteration on traces of the one before.
 """
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command takes besides recipes and their keys."""
+
+    dry_run: bool
+    until: str  # empty: to the end
+    seeds: tuple[int, ...]  # empty: that of the recipe
+    controls: tuple[str, ...]  # names out of ALL
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the cycle, or print its plan (--dry-run)."""
-    options, rest = Options.read(argv)
+    options, words = read_options(argv)
     recipe = command_line(
         "cycle",
         SUMMARY,
         ("cycle", "distill", "sft", "grpo", "evaluate", "run", "model", "data", "engine", "reward"),
-        rest,
+        words,
     )
+    tree = recipe.resolved()
     try:
-        runs = [with_seed(recipe, seed) for seed in options.seeds or [recipe.run.seed]]
+        runs = [
+            recipe_from(merged(tree, {"run": {"seed": seed}}))
+            for seed in options.seeds or [recipe.run.seed]
+        ]
         if len({run.folder for run in runs}) < len(runs):
             raise ValueError("--seeds needs {seed} in run.folder, or they would share one folder")
         if options.until and options.controls:
             raise ValueError("--controls compare with the whole cycle: leave --until out")
-        planned = [up_to(steps(run), options.until) for run in runs]
-        for run, todo in zip(runs, planned, strict=True):
+        stages_of_runs = [up_to(cycle_stages(run), options.until) for run in runs]
+        for run, stages in zip(runs, stages_of_runs, strict=True):
             if options.dry_run:
-                print(plan_of(run, todo))
+                print(plan_text(run.folder, stages))
             else:
-                cycle(run, todo, options.controls)
+                run_cycle(run, stages, options.controls)
     except (ValueError, OSError) as error:
         raise SystemExit(f"ovlt cycle: {error}") from None
     if not options.dry_run:
-        from ovlt.report.cycle_table import cycle_markdown
-
         print(f"\n{cycle_markdown([run.folder for run in runs])}")
 
 
-def cycle(recipe: Recipe, todo: Sequence[Step], compare: Sequence[str]) -> None:
-    """What is not done of one run: the stages in order, then the controls named ``compare``."""
-    from ovlt.report.command import write_report
-    from ovlt.report.cycle_table import cycle_markdown
-    from ovlt.run.provenance import write_about
-    from ovlt.smoke import make as smoke
-    from ovlt.system import launch
-    from ovlt.system.files import write_whole
-
+def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str]) -> None:
+    """Run the stages that are not done, then the ``chosen`` controls. Raises ValueError."""
+    folder = recipe.folder
     ranks = recipe.cycle.ranks or launch.default_ranks()
     os.environ["OMP_NUM_THREADS"] = str(launch.threads_of(ranks))
     # For the stages: some of it must be set before they start.
     env.apply("cpu" if recipe.run.device == "cpu" else env.machine(), shared=True)
 
-    def run(step: Step) -> None:
-        if state.is_done(step):
+    def run(stage: CycleStage) -> None:
+        if record.is_done(stage):
             return
-        print(f"\n=== {step.name}: {step.title}", flush=True)
-        with state.running(step):
-            smoke.make_missing(step.recipe, step.table, ranks)
-            smoke.run_stage(step.table, step.recipe, ranks)
-        write_report(recipe.folder)
-        write_whole(recipe.folder / "cycle.md", cycle_markdown([recipe.folder]).encode("utf-8"))
+        print(f"\n=== {stage.name}: {stage.title}", flush=True)
+        with record.running(stage):
+            make_missing(stage.recipe, stage.table, ranks)
+            run_stage(stage.table, stage.recipe, ranks)
+        write_report(folder)
+        write_whole(folder / "cycle.md", cycle_markdown([folder]).encode("utf-8"))
 
-    with only_here(recipe.folder):
-        state = State(recipe.folder, recipe.run.seed)
-        state.announce(todo)
-        if lacking := missing([step for step in todo if not state.is_done(step)], todo):
+    with only_here(folder):
+        record = CycleRecord(folder, recipe.run.seed)
+        record.add(stages)
+        if paths := missing([stage for stage in stages if not record.is_done(stage)], stages):
             raise ValueError(
-                f"missing: {', '.join(map(str, lacking))}; --dry-run says which stage needs what"
+                f"missing: {', '.join(map(str, paths))}; --dry-run says which stage needs what"
             )
-        write_about(recipe.folder, recipe.run.seed, "ovlt.cycle")
-        for step in todo:
-            run(step)
-        for step in controls(recipe, state) if compare else ():
-            if chosen(step, compare):
-                state.announce([step])
-                run(step)
-    print(recipe.folder / "report.html")
+        write_about(folder, recipe.run.seed, "ovlt.cycle")
+        for stage in stages:
+            run(stage)
+        if chosen:
+            for control in controls(stages, record, restarts=recipe.cycle.restart == "base"):
+                if is_chosen(control, chosen):
+                    record.add([control])
+                    run(control)
+    print(folder / "report.html")
 
 
-def plan_of(recipe: Recipe, todo: Sequence[Step]) -> str:
-    """What would be run, and what it needs: for people."""
-    made = {step.output: step.name for step in todo if step.output}
-    lacking = missing(todo, todo)
-    lines = [f"{recipe.folder}: {len(todo)} stages"]
-    for step in todo:
-        lines.append(f"  {step.name:<16} python -m ovlt.{step.table}  {step.title}")
-        for what, path in needs(step):
-            if path in made:
-                state = f"from {made[path]}"
-            elif path in lacking:
+def plan_text(folder: Path, stages: Sequence[CycleStage]) -> str:
+    """Return what a cycle in ``folder`` would run, and what that needs: for people."""
+    makers = {stage.output: stage.name for stage in stages if stage.output}
+    absent = missing(stages, stages)
+    lines = [f"{folder}: {len(stages)} stages"]
+    for stage in stages:
+        lines.append(f"  {stage.name:<16} ovlt {stage.table:<9} {stage.title}")
+        for role, path in inputs_of(stage):
+            if path in makers:
+                state = f"from {makers[path]}"
+            elif path in absent:
                 state = "MISSING"
             else:
                 state = "there" if path.exists() else "not there yet; made by the recipe itself"
-            lines.append(f"      {what:<12} {path}  ({state})")
-    if lacking:
-        lines.append(f"missing: {', '.join(map(str, lacking))}")
+            lines.append(f"      {role:<12} {path}  ({state})")
+    if absent:
+        lines.append(f"missing: {', '.join(map(str, absent))}")
     return "\n".join(lines)
 
 
-def missing(wanted: Sequence[Step], todo: Sequence[Step]) -> list[Path]:
-    """What the ``wanted`` of the stages ``todo`` read, that is not there and that nobody makes."""
-    made = {step.output for step in todo}
-    found = [
+def missing(stages: Sequence[CycleStage], cycle: Sequence[CycleStage]) -> list[Path]:
+    """Return the inputs of ``stages`` that neither exist nor are made by a stage of ``cycle``."""
+    outputs = {stage.output for stage in cycle}
+    paths = [
         path
-        for step in wanted
-        for _, path in needs(step)
-        if path not in made and not path.exists() and not is_ours(step.recipe, path)
+        for stage in stages
+        for _, path in inputs_of(stage)
+        if path not in outputs and not path.exists() and not SmokeInputs(stage.recipe).makes(path)
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paths))
 
 
-def needs(step: Step) -> list[tuple[str, Path]]:
-    """Files and model folders a stage reads, with what each is to it."""
-    recipe = step.recipe
-    table = getattr(recipe, step.table)
-    base = recipe.model.path
-    if step.table == "distill":
-        named = [("questions", table.data), ("captioner", table.captioner or base)]
-        named.append(("teacher", table.teacher))
-    elif step.table == "evaluate":
-        named = [("model", table.model or base), ("held-out", recipe.data.held_out)]
+def inputs_of(stage: CycleStage) -> list[tuple[str, Path]]:
+    """Return the files and model folders that a stage reads, each with its role."""
+    recipe = stage.recipe
+    base, held_out = recipe.model.path, ("held-out", recipe.data.held_out)
+    if stage.table == "distill":
+        distill = recipe.distill
+        inputs = [("questions", distill.data), ("captioner", distill.captioner or base)]
+        inputs.append(("teacher", distill.teacher))
+    elif stage.table == "evaluate":
+        inputs = [("model", recipe.evaluate.model or base), held_out]
     else:
-        named = [("start", table.start or base), ("data", table.data)]
-        named.append(("validation", recipe.data.validation if table.eval_every else ""))
-        named.append(("held-out", recipe.data.held_out))
-    return [(what, Path(recipe.expand(path))) for what, path in named if path]
+        table = recipe.sft if stage.table == "sft" else recipe.grpo
+        inputs = [("start", table.start or base), ("data", table.data)]
+        inputs.append(("validation", recipe.data.validation if table.eval_every else ""))
+        inputs.append(held_out)
+    return [(role, Path(recipe.expand(path))) for role, path in inputs if path]
 
 
-def is_ours(recipe: Recipe, path: Path) -> bool:
-    """Whether the smoke world makes this where it is missing."""
-    ours = (recipe.synthetic.folder, recipe.base.folder, recipe.teacher.folder)
-    return any(path.is_relative_to(folder) for folder in ours)
-
-
-def up_to(todo: Sequence[Step], until: str) -> list[Step]:
-    """The stages as far as the one named ``until``; all for "". Raises ValueError."""
-    names = [step.name for step in todo]
+def up_to(stages: Sequence[CycleStage], until: str) -> list[CycleStage]:
+    """Return the stages as far as the one named ``until``; all for "". Raises ValueError."""
+    names = [stage.name for stage in stages]
     if until and until not in names:
         raise ValueError(f"--until={until} is no stage of this cycle: {', '.join(names)}")
-    return list(todo[: names.index(until) + 1] if until else todo)
+    return list(stages[: names.index(until) + 1] if until else stages)
 
 
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    tree = recipe.resolved()
-    tree["run"]["seed"] = seed
-    return recipe_from(tree)
+def read_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """Return the options, and the words left for the recipe. Ends the process on a mistake.
 
-
-@dataclass(frozen=True)
-class Options:
-    """What the command takes besides keys of the recipe."""
-
-    dry_run: bool = False
-    controls: tuple[str, ...] = ()
-    until: str = ""
-    seeds: tuple[int, ...] = ()
-
-    @staticmethod
-    def read(argv: Sequence[str]) -> tuple[Options, list[str]]:
-        """Options, and the words that are left for the recipe. Ends the process on a mistake."""
-        values: dict[str, Any] = {}
-        rest, words = [], list(argv)
-        while words:
-            word = words.pop(0)
-            key, equals, value = word.partition("=")
-            if word == "--dry-run":
-                values["dry_run"] = True
-            elif key == "--controls":
-                values["controls"] = tuple(value.split(",")) if equals else ALL
-            elif key in ("--until", "--seeds"):
-                value = value if equals else words.pop(0) if words else ""
-                values[key[2:]] = value
-            else:
-                rest.append(word)
-        if unknown := [word for word in values.get("controls", ()) if word not in ALL]:
-            raise SystemExit(f"ovlt cycle: --controls={unknown[0]}: choose among {', '.join(ALL)}")
-        if "seeds" in values:
-            try:
-                values["seeds"] = tuple(int(seed) for seed in str(values["seeds"]).split(","))
-            except ValueError:
-                raise SystemExit(
-                    f"ovlt cycle: --seeds={values['seeds']} should be like --seeds=0,1,2"
-                ) from None
-        return Options(**values), rest
+    ``--controls`` alone means all of them; its names follow after ``=`` only, because a word after
+    a space is a recipe.
+    """
+    words = [f"--controls={','.join(ALL)}" if word == "--controls" else word for word in argv]
+    parser = argparse.ArgumentParser("ovlt cycle", add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--until", default="")
+    parser.add_argument("--seeds")
+    parser.add_argument("--controls")
+    given, rest = parser.parse_known_args(words)
+    names = tuple(given.controls.split(",")) if given.controls is not None else ()
+    if unknown := [name for name in names if name not in ALL]:
+        raise SystemExit(f"ovlt cycle: --controls={unknown[0]}: choose among {', '.join(ALL)}")
+    try:
+        seeds = tuple(map(int, given.seeds.split(","))) if given.seeds is not None else ()
+    except ValueError:
+        raise SystemExit(
+            f"ovlt cycle: --seeds={given.seeds} should be like --seeds=0,1,2"
+        ) from None
+    return Options(given.dry_run, given.until, seeds, names), rest

@@ -1,7 +1,7 @@
 """The stages of a cycle, in order, each with the recipe it runs with. Loads nothing heavy.
 
 Iteration i distils traces (from a teacher in the first, from the model of iteration i - 1 later),
-fine-tunes the base model on them, and improves the result by GRPO, in one part or several.
+fine-tunes the base model on them, and improves the result by GRPO, in one stage or several.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ovlt.config import Recipe
 from ovlt.config.load import recipe_from
-from ovlt.config.trees import merged
+from ovlt.config.trees import Tree, merged
 
-Kind = Literal["evaluate", "distill", "sft", "grpo"]
+Kind = Literal["evaluate", "distill", "sft", "grpo"]  # the command, and its recipe table
 FIRST = "base_answers"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One stage: ``python -m ovlt.TABLE`` with ``recipe``; its folder is ``recipe.folder/name``."""
+class CycleStage:
+    """One stage: ``ovlt TABLE`` with ``recipe``; its folder is ``recipe.folder/name``."""
 
     name: str
     table: Kind
@@ -36,16 +36,14 @@ class Step:
 
     @property
     def output(self) -> Path | None:
-        """What later stages take from it."""
-        return {
-            "distill": self.folder / "rows.parquet",
-            "sft": self.folder / "model",
-            "grpo": self.folder / "model",
-        }.get(self.table)
+        """The file or folder that later stages read; None if they read nothing of it."""
+        if self.table == "evaluate":
+            return None
+        return self.folder / ("rows.parquet" if self.table == "distill" else "model")
 
 
-def steps(recipe: Recipe) -> list[Step]:
-    """Every stage of the cycle. Raises ValueError where a stage's recipe is impossible."""
+def cycle_stages(recipe: Recipe) -> list[CycleStage]:
+    """Return every stage of the cycle. Raises ValueError if the recipe of a stage is impossible."""
     cycle = recipe.cycle
     if not cycle.iterations:
         raise ValueError(
@@ -57,64 +55,67 @@ def steps(recipe: Recipe) -> list[Step]:
             "(later iterations learn from the model of the one before)"
         )
     base = recipe.model.path
-    found = [step(recipe, FIRST, "evaluate", 0, "Base", {"evaluate": {"model": base}})]
-    last = base  # the model of the iteration before
+    stages = [stage_of(recipe, FIRST, "evaluate", 0, "Base", {"evaluate": {"model": base}})]
+    last = base  # the newest model
     for number, iteration in enumerate(cycle.iterations, 1):
         start = base if cycle.restart == "base" else last
-        asked: dict[str, Any] = {"seed": recipe.run.seed}
+        keys: Tree = {"seed": recipe.run.seed}
         if number > 1:
-            asked |= {"teacher": "", "captioner": last}
-        name = f"distill{number}"
-        laid = {"distill": asked | iteration.distill}
-        found.append(step(recipe, name, "distill", number, f"Traces for SFT-{number}", laid))
+            keys |= {"teacher": "", "captioner": last}
+        name, title = f"distill{number}", f"Traces for SFT-{number}"
+        changes = {"distill": keys | iteration.distill}
+        stages.append(stage_of(recipe, name, "distill", number, title, changes))
         name, rows = f"sft{number}", rows_of(name)
-        laid = overlay("sft", {"start": start, "data": rows}, iteration.sft)
-        found.append(step(recipe, name, "sft", number, f"SFT-{number}", laid))
+        changes = by_table("sft", {"start": start, "data": rows} | iteration.sft)
+        stages.append(stage_of(recipe, name, "sft", number, f"SFT-{number}", changes))
         last = model_of(name)
         for part in iteration.grpo:
-            name = "-".join(["grpo" + str(number), *filter(None, [part.get("name", "")])])
-            title = f"GRPO-{number}" + (f" {part['name']}" if part.get("name") else "")
-            laid = overlay("grpo", {"start": last}, part)
-            found.append(step(recipe, name, "grpo", number, title, laid))
+            suffix = part.get("name", "")
+            name = f"grpo{number}" + (f"-{suffix}" if suffix else "")
+            title = f"GRPO-{number}" + (f" {suffix}" if suffix else "")
+            changes = by_table("grpo", {"start": last} | part)
+            stages.append(stage_of(recipe, name, "grpo", number, title, changes))
             last = model_of(name)
-    return found
+    return stages
 
 
-def step(
+def stage_of(
     recipe: Recipe,
     name: str,
     table: Kind,
     iteration: int,
     title: str,
-    laid: Mapping[str, Any],
+    changes: Mapping[str, Mapping[str, object]],
     comparison: str = "",
-) -> Step:
-    """A stage that runs with ``laid`` over the recipe, by table and key. Raises ValueError."""
+) -> CycleStage:
+    """Return a stage whose recipe has ``changes``, by table and key. Raises ValueError."""
     tree = recipe.resolved()
     tree["cycle"] = {}  # a stage is not a cycle: its record holds no plan of the others
     tree["run"]["resume"] = "auto"
     for key in ("validation", "held_out", "validation_questions"):
         tree["data"][key] = getattr(recipe.cycle, key) or tree["data"][key]
-    tree = merged(tree, laid)
+    tree = merged(tree, changes)
     tree[table]["stage"] = name
     if "title" in tree[table]:
         tree[table]["title"] = title
-    return Step(name, table, iteration, title, recipe_from(tree, f"stage {name}"), comparison)
+    return CycleStage(name, table, iteration, title, recipe_from(tree, f"stage {name}"), comparison)
 
 
-# Tables besides its own of which a stage of an iteration may hold keys.
+# Tables besides its own of which a stage of an iteration may change keys.
 SHARED = ("model", "engine", "reward")
 
 
-def overlay(table: str, given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def by_table(table: str, keys: Mapping[str, object]) -> Tree:
     """Sort the keys of an iteration's stage into tables; ``name`` has been used already."""
-    keys = dict(given) | {k: v for k, v in own.items() if k not in (*SHARED, "name")}
-    return {table: keys} | {name: own[name] for name in SHARED if name in own}
+    changes: Tree = {table: {k: v for k, v in keys.items() if k not in (*SHARED, "name")}}
+    return changes | {name: keys[name] for name in SHARED if name in keys}
 
 
 def model_of(stage: str) -> str:
+    """Return the path, as a recipe has it, of the model that a stage makes."""
     return f"{{folder}}/{stage}/model"
 
 
 def rows_of(stage: str) -> str:
+    """Return the path, as a recipe has it, of the rows that a distillation makes."""
     return f"{{folder}}/{stage}/rows.parquet"

@@ -1,4 +1,4 @@
-"""Of the answers to each question, the trace that is learned; the rows, and what was dropped."""
+"""The SFT rows of a distillation, its summary, and why each sample was kept or dropped."""
 
 from __future__ import annotations
 
@@ -6,105 +6,113 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from ovlt.config import DistillConfig
 from ovlt.data.images import stored
+from ovlt.data.sources import Row
 from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 from ovlt.distill import summary, traces
 from ovlt.distill.shards import Record
 
-if TYPE_CHECKING:
-    from ovlt.config import Recipe
-    from ovlt.data.sources import Row
+FUNNEL = ("questions", "answered", "with a correct answer", "with a correct trace", "kept")
 
 
-def assemble(recipe: Recipe, home: Path, rows: Sequence[Row], records: Sequence[Record]) -> None:
-    """SFT rows; why each sample was kept or not; which questions gave no row, and why; and the
-    summary. Raises ValueError without any row."""
+def assemble(
+    config: DistillConfig,
+    home: Path,
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    *,
+    suffix: str,
+) -> None:
+    """Write ``rows.parquet``, ``summary.json``, ``samples.jsonl`` and ``dropped.jsonl``.
+
+    samples.jsonl says of each sample why it was kept or not, dropped.jsonl of each question
+    without a row. ``suffix`` follows each question in a row. Raises ValueError if no row is left.
+    """
     kept: list[tuple[Row, traces.Trace]] = []
-    dropped: list[dict[str, Any]] = []
-    samples: list[dict[str, Any]] = []
+    dropped: list[dict[str, object]] = []
+    samples: list[dict[str, object]] = []
     funnel = Counter({"questions": len(rows)})
     for record in records:
         row = rows[record["index"]]
-        whose = {"id": row.id, "source": row.source}
+        origin: dict[str, object] = {"id": row.id, "source": row.source}
         reasons = ["not correct: " + reason for reason in record.get("reasons", ())]
         try:
-            kept.append((row, _one_trace(record, reasons, recipe, funnel)))
+            kept.append((row, _choose_trace(record, reasons, config, funnel)))
         except traces.NoTrace as reason:
-            dropped.append(whose | {"reason": str(reason)} | record)
-        samples += [whose | {"sample": j, "reason": reason} for j, reason in enumerate(reasons)]
-    counts = [
-        (rows[r["index"]].source, len(r["scores"]), sum(s >= 1.0 for s in r["scores"]))
-        for r in records
-        if r["texts"]
-    ]
-    steps = ("questions", "answered", "with a correct answer", "with a correct trace", "kept")
+            dropped.append({**origin, "reason": str(reason), **record})
+        samples += [{**origin, "sample": j, "reason": text} for j, text in enumerate(reasons)]
     funnel["kept"] = len(kept)
-    why = Counter(one["reason"] for one in dropped)
-    found = {
-        "funnel": [(funnel[step], step) for step in steps],
-        "dropped": [(count, reason) for reason, count in why.most_common()],
-        "pass": summary.pass_rates(counts),
+    drops = Counter(str(line["reason"]) for line in dropped).most_common()
+    figures: summary.Summary = {
+        "funnel": [(funnel[name], name) for name in FUNNEL],
+        "dropped": [(count, reason) for reason, count in drops],
+        "pass": summary.pass_rates(
+            (rows[record["index"]].source, len(scores), sum(score >= 1.0 for score in scores))
+            for record in records
+            if (scores := record.get("scores"))
+        ),
         "words": summary.histogram([trace.words for _, trace in kept]),
         "keywords": summary.keyword_rates([trace.think for _, trace in kept]),
     }
-    (home / "summary.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    (home / "summary.json").write_text(json.dumps(figures, indent=2), encoding="utf-8")
     for name, lines in (("dropped", dropped), ("samples", samples)):
         with (home / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-    print("\n".join(summary.lines(found)), flush=True)
+    print("\n".join(summary.lines(figures)), flush=True)
     if not kept:
-        rates = found["pass"].get("all", {})
+        rates = figures["pass"].get("all", {})
         raise ValueError(
             f"no trace is left to learn from (pass rates: {rates or 'nothing was answered'}), most "
-            f"often since {why.most_common(1)[0][0]}: see {home / 'dropped.jsonl'}"
+            f"often since {drops[0][0]}: see {home / 'dropped.jsonl'}"
         )
     path = home / "rows.parquet"
-    form, suffix = recipe.distill.form, recipe.data.suffix
-    learned = (sft_row(row, traces.assemble(trace, form), suffix) for row, trace in kept)
-    write_rows(learned, path, SHAREGPT_COLUMNS)
+    sft_rows = (sft_row(row, traces.assemble(trace, config.form), suffix) for row, trace in kept)
+    write_rows(sft_rows, path, SHAREGPT_COLUMNS)
     print(f"wrote {len(kept)} rows to {path}", flush=True)
 
 
-def _one_trace(
-    record: Record, reasons: list[str], recipe: Recipe, funnel: Counter[str]
+def _choose_trace(
+    record: Record, reasons: list[str], config: DistillConfig, funnel: Counter[str]
 ) -> traces.Trace:
-    """The trace of one question that is learned; ``reasons`` get what became of each of its correct
-    samples. Raises NoTrace."""
-    cfg = recipe.distill
+    """Return the trace of one question that is learned, and count how far the question comes.
+
+    ``reasons`` are those of its samples; the reasons of correct ones are replaced. Raises NoTrace.
+    """
+    rule = config.keep.replace("_", " ")
     if record["dropped"]:
         raise traces.NoTrace(record["dropped"])
     funnel["answered"] += 1
-    right = [j for j, score in enumerate(record["scores"]) if score >= 1.0]
-    if not right:
+    correct = [j for j, score in enumerate(record.get("scores", ())) if score >= 1.0]
+    if not correct:
         raise traces.NoTrace("no sample is correct")
     funnel["with a correct answer"] += 1
-    parsed: dict[int, traces.Trace] = {}
-    refused: Counter[str] = Counter()
-    for j in right:
+    candidates: dict[int, traces.Trace] = {}  # by the number of the sample
+    refusals: Counter[str] = Counter()
+    for j in correct:
         try:
-            parsed[j] = traces.parse(record["texts"][j], finished=record["finished"][j])
-            reasons[j] = f"correct, but another is the {cfg.keep.replace('_', ' ')}"
+            candidates[j] = traces.parse(record["texts"][j], finished=record["finished"][j])
+            reasons[j] = f"correct, but another is the {rule}"
         except traces.NoTrace as reason:
             reasons[j] = f"correct, but no trace: {reason}"
-            refused[str(reason)] += 1
-    if not parsed:
-        raise traces.NoTrace(f"no correct sample is a trace: {refused.most_common(1)[0][0]}")
+            refusals[str(reason)] += 1
+    if not candidates:
+        raise traces.NoTrace(f"no correct sample is a trace: {refusals.most_common(1)[0][0]}")
     funnel["with a correct trace"] += 1
-    words = [trace.words for trace in parsed.values()]
-    chosen = list(parsed)[traces.choose(words, cfg.keep)]
+    lengths = [trace.words for trace in candidates.values()]
+    chosen = list(candidates)[traces.choose(lengths, config.keep)]
     try:
-        trace = traces.keep(parsed[chosen], cfg.filter, cfg.max_words)
+        trace = traces.keep(candidates[chosen], config.filter, config.max_words)
     except traces.NoTrace as reason:
         reasons[chosen] = f"correct, but {reason}"
         raise
-    reasons[chosen] = f"kept: the {cfg.keep.replace('_', ' ')} of {len(parsed)} correct"
+    reasons[chosen] = f"kept: the {rule} of {len(candidates)} correct"
     return trace
 
 
-def sft_row(row: Row, text: str, suffix: str) -> dict[str, Any]:
-    """A question, its images as they are, and the ``text`` that is learned, as an SFT row."""
+def sft_row(row: Row, text: str, suffix: str) -> dict[str, object]:
+    """Return a question, its images and the ``text`` that is learned as an SFT row."""
     return {
         "messages": [
             {"role": "user", "content": row.question + suffix},

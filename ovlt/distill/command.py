@@ -1,132 +1,142 @@
-"""``python -m ovlt.distill RECIPE``: questions with images -> reasoning traces for SFT.
+"""``ovlt distill RECIPE``: questions with images -> reasoning traces for SFT.
 
 captions    a vision-language model describes each image
 details     with distill.refine: the teacher says what a description leaves open
 recaptions  with distill.refine: the images are described again, with that in mind
 answers     a text-only teacher answers each question from the description, k times; or, without a
-            teacher, the captioner answers from the image itself. They are graded while the next
-            ones are being sampled; at the end one correct trace of each question is kept by rule,
-            filtered, and written as an SFT row, and what was dropped with its reason
+            teacher, the captioner answers from the image itself. The answers are graded while the
+            next ones are being sampled. At the end a rule chooses one correct trace of each
+            question; it is filtered and written as an SFT row, the others with their reason
 
-Each phase is a torchrun of its own, so that the next model finds the memory free. All generation is
-vLLM's, sharded over ranks and written as it goes: killed at any moment, the same command goes on.
+Each phase has processes of its own, so that the next model finds the memory free. vLLM samples,
+each rank its share of the questions, and records are written as they come: if it is killed, the
+same command goes on.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from dataclasses import replace
 
-from ovlt.config import Recipe
+from ovlt.config import DistillConfig, Recipe
 from ovlt.config.load import recipe_from, write_recipe
+from ovlt.config.trees import merged
 from ovlt.data.rows import RowReader
 from ovlt.distill.assemble import assemble
-from ovlt.distill.forms import fill
-from ovlt.distill.generate import check_context, generate, verify
-from ovlt.distill.phases import DECIDED_BY, digest_of, made_with, phases
-from ovlt.distill.requests import Asker
-from ovlt.distill.shards import Record, Shards
-from ovlt.model.load import open_folder, open_text_model
+from ovlt.distill.generate import Task, generate, verify
+from ovlt.distill.phases import (
+    Phase,
+    generation_settings,
+    grading_settings,
+    phase_and_before,
+    phases,
+)
+from ovlt.distill.requests import Asker, Requests, digest_of
+from ovlt.distill.shards import PhaseFolders
+from ovlt.model.load import ModelFolder, open_folder, open_text_model
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Sampling
+from ovlt.rollout.open import engine_dtype, open_engine
 from ovlt.system import launch
 from ovlt.system.runtime import Runtime
-from ovlt.types import Prompt
 
 
 def drive(recipe: Recipe) -> None:
-    """Start the phases one after the other, each as ranks of its own."""
-    cfg = recipe.distill
-    ranks = cfg.ranks or (1 if cfg.engine.tensor_parallel > 1 else launch.default_ranks())
-    if cfg.phase != "all":
-        started = [cfg.phase]
+    """Start the phases one after the other, each on ranks of its own."""
+    config = recipe.distill
+    ranks = config.ranks or (1 if config.engine.tensor_parallel > 1 else launch.default_ranks())
+    if config.phase != "all":
+        order = [config.phase]
     else:
-        started = ["answers"] if cfg.answers_of else phases(recipe)
-    for phase in started:
-        tree = recipe.resolved()
-        tree["distill"]["phase"] = phase
-        path = recipe.folder / "recipes" / f"{cfg.stage}.{phase}.json"
-        launch.torchrun("ovlt.distill", write_recipe(recipe_from(tree), path), ranks)
+        order = ["answers"] if config.answers_of else phases(config)
+    for phase in order:
+        tree = merged(recipe.resolved(), {"distill": {"phase": phase}})
+        path = recipe.folder / "recipes" / f"{config.stage}.{phase}.json"
+        launch.torchrun("ovlt.distill.rank", write_recipe(recipe_from(tree), path), ranks)
 
 
 def work(runtime: Runtime, recipe: Recipe) -> None:
-    """One phase, on every rank."""
-    cfg, home = recipe.distill, recipe.folder / recipe.distill.stage
-    source = recipe.folder / cfg.answers_of if cfg.answers_of else home
+    """Run the phase that ``distill.phase`` names, on every rank. Raises ValueError."""
+    config = recipe.distill
+    phase, before = phase_and_before(config)
+    home = recipe.folder / config.stage
     home.mkdir(parents=True, exist_ok=True)
-    seer = open_folder(recipe.expand(cfg.captioner or recipe.model.path))
-    reader = open_text_model(recipe.expand(cfg.teacher)) if cfg.teacher else seer
-    if cfg.teacher:  # before the first caption is made
-        room = cfg.max_prompt_tokens, cfg.max_caption_tokens, "distill.max_caption_tokens"
-        check_context(seer, *room)
-        if cfg.refine:
-            check_context(reader, *room)
-    check_context(
-        reader, cfg.max_prompt_tokens, cfg.max_response_tokens, "distill.max_response_tokens"
+    captioner = open_folder(recipe.expand(config.captioner or recipe.model.path))
+    teacher = open_text_model(recipe.expand(config.teacher)) if config.teacher else captioner
+    check_contexts(config, captioner, teacher)
+    rows = RowReader(runtime, recipe.model, recipe.data, captioner).questions(
+        recipe.expand(config.data), max_tokens=config.max_prompt_tokens, limit=config.questions
     )
-    rows = RowReader(runtime, recipe.model, recipe.data, seer).questions(
-        recipe.expand(cfg.data), max_tokens=cfg.max_prompt_tokens, limit=cfg.questions
+    folders = PhaseFolders(
+        recipe.folder / config.answers_of if config.answers_of else home,
+        config,
+        generation_settings(
+            recipe.model, recipe.engine, config.captioner or recipe.model.path, digest_of(rows)
+        ),
+        grading_settings(recipe.data, recipe.reward),
     )
-    questions = digest_of(rows)
-    seeing, reading = Asker(seer, rows.limits), Asker(reader, rows.limits)
-
-    def shards(phase: str) -> Shards:
-        upto = phases(recipe)[: phases(recipe).index(phase) + 1]
-        own = {name: getattr(cfg, name) for p in upto for name in DECIDED_BY[p]}
-        return Shards(source / phase, own | made_with(recipe, questions, phase))
-
-    @functools.cache
-    def records(phase: str) -> dict[int, Record]:
-        return {record["index"]: record for record in shards(phase).read()}
-
-    def said(phase: str, i: int) -> str:
-        record = records(phase)[i]
-        if record["dropped"]:
-            raise ValueError(record["dropped"])
-        return record["texts"][0]
-
-    seen = "recaptions" if cfg.refine else "captions"
-    ask: dict[str, Callable[[int], Prompt]] = {
-        "captions": lambda i: seeing.about_image(rows[i], cfg.caption_request),
-        "details": lambda i: reading.about_caption(
-            rows[i], cfg.details_request, said("captions", i)
-        ),
-        "recaptions": lambda i: seeing.about_image(
-            rows[i], fill(cfg.recaption_request, {"details": said("details", i)})
-        ),
-        "answers": lambda i: (
-            reading.about_caption(rows[i], cfg.teacher_request, said(seen, i))
-            if cfg.teacher
-            else reading.question(rows[i])
-        ),
-    }
-    if cfg.answers_of and not (source / "answers").is_dir():
-        raise ValueError(f"distill.answers_of = '{cfg.answers_of}': no answers are in {source}")
-    if cfg.phase != (order := phases(recipe))[0]:
-        before = order[order.index(cfg.phase) - 1]
-        begun = (source / before).is_dir()
-        if lacking := len(rows) - (len(records(before)) if begun else 0):
-            raise ValueError(
-                f"{lacking} of {len(rows)} questions have no record in {source / before}: run "
-                f"--distill.phase={before} first"
-            )
-    out = shards(cfg.phase)
-    if cfg.phase != "answers":
-        generate(
-            runtime, recipe, out, reader if cfg.phase == "details" else seer, rows,
-            ask=ask[cfg.phase],
-            sampling=Sampling(1, cfg.caption_temperature, cfg.max_caption_tokens),
-            finish=lambda records, _: records,
-        )  # fmt: skip
+    if config.answers_of and not (folders.folder / "answers").is_dir():
+        raise ValueError(
+            f"distill.answers_of = '{config.answers_of}': no answers are in {folders.folder}"
+        )
+    earlier = folders.complete_records(before, len(rows)) if before else {}
+    requests = Requests(
+        config, rows, Asker(captioner.chat, rows.limits), Asker(teacher.chat, rows.limits), earlier
+    )
+    model = captioner if phase in ("captions", "recaptions") else teacher
+    task = Task(
+        chat=model.chat,
+        prompt=functools.partial(requests.prompt, phase),
+        num_questions=len(rows),
+        sampling=sampling_of(config, phase),
+        seed=config.seed,
+        shards=folders.shards(phase),
+    )
+    open_for_phase = functools.partial(
+        open_engine,
+        model,
+        recipe.engine,
+        runtime,
+        dtype=engine_dtype(recipe.engine, recipe.model, model, runtime.device),
+        max_tokens=config.max_prompt_tokens + task.sampling.max_tokens,
+        max_images=rows.max_images,
+        solo=config.engine,
+    )
+    run = functools.partial(generate, batch_size=config.shard, workers=recipe.data.workers)
+    if phase != "answers":
+        run(runtime, task, open_for_phase)
         return
     with RewardPool(recipe.reward, for_verdicts=True) as pool:
-        generate(
-            runtime, recipe, out, reader, rows,
-            ask=ask["answers"],
-            sampling=Sampling(
-                cfg.k, cfg.temperature, cfg.max_response_tokens, top_p=cfg.top_p, top_k=cfg.top_k
-            ),
-            finish=lambda records, prompts: verify(pool, records, prompts),
-        )  # fmt: skip
+        run(runtime, replace(task, grade=functools.partial(verify, pool)), open_for_phase)
     if runtime.is_main:
-        assemble(recipe, home, rows, out.read())
+        assemble(config, home, rows, task.shards.read(), suffix=recipe.data.suffix)
+
+
+def sampling_of(config: DistillConfig, phase: Phase) -> Sampling:
+    """Return how a phase samples: k answers, or one text of any other kind."""
+    if phase != "answers":
+        return Sampling(1, config.caption_temperature, config.max_caption_tokens)
+    return Sampling(
+        config.k,
+        config.temperature,
+        config.max_response_tokens,
+        top_p=config.top_p,
+        top_k=config.top_k,
+    )
+
+
+def check_contexts(config: DistillConfig, captioner: ModelFolder, teacher: ModelFolder) -> None:
+    """Raise ValueError, before anything is sampled, if a model is too short for its texts."""
+    caption = config.max_caption_tokens, "distill.max_caption_tokens"
+    response = config.max_response_tokens, "distill.max_response_tokens"
+    limits = [(teacher, *response)]
+    if config.teacher:
+        limits = [(captioner, *caption), *[(teacher, *caption)] * config.refine, *limits]
+    for model, max_tokens, key in limits:
+        longest = config.max_prompt_tokens + max_tokens
+        context = model.text_config.max_position_embeddings
+        if longest > context:
+            raise ValueError(
+                f"{model.path} takes {context} tokens, but distill.max_prompt_tokens + {key} are "
+                f"{longest}: lower one of them"
+            )

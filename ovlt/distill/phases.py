@@ -1,21 +1,16 @@
-"""The phases of a distillation, and what decides what each of them says."""
+"""The phases of a distillation, and what decides the records of each. Loads nothing heavy."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-from ovlt.config import Recipe
+from ovlt.config import DataConfig, DistillConfig, EngineConfig, ModelConfig, RewardConfig
 
-if TYPE_CHECKING:
-    from ovlt.data.sources import Row
+Phase = Literal["captions", "details", "recaptions", "answers"]
+Settings = dict[str, object]  # JSON values by the name under which a mistake is reported
 
-
-# The keys of [distill] that decide what a phase says, besides those of the phases before it, and
-# besides what ``made_with`` names.
-DECIDED_BY = {
+# The keys of [distill] that decide the records of a phase, besides those of the phases before it.
+DECIDED_BY: dict[Phase, tuple[str, ...]] = {
     "captions": (
         "data", "questions", "seed", "caption_request", "caption_temperature",
         "max_caption_tokens", "max_prompt_tokens",
@@ -29,44 +24,57 @@ DECIDED_BY = {
 }  # fmt: skip
 
 
-def phases(recipe: Recipe) -> list[str]:
-    """What this recipe runs, in order."""
-    if not recipe.distill.teacher:
+def phases(config: DistillConfig) -> list[Phase]:
+    """Return the phases that a recipe runs, in order."""
+    if not config.teacher:
         return ["answers"]
-    return [*DECIDED_BY] if recipe.distill.refine else ["captions", "answers"]
+    return [*DECIDED_BY] if config.refine else ["captions", "answers"]
 
 
-def digest_of(rows: Sequence[Row]) -> str:
-    """Of questions with answers and images, in their order."""
-    from ovlt.data.mixture.overlap import image_digest
+def phase_and_before(config: DistillConfig) -> tuple[Phase, Phase | None]:
+    """Return ``distill.phase`` and the phase whose records it reads; None for the first.
 
-    total = blake2b(digest_size=16)
-    for row in rows:
-        shown = [row.id, row.source, row.question, row.answer]
-        total.update(json.dumps(shown).encode("ascii") + b"\n")
-        for ref in row.images:
-            total.update(image_digest(ref))
-    return total.hexdigest()
+    Raises ValueError if the recipe does not have that phase.
+    """
+    order = phases(config)
+    if config.phase == "all" or config.phase not in order:
+        raise ValueError(
+            f"distill.phase='{config.phase}' cannot be run by itself; this recipe has the phases "
+            f"{', '.join(order)}: name one of them, or run all with `ovlt distill`"
+        )
+    at = order.index(config.phase)
+    return config.phase, order[at - 1] if at else None
 
 
-def made_with(recipe: Recipe, questions: str, phase: str) -> dict[str, Any]:
-    """What decides a phase's records outside [distill], by name: the models, the ``questions``
-    (their digest: records know them by their place), how they are shown, and the grader."""
-    reward, engine = recipe.reward, recipe.engine
-    dtype = recipe.model.compute_dtype if engine.dtype == "auto" else engine.dtype
-    found: dict[str, Any] = {
+def own_settings(config: DistillConfig, phase: Phase) -> Settings:
+    """Return the keys of [distill] that decide the records of a phase."""
+    order = phases(config)
+    earlier = order[: order.index(phase) + 1]
+    return {name: getattr(config, name) for one in earlier for name in DECIDED_BY[one]}
+
+
+def generation_settings(
+    model: ModelConfig, engine: EngineConfig, captioner: str, questions: str
+) -> Settings:
+    """Return what decides the records of every phase outside [distill].
+
+    ``questions`` is the digest of the list of questions: records know theirs by its place in it.
+    """
+    return {
         "list of good questions": questions,
-        "captioner": recipe.distill.captioner or recipe.model.path,
-        "model.min_pixels": recipe.model.min_pixels,
-        "model.max_pixels": recipe.model.max_pixels,
-        "engine.dtype": dtype,
+        "captioner": captioner,
+        "model.min_pixels": model.min_pixels,
+        "model.max_pixels": model.max_pixels,
+        "engine.dtype": model.compute_dtype if engine.dtype == "auto" else engine.dtype,
         "engine.backend": engine.backend,
     }
-    if phase == "answers":
-        found |= {
-            "data.suffix": recipe.data.suffix,
-            "reward.verdict": reward.verdict or reward.function,
-            "reward.timeout": reward.timeout,
-            "reward.max_chars": reward.max_chars,
-        }
-    return found
+
+
+def grading_settings(data: DataConfig, reward: RewardConfig) -> Settings:
+    """Return what else decides the records of the answers: their suffix and their grader."""
+    return {
+        "data.suffix": data.suffix,
+        "reward.verdict": reward.verdict or reward.function,
+        "reward.timeout": reward.timeout,
+        "reward.max_chars": reward.max_chars,
+    }

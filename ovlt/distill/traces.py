@@ -1,23 +1,22 @@
-"""What is made of a response: its parts, which of several is kept, what a filter leaves of it."""
+"""A response in its parts; which of several is kept, what a filter leaves, what text is learned."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from ovlt.distill.forms import fill
 from ovlt.reward.grading import extract_answer
 
-# At which the released filter splits a trace (OpenVLThinker, arXiv 2503.17352, section 4.2).
+# The released filter splits a trace at these phrases (OpenVLThinker, arXiv 2503.17352, sec. 4.2).
 REFLECTIONS = ("But wait", "But the question", "Wait")
 _REFLECTION = re.compile(r"\b(?:" + "|".join(REFLECTIONS) + r")\b")
 _BOXED = re.compile(r"\\boxed\s*\{")
 
 
 class NoTrace(ValueError):
-    """Why a response cannot be learned from; short enough to count by."""
+    """A response cannot be learned from; the message is the reason, short enough to count by."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,19 @@ class Trace:
 
     @property
     def words(self) -> int:
-        """Of the reasoning, as the filters count them."""
+        """Number of words in the reasoning, as the filters count them."""
         return len(self.think.split())
 
 
 def parse(response: str, *, finished: bool = True) -> Trace:
-    """Reasoning, summary and answer of a response.
+    """Return the reasoning, summary and answer of a response.
 
     The reasoning ends at the last ``</think>``; its opening tag may be missing, since the chat
-    templates of R1's family write it themselves. The answer stands in the last ``<answer>`` tags
-    or, where there are none, in the last ``\\boxed{}``; the summary is what lies between.
+    templates of R1's family write it themselves. The answer is in the last ``<answer>`` tags or, if
+    there are none, in the last ``\\boxed{}``; the summary is the text between.
 
     Raises:
-        NoTrace: cut at the token limit, no end of the reasoning, no answer, or nothing reasoned.
+        NoTrace: cut at the token limit, no end of the reasoning, no answer, or empty reasoning.
     """
     if not finished:
         raise NoTrace("cut at the token limit")
@@ -62,8 +61,11 @@ def parse(response: str, *, finished: bool = True) -> Trace:
 
 
 def gradable(response: str) -> str:
-    """The response as a grader of ``<answer>`` tags reads it: where ``parse`` would take the answer
-    from a ``\\boxed{}``, as of models that know no tags (QwQ), with that answer in tags behind."""
+    """Return the response for a grader that reads ``<answer>`` tags.
+
+    If ``parse`` takes the answer from a ``\\boxed{}`` (models without tags, as QwQ), that answer is
+    added in tags at the end.
+    """
     _, end, rest = response.rpartition("</think>")
     if end and extract_answer(rest) is None and (answer := boxed(rest)) is not None:
         return f"{response}\n<answer>{answer}</answer>"
@@ -71,9 +73,9 @@ def gradable(response: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last ``\\boxed{...}`` with balanced braces, stripped; None without one."""
-    for found in reversed(list(_BOXED.finditer(text))):
-        depth, start = 1, found.end()
+    """Return the content of the last ``\\boxed{...}`` with balanced braces, stripped, or None."""
+    for match in reversed(list(_BOXED.finditer(text))):
+        depth, start = 1, match.end()
         for at in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             if depth == 0:
@@ -82,10 +84,11 @@ def boxed(text: str) -> str | None:
 
 
 def choose(words: Sequence[int], rule: Literal["shortest", "second_longest"]) -> int:
-    """Which of several correct traces is kept, given their lengths in words.
+    """Return the index of the trace that is kept of several correct ones, given their words.
 
-    shortest: as the papers say. second_longest: as the released code does; the longest is dropped
-    and the longest of the rest taken, or the only one. Equal lengths: the first sampled.
+    "shortest" is the rule of the papers. "second_longest" is that of the released code: it drops
+    the longest and takes the longest of the rest, or the only one. Of equal lengths the first
+    sampled counts.
     """
     order = sorted(range(len(words)), key=lambda i: (words[i], i))
     if rule == "shortest" or len(order) == 1:
@@ -97,19 +100,19 @@ def choose(words: Sequence[int], rule: Literal["shortest", "second_longest"]) ->
 def keep(
     trace: Trace, rule: Literal["none", "max_words", "reflections"], max_words: int = 500
 ) -> Trace:
-    """What a filter leaves of a trace.
+    """Return what a filter leaves of a trace.
 
-    max_words: all of it, or nothing where it is longer. reflections: the reasoning before the first
-    phrase that opens a reflection, and the answer; the papers split there and drop the segments
-    that follow, and do not say where such a segment would end before the reasoning does.
+    "max_words" leaves the trace as it is or, if it is longer, nothing. "reflections" leaves the
+    reasoning before the first phrase that opens a reflection, and the answer: the papers split
+    there and drop the segments that follow, and do not say where such a segment ends.
 
     Raises:
         NoTrace: nothing is left.
     """
     if rule == "max_words" and trace.words > max_words:
         raise NoTrace(f"longer than {max_words} words")
-    if rule == "reflections" and (found := _REFLECTION.search(trace.think)):
-        before = trace.think[: found.start()].rstrip()
+    if rule == "reflections" and (match := _REFLECTION.search(trace.think)):
+        before = trace.think[: match.start()].rstrip()
         if not before:
             raise NoTrace("nothing is left before the first reflection")
         return replace(trace, think=before)
@@ -117,8 +120,19 @@ def keep(
 
 
 def assemble(trace: Trace, form: str) -> str:
-    """The text that is learned. ``form`` has the places {think}, {summary} and {answer}; a line
-    that holds nothing but an empty summary goes, with the blank line behind it."""
+    """Return the text that is learned: ``form`` with {think}, {summary} and {answer} filled in.
+
+    A line that would hold nothing but an empty summary is left out, with the blank line after it.
+    """
     if not trace.summary:
         form = re.sub(r"^\{summary\}\n\n?", "", form, flags=re.M)
     return fill(form, asdict(trace))
+
+
+def fill(form: str, parts: Mapping[str, str]) -> str:
+    """Return ``form`` with each {name} of ``parts`` replaced by its text.
+
+    This is one pass: a caption that spells {question} stays as it is, and so do other braces.
+    """
+    names = "|".join(map(re.escape, parts))
+    return re.sub(r"\{(" + names + r")\}", lambda match: parts[match[1]], form)

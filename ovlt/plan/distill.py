@@ -26,7 +26,7 @@ class PlannedPhase:
 
 def planned_phases(run: Run) -> list[PlannedPhase]:
     """The phases in order."""
-    return [_planned_phase(run, name) for name in phases(run.recipe)]
+    return [_planned_phase(run, name) for name in phases(run.recipe.distill)]
 
 
 def question_count(run: Run) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovlt.config import GrpoConfig, SftConfig
-from ovlt.cycle.stages import Kind, steps
+from ovlt.cycle.stages import Kind, cycle_stages
 from ovlt.plan.distill import phase_seconds, planned_phases, question_count
 from ovlt.plan.memory import checkpoint_bytes
 from ovlt.plan.run import Run, StageKind
@@ -67,7 +67,7 @@ def planned_stages(run: Run) -> list[PlannedStage]:
             stages.append(PlannedStage("grpo", "grpo", 0, run))
         return stages
     questions = 0  # of the iteration's distillation, whose traces SFT learns
-    for step in steps(recipe):
+    for step in cycle_stages(recipe):
         stage_run = replace(run, recipe=step.recipe)
         if step.table == "distill":
             questions = question_count(stage_run)

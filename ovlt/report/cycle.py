@@ -25,7 +25,7 @@ from ovlt.report.summary import (
     MODES,
     Cycle,
     CycleDifference,
-    CycleStage,
+    CycleEntry,
     DistillationSummary,
     GrpoCurves,
     Mode,
@@ -61,7 +61,7 @@ def read_cycle(run_dir: Path) -> Cycle | None:
     if not isinstance(entries, list):
         problems.append(f"{NAME} has no list of stages, so the cycle is not shown.")
         entries = []
-    by_name: dict[str, CycleStage] = {}
+    by_name: dict[str, CycleEntry] = {}
     evaluations: dict[str, Evaluation | None] = {}
     for entry in entries:
         name = as_object(entry).get("name")
@@ -87,7 +87,7 @@ def read_cycle(run_dir: Path) -> Cycle | None:
     }
 
 
-def main_stages(cycle: Cycle, table: str = "") -> list[CycleStage]:
+def main_stages(cycle: Cycle, table: str = "") -> list[CycleEntry]:
     """Return the stages of the cycle itself, in order; only those of one recipe table if given."""
     return [
         stage
@@ -96,7 +96,7 @@ def main_stages(cycle: Cycle, table: str = "") -> list[CycleStage]:
     ]
 
 
-def curve_stages(cycle: Cycle) -> list[CycleStage]:
+def curve_stages(cycle: Cycle) -> list[CycleEntry]:
     """Return a stage for each point of the iteration curve: base, SFT-1, GRPO-1 (its last), ..."""
     points = {
         (stage["iteration"], stage["table"]): stage
@@ -106,16 +106,16 @@ def curve_stages(cycle: Cycle) -> list[CycleStage]:
     return list(points.values())
 
 
-def comparisons(cycle: Cycle) -> dict[str, list[CycleStage]]:
+def comparisons(cycle: Cycle) -> dict[str, list[CycleEntry]]:
     """Return {comparison: its controls}, evaluated or waiting, without their distillations."""
-    controls: dict[str, list[CycleStage]] = {}
+    controls: dict[str, list[CycleEntry]] = {}
     for stage in cycle["stages"]:
         if stage["comparison"] and stage["table"] != "distill":
             controls.setdefault(stage["comparison"], []).append(stage)
     return controls
 
 
-def reference_of(control: CycleStage, main: Sequence[CycleStage]) -> CycleStage | None:
+def reference_of(control: CycleEntry, main: Sequence[CycleEntry]) -> CycleEntry | None:
     """Return the stage of the cycle that a control is measured against.
 
     For "single" that is the end of the cycle; else the stage of the same recipe table and
@@ -159,7 +159,7 @@ def distillations(run_dir: Path, cycle: Cycle) -> list[DistillationSummary]:
     return result
 
 
-def _stage(name: str, entry: Mapping[str, object], evaluation: Evaluation | None) -> CycleStage:
+def _stage(name: str, entry: Mapping[str, object], evaluation: Evaluation | None) -> CycleEntry:
     return {
         "name": name,
         "table": str(entry.get("table", "")),
@@ -214,8 +214,8 @@ def _accuracy(evaluation: Evaluation | None, scope: str) -> dict[Mode, ScopeResu
 
 
 def _pairs(
-    stages: Sequence[CycleStage], evaluations: _Evaluations
-) -> list[tuple[CycleStage, Relation, CycleStage]]:
+    stages: Sequence[CycleEntry], evaluations: _Evaluations
+) -> list[tuple[CycleEntry, Relation, CycleEntry]]:
     """Return (stage, relation, the stage it is compared with).
 
     The stage before is the last one that is evaluated. The other relations name one stage each,
@@ -225,7 +225,7 @@ def _pairs(
     evaluated = [stage for stage in main if evaluations[stage["name"]] is not None]
     last_grpo = {stage["iteration"]: stage for stage in main if stage["table"] == "grpo"}
     sft = {stage["iteration"]: stage for stage in main if stage["table"] == "sft"}
-    pairs: list[tuple[CycleStage, Relation, CycleStage | None]] = []
+    pairs: list[tuple[CycleEntry, Relation, CycleEntry | None]] = []
     for earlier, stage in itertools.pairwise(evaluated):
         pairs.append((stage, "before", earlier))
     for iteration, stage in last_grpo.items():
@@ -237,7 +237,7 @@ def _pairs(
 
 
 def _difference(
-    stage: CycleStage, other: CycleStage, scopes: Sequence[str], evaluations: _Evaluations
+    stage: CycleEntry, other: CycleEntry, scopes: Sequence[str], evaluations: _Evaluations
 ) -> CycleDifference | None:
     ours, theirs = evaluations[stage["name"]], evaluations[other["name"]]
     by_scope = {
@@ -251,7 +251,7 @@ def _difference(
 
 
 def _distillation(
-    stage: CycleStage, raw: Mapping[str, object], problems: list[str]
+    stage: CycleEntry, raw: Mapping[str, object], problems: list[str]
 ) -> DistillationSummary:
     """Return a distillation's summary with every number checked; a damaged entry is left out."""
 

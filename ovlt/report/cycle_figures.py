@@ -12,7 +12,7 @@ from ovlt.report.summary import (
     MODES,
     Cycle,
     CycleDifference,
-    CycleStage,
+    CycleEntry,
     CycleSummary,
     Difference,
     DistillationSummary,
@@ -62,7 +62,7 @@ class Comparison:
     reference: str  # title of what the differences are to
     accuracy: IntervalChart | None
     change: IntervalChart | None
-    rows: Sequence[CycleStage]
+    rows: Sequence[CycleEntry]
     changes: Sequence[Change]
 
 
@@ -80,7 +80,7 @@ class CycleView:
     problems: Sequence[str]
     scopes: Sequence[str]
     curves: Sequence[Chart]
-    rows: Sequence[CycleStage]
+    rows: Sequence[CycleEntry]
     changes: Sequence[Change]
     during_grpo: Sequence[Chart]
     keywords: BarChart | None
@@ -120,14 +120,14 @@ def _accuracy_curve(cycle: Cycle, scope: str) -> Chart | None:
     )
 
 
-def _short_title(stage: CycleStage) -> str:
+def _short_title(stage: CycleEntry) -> str:
     """Return what stands under a point: a title may have any length."""
     if not stage["iteration"]:
         return "Base"
     return f"{stage['table'].upper()[:4]}-{stage['iteration']}"
 
 
-def _mark(stage: CycleStage, scope: str, mode: Mode) -> Mark | None:
+def _mark(stage: CycleEntry, scope: str, mode: Mode) -> Mark | None:
     result = stage["accuracy"][scope][mode]
     accuracy, interval = result["accuracy"], result["ci95"]
     if accuracy is None:
@@ -136,7 +136,7 @@ def _mark(stage: CycleStage, scope: str, mode: Mode) -> Mark | None:
     return accuracy, low, high
 
 
-def _changes(stages: Sequence[CycleStage]) -> list[Change]:
+def _changes(stages: Sequence[CycleEntry]) -> list[Change]:
     """Return every paired difference of these stages once."""
     changes: dict[tuple[str, str], Change] = {}
     for relation, note in _RELATIONS.items():
@@ -166,12 +166,12 @@ def _during_grpo(stages: Sequence[GrpoCurves]) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _keywords(stages: Sequence[CycleStage]) -> BarChart | None:
+def _keywords(stages: Sequence[CycleEntry]) -> BarChart | None:
     bars = [(_short_title(stage), stage["keywords"]) for stage in stages if stage["keywords"]]
     return _grouped_bars("Reasoning words, per greedy answer", bars)
 
 
-def _comparison(cycle: Cycle, name: str, controls: Sequence[CycleStage]) -> Comparison:
+def _comparison(cycle: Cycle, name: str, controls: Sequence[CycleEntry]) -> Comparison:
     """Return the controls of a comparison, after the stages that they are measured against.
 
     The filters have the base model too, as in Table 3 of the paper: training on unfiltered traces
@@ -201,7 +201,7 @@ def _comparison(cycle: Cycle, name: str, controls: Sequence[CycleStage]) -> Comp
     )
 
 
-def _marks(stage: CycleStage) -> dict[Mode, Mark]:
+def _marks(stage: CycleEntry) -> dict[Mode, Mark]:
     return {mode: mark for mode in MODES if (mark := _mark(stage, ALL, mode)) is not None}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovlt.report.cycle import ALL, NAME, read_cycle
-from ovlt.report.summary import MODES, Cycle, CycleStage, Difference, Relation
+from ovlt.report.summary import MODES, Cycle, CycleEntry, Difference, Relation
 from ovlt.report.text import DASH, signed, visible
 
 _RELATIONS: tuple[Relation, ...] = ("own_sft", "iteration_before", "reference")
@@ -23,7 +23,7 @@ class _Column:
 
     heading: str
     scope: str
-    stages: Mapping[str, CycleStage]  # by name
+    stages: Mapping[str, CycleEntry]  # by name
 
 
 def cycle_markdown(folders: Sequence[Path]) -> str:
@@ -64,7 +64,7 @@ def _read(folder: Path) -> tuple[str, Cycle]:
     return folder.name if cycle["seed"] is None else f"seed {cycle['seed']:g}", cycle
 
 
-def _titles(stages: Iterable[CycleStage]) -> dict[str, str]:
+def _titles(stages: Iterable[CycleEntry]) -> dict[str, str]:
     """Return {name: title}, the title of the first run with that stage."""
     titles: dict[str, str] = {}
     for stage in stages:
@@ -72,14 +72,14 @@ def _titles(stages: Iterable[CycleStage]) -> dict[str, str]:
     return titles
 
 
-def _accuracy_rows(stages: Iterable[CycleStage], columns: Sequence[_Column]) -> list[list[str]]:
+def _accuracy_rows(stages: Iterable[CycleEntry], columns: Sequence[_Column]) -> list[list[str]]:
     return [
         [title, *(_accuracy(column.stages.get(name), column.scope) for column in columns)]
         for name, title in _titles(stages).items()
     ]
 
 
-def _change_rows(stages: Sequence[CycleStage], columns: Sequence[_Column]) -> list[list[str]]:
+def _change_rows(stages: Sequence[CycleEntry], columns: Sequence[_Column]) -> list[list[str]]:
     titles = _titles(stages)
     others: dict[tuple[Relation, str], str] = {}  # title of what a stage is compared with
     for relation in _RELATIONS:
@@ -92,7 +92,7 @@ def _change_rows(stages: Sequence[CycleStage], columns: Sequence[_Column]) -> li
     ]
 
 
-def _accuracy(stage: CycleStage | None, scope: str) -> str:
+def _accuracy(stage: CycleEntry | None, scope: str) -> str:
     if stage is None:
         return DASH
     values = [stage["accuracy"][scope][mode]["accuracy"] for mode in MODES]

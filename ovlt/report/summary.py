@@ -107,7 +107,7 @@ class CycleDifference(TypedDict):
     by_scope: dict[str, dict[Mode, Difference]]
 
 
-class CycleStage(TypedDict):
+class CycleEntry(TypedDict):
     """One entry of cycle.json with its results; ``comparison`` is empty except for controls."""
 
     name: str
@@ -127,7 +127,7 @@ class Cycle(TypedDict):
 
     seed: float | None
     scopes: list[str]
-    stages: list[CycleStage]
+    stages: list[CycleEntry]
     problems: list[str]
 
 

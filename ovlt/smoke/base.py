@@ -1,24 +1,37 @@
-"""A base model from nothing, for the smoke world.
+"""A base model from nothing, for the smoke world: ``python -m ovlt.smoke.base RECIPE``.
 
 A seeded Qwen2.5-VL configuration of one to five million parameters, a byte-level BPE tokenizer
 trained on the spot that carries Qwen's special tokens, and the image processor, saved as an
-ordinary Hugging Face folder. ``ovlt.sft`` then teaches it to see (captions, short answers,
-text-only reasoning), so that it stands where a pretrained model stands: it can describe an image
-and knows nothing of the task's format.
+ordinary Hugging Face folder. ``ovlt sft`` then teaches it to see (captions, short answers,
+text-only reasoning), so that it is where a pretrained model is: it can describe an image and knows
+nothing of the task's format.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from ovlt.config import BaseConfig, Recipe
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.utils import logging
+
+from ovlt.config import BaseConfig
 from ovlt.config.load import load_recipe
+from ovlt.data.worlds.synthetic import vocabulary_corpus
+from ovlt.system.files import read_json, write_json
 
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -54,11 +67,8 @@ SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 ROW_MULTIPLE = 16  # embedding rows are padded to this, so ids beyond the tokenizer exist, as Qwen's
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Any:
-    """Byte-level BPE over ``corpus``; every byte stays encodable. -> PreTrainedTokenizerFast."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
+def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of ``corpus``, which encodes every byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -88,10 +98,8 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> Any:
     )
 
 
-def tiny_config(base: BaseConfig, tokenizer: Any) -> Any:
-    """A small Qwen2_5_VLConfig with the real one's structure."""
-    from transformers import Qwen2_5_VLConfig
-
+def tiny_config(base: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """Return a small configuration with the structure of the real one. Raises ValueError."""
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in QWEN_TOKENS}
     rows = -(-(len(tokenizer) + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
     head = base.hidden // base.heads
@@ -143,16 +151,7 @@ def tiny_config(base: BaseConfig, tokenizer: Any) -> Any:
 
 
 def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
-    """Write an untrained model folder. Same arguments, same bytes of weights."""
-    import torch
-    from transformers import (
-        GenerationConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
+    """Write an untrained model folder; the same arguments give the same bytes of weights."""
     tokenizer = train_tokenizer(corpus, base.vocab_size)
     config = tiny_config(base, tokenizer)
     with torch.random.fork_rng(devices=[]):
@@ -165,7 +164,11 @@ def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
     )
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of "Writing model shards": there is one
     model.save_pretrained(partial)
+    if shows_bars:
+        logging.enable_progress_bar()
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         tokenizer=tokenizer,
@@ -181,23 +184,21 @@ def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
     os.replace(partial, target)
 
 
-def ensure_untrained(recipe: Recipe) -> Path:
-    """The untrained folder of the recipe's [base], made if it is not there for these settings."""
-    from ovlt.data.worlds.synthetic import vocabulary_corpus
-
-    target = Path(recipe.base.folder) / "untrained"
-    record = Path(recipe.base.folder) / "untrained.json"
-    wanted = recipe.base.model_dump(mode="json")
-    if target.is_dir() and record.is_file() and json.loads(record.read_text()) == wanted:
+def ensure_untrained(base: BaseConfig) -> Path:
+    """Return the untrained folder of [base], made unless it is there for these settings."""
+    target = Path(base.folder) / "untrained"
+    record = Path(base.folder) / "untrained.json"
+    settings = base.model_dump(mode="json")
+    if target.is_dir() and record.is_file() and read_json(record) == settings:
         return target
-    make_folder(target, recipe.base, vocabulary_corpus())
-    record.write_text(json.dumps(wanted, indent=2))
+    make_folder(target, base, vocabulary_corpus())
+    write_json(record, settings)
     return target
 
 
 def main() -> None:
-    """Make the untrained folder of the recipe whose path is the argument, and print its place."""
-    print(ensure_untrained(load_recipe(sys.argv[1])))
+    """Make the untrained folder of the recipe whose path is the argument; print where it is."""
+    print(ensure_untrained(load_recipe(sys.argv[1]).base))
 
 
 if __name__ == "__main__":

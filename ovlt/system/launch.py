@@ -43,8 +43,14 @@ def exec_ranks(module: str, arguments: Sequence[str], ranks: int) -> NoReturn:
 
 
 def torchrun(module: str, recipe: Path, ranks: int) -> None:
-    """Run ``torchrun --nproc-per-node RANKS -m module recipe`` and wait. Raises on failure."""
+    """Run ``torchrun --nproc-per-node RANKS -m module recipe`` and wait. Raises on failure.
+
+    A single rank is started without torchrun, whose own imports take seconds.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
+    if ranks == 1:
+        python_module(module, [str(recipe)])
+        return
     python_module("torch.distributed.run", [*_torchrun_options(ranks), "-m", module, str(recipe)])
 
 

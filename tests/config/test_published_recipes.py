@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ovlt.config.load import SMOKE_RECIPE, load_recipe
-from ovlt.cycle.stages import steps
+from ovlt.cycle.stages import cycle_stages
 from ovlt.data.mixture.shares import MIXES
 
 V1, V2 = (SMOKE_RECIPE.parent / f"openvlthinker-{v}.toml" for v in ("v1", "v2"))
@@ -114,7 +114,7 @@ PARTS: dict[Path, list[tuple[str, str, Any, str]]] = {
 def found(path: Path, stages: str, key: str) -> dict[str, Any]:
     """The value of a key in each stage whose name has ``stages`` in it."""
     values: dict[str, Any] = {}
-    for step in steps(load_recipe(path)):
+    for step in cycle_stages(load_recipe(path)):
         if stages in step.name:
             value: Any = step.recipe
             for part in key.split("."):
@@ -146,7 +146,7 @@ def test_the_parts_of_grpo_have_the_published_values(path: Path) -> None:
 
 def test_the_stages_are_those_of_the_papers() -> None:
     """Three iterations of each; version 2's GRPO first on medium, then on hard questions."""
-    names = [[step.name for step in steps(load_recipe(path))] for path in (V1, V2)]
+    names = [[step.name for step in cycle_stages(load_recipe(path))] for path in (V1, V2)]
     assert names[0] == [
         "base_answers",
         *(f"{stage}{i}" for i in (1, 2, 3) for stage in ("distill", "sft", "grpo")),
@@ -168,7 +168,9 @@ def test_the_stages_are_those_of_the_papers() -> None:
 
 
 def test_sizes_agree_with_those_of_the_published_mixtures() -> None:
-    first, second = ({s.name: s.recipe for s in steps(load_recipe(path))} for path in (V1, V2))
+    first, second = (
+        {s.name: s.recipe for s in cycle_stages(load_recipe(path))} for path in (V1, V2)
+    )
     assert second["distill1"].distill.questions == MIXES["v2-seed"].total
     for i in (2, 3):
         sft = first[f"sft{i}"].sft

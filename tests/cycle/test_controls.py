@@ -1,4 +1,4 @@
-"""Controls of a cycle: its data and compute, used otherwise. And the record of what is done."""
+"""The controls of a cycle, which use its data and compute in another way; and its record."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from ovlt import __version__
 from ovlt.config import Recipe
 from ovlt.config.load import recipe_from
-from ovlt.cycle.controls import chosen, controls
-from ovlt.cycle.stages import Step, steps
-from ovlt.cycle.state import State
+from ovlt.cycle.controls import controls, is_chosen
+from ovlt.cycle.record import CycleRecord
+from ovlt.cycle.stages import CycleStage, cycle_stages
 
 SECONDS = {"sft1": 2.0, "grpo1": 5.0, "sft2": 3.0, "grpo2": 7.0}  # of each of its steps
 STEPS = {"sft1": 11, "grpo1": 3, "sft2": 7, "grpo2": 5}
@@ -35,13 +36,13 @@ def recipe(folder: Path, **tables: Any) -> Recipe:
 
 
 @pytest.fixture
-def done(tmp_path: Path) -> State:
-    """A cycle of made-up stages, each with what was logged of it."""
-    state = State(tmp_path, 5)
-    todo = steps(recipe(tmp_path))
-    state.announce(todo)
-    for step in todo:
-        finish(state, step, {"distill1": 50.0, "distill2": 30.0}.get(step.name, 1.0))
+def done(tmp_path: Path) -> CycleRecord:
+    """A cycle of made-up stages, each with its logged steps."""
+    record = CycleRecord(tmp_path, 5)
+    stages = cycle_stages(recipe(tmp_path))
+    record.add(stages)
+    for stage in stages:
+        finish(record, stage, {"distill1": 50.0, "distill2": 30.0}.get(stage.name, 1.0))
     for name, seconds in SECONDS.items():
         lines = [
             {
@@ -52,48 +53,49 @@ def done(tmp_path: Path) -> State:
         ]  # fmt: skip
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "metrics.jsonl").write_text(text)
-    return state
+    return record
 
 
-def finish(state: State, step: Step, seconds: float) -> None:
-    with state.running(step):
-        step.folder.mkdir(parents=True)
-        if step.output is not None:
-            step.output.mkdir()
-    state.entries[step.name]["seconds"] = seconds
+def finish(record: CycleRecord, stage: CycleStage, seconds: float) -> None:
+    with record.running(stage):
+        stage.folder.mkdir(parents=True)
+        if stage.output is not None:
+            stage.output.mkdir()
+    record.entries[stage.name]["seconds"] = seconds
 
 
-def made(state: State, folder: Path, *words: str) -> dict[str, Step]:
-    found = {}
-    for step in controls(recipe(folder), state):
-        if words and not chosen(step, words):
+def run_controls(record: CycleRecord, folder: Path, *words: str) -> dict[str, CycleStage]:
+    """Run the controls that ``words`` choose, all without words; return them by name."""
+    by_name = {}
+    for stage in controls(cycle_stages(recipe(folder)), record, restarts=True):
+        if words and not is_chosen(stage, words):
             continue
-        found[step.name] = step
-        state.announce([step])
-        if not state.is_done(step):
-            finish(state, step, 20.0)
-    return found
+        by_name[stage.name] = stage
+        record.add([stage])
+        if not record.is_done(stage):
+            finish(record, stage, 20.0)
+    return by_name
 
 
 def test_each_control_changes_what_it_is_named_for_and_nothing_else(
-    done: State, tmp_path: Path
+    done: CycleRecord, tmp_path: Path
 ) -> None:
-    found = made(done, tmp_path)
-    assert {name: step.comparison for name, step in found.items()} == {
+    by_name = run_controls(done, tmp_path)
+    assert {name: stage.comparison for name, stage in by_name.items()} == {
         "sft-only": "single", "distill-rejection": "single", "sft-rejection": "single",
         "grpo1-only": "single", "grpo2-only": "single",
         "sft2-continue": "restart", "grpo2-continue": "restart",
         "distill1-none": "filter", "sft1-none": "filter",
         "distill1-max_words": "filter", "sft1-max_words": "filter",
     }  # fmt: skip
-    main = {step.name: step for step in steps(recipe(tmp_path))}
+    main = {stage.name: stage for stage in cycle_stages(recipe(tmp_path))}
 
     def differs(name: str, other: str) -> set[str]:
         table = main[other].table
         ours, theirs = (
-            getattr(step.recipe, table).model_dump() for step in (found[name], main[other])
+            getattr(stage.recipe, table).model_dump() for stage in (by_name[name], main[other])
         )
-        assert found[name].recipe.model == main[other].recipe.model
+        assert by_name[name].recipe.model == main[other].recipe.model
         return {key for key in ours if ours[key] != theirs[key]} - {"stage", "title"}
 
     assert differs("sft-only", "sft1") == {"steps"}
@@ -103,26 +105,26 @@ def test_each_control_changes_what_it_is_named_for_and_nothing_else(
     assert differs("sft1-none", "sft1") == {"data"}
     assert differs("sft2-continue", "sft2") == {"start"}
     assert differs("grpo2-continue", "grpo2") == {"start"}
-    assert found["sft2-continue"].recipe.sft.start == "{folder}/grpo1/model"
-    assert found["grpo2-continue"].recipe.grpo.start == "{folder}/sft2-continue/model"
-    assert found["grpo1-only"].recipe.grpo.start == "base"
-    assert found["grpo2-only"].recipe.grpo.start == "{folder}/grpo1-only/model"
-    rejection = found["distill-rejection"].recipe.distill
+    assert by_name["sft2-continue"].recipe.sft.start == "{folder}/grpo1/model"
+    assert by_name["grpo2-continue"].recipe.grpo.start == "{folder}/sft2-continue/model"
+    assert by_name["grpo1-only"].recipe.grpo.start == "base"
+    assert by_name["grpo2-only"].recipe.grpo.start == "{folder}/grpo1-only/model"
+    rejection = by_name["distill-rejection"].recipe.distill
     assert (rejection.teacher, rejection.captioner) == ("", "{folder}/sft1/model")
     assert rejection.seed == 5
 
 
 def test_sft_alone_and_rejection_alone_take_the_seconds_of_the_cycle(
-    done: State, tmp_path: Path
+    done: CycleRecord, tmp_path: Path
 ) -> None:
-    found = made(done, tmp_path)
+    by_name = run_controls(done, tmp_path)
     spent = sum(SECONDS[name] * STEPS[name] for name in SECONDS) + 30.0  # distill1 is theirs too
-    assert found["sft-only"].recipe.sft.steps == round(spent / SECONDS["sft1"])
+    assert by_name["sft-only"].recipe.sft.steps == round(spent / SECONDS["sft1"])
     left = spent - SECONDS["sft1"] * STEPS["sft1"] - 20.0  # SFT-1 and its answers came first
-    assert found["sft-rejection"].recipe.sft.steps == round(left / SECONDS["sft1"])
+    assert by_name["sft-rejection"].recipe.sft.steps == round(left / SECONDS["sft1"])
     # asked for again, they are as they were: what is done is known as done
-    again = made(State(tmp_path, 5), tmp_path)
-    assert again == found
+    again = run_controls(CycleRecord(tmp_path, 5), tmp_path)
+    assert again == by_name
 
 
 @pytest.mark.parametrize(
@@ -135,35 +137,50 @@ def test_sft_alone_and_rejection_alone_take_the_seconds_of_the_cycle(
     ],
 )
 def test_some_of_the_controls_can_be_asked_for(
-    done: State, tmp_path: Path, words: list[str], names: list[str]
+    done: CycleRecord, tmp_path: Path, words: list[str], names: list[str]
 ) -> None:
-    found = made(done, tmp_path, *words)
-    assert list(found) == names
-    everything = made(State(tmp_path, 5), tmp_path)  # then the others: what is done stays
-    assert {name: everything[name] for name in names} == found
+    by_name = run_controls(done, tmp_path, *words)
+    assert list(by_name) == names
+    everything = run_controls(
+        CycleRecord(tmp_path, 5), tmp_path
+    )  # then the others: what is done stays
+    assert {name: everything[name] for name in names} == by_name
 
 
-def test_a_stage_whose_result_is_gone_is_made_again(done: State, tmp_path: Path) -> None:
-    (sft1,) = [step for step in steps(recipe(tmp_path)) if step.name == "sft1"]
+def test_a_stage_whose_result_is_gone_is_made_again(done: CycleRecord, tmp_path: Path) -> None:
+    (sft1,) = [stage for stage in cycle_stages(recipe(tmp_path)) if stage.name == "sft1"]
     assert done.is_done(sft1)
     assert sft1.output is not None
     sft1.output.rmdir()
     assert not done.is_done(sft1)
 
 
-def test_other_settings_are_refused_for_what_is_done_and_taken_for_what_waits(
-    done: State, tmp_path: Path
+def test_other_settings_are_refused_for_a_stage_that_is_done_and_taken_for_one_that_waits(
+    done: CycleRecord, tmp_path: Path
 ) -> None:
-    done.entries["grpo2"] |= {"status": "waiting"}
-    done.announce(
-        steps(recipe(tmp_path, grpo={"data": "medium.parquet", "eval_every": 0, "save_every": 3}))
-    )
+    done.entries["grpo2"]["status"] = "waiting"
+    grpo = {"data": "medium.parquet", "eval_every": 0, "save_every": 3}
+    done.add(cycle_stages(recipe(tmp_path, grpo=grpo)))
     tree = recipe(tmp_path).resolved()
     tree["cycle"]["iterations"][1]["grpo"][0]["steps"] = 3
-    done.announce(steps(recipe_from(tree)))
+    done.add(cycle_stages(recipe_from(tree)))
     tree["cycle"]["iterations"][0]["sft"]["batch_samples"] = 8
     with pytest.raises(ValueError, match=r"sft1 .*sft.batch_samples was 7, is 8"):
-        done.announce(steps(recipe_from(tree)))
-    graded = {"data": "medium.parquet", "eval_every": 0, "reward": {"function": "released"}}
+        done.add(cycle_stages(recipe_from(tree)))
+    graded = recipe(tmp_path, reward={"function": "released"})
     with pytest.raises(ValueError, match=r"base_answers .*reward.function was \"answer\", is"):
-        done.announce(steps(recipe(tmp_path, grpo=graded)))
+        done.add(cycle_stages(graded))
+
+
+def test_the_folder_of_another_version_is_refused_in_one_sentence(
+    done: CycleRecord, tmp_path: Path
+) -> None:
+    record = json.loads(done.path.read_text())
+    assert (record["ovlt"], record["format"]) == (__version__, 2)
+    old = {"seed": 5, "stages": record["stages"]}  # as 0.1 wrote it
+    newer = record | {"ovlt": "7.0", "format": 9}
+    for other, version in ((old, "0.1"), (newer, "7.0")):
+        done.path.write_text(json.dumps(other))
+        message = rf"cycle.json was written by ovlt {version} .*finish that cycle with the version"
+        with pytest.raises(ValueError, match=message):
+            CycleRecord(tmp_path, 5)

@@ -16,9 +16,12 @@ from helpers.commands import Command, Server
 from helpers.home import Home
 from helpers.tiny import tiny_folder
 
+from ovlt.__main__ import main
+from ovlt.config import DistillConfig
 from ovlt.config.load import recipe_from
-from ovlt.distill.command import drive, main
-from ovlt.distill.shards import Shards
+from ovlt.distill.command import drive
+from ovlt.distill.phases import phase_and_before
+from ovlt.distill.shards import Record, Shards
 from ovlt.smoke import make as smoke
 from ovlt.system import launch
 
@@ -69,7 +72,7 @@ class DistillHome(Home):
         (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
 
     def phase(self, run: str, phase: str, *overrides: str, ranks: int = 1) -> Command:
-        return self.start("distill", run, f"--distill.phase={phase}", *overrides, ranks=ranks)
+        return self.start("distill.rank", run, f"--distill.phase={phase}", *overrides, ranks=ranks)
 
     def run(self, run: str, *overrides: str, ranks: int = 1) -> Path:
         """Run both phases and return the stage folder."""
@@ -89,7 +92,7 @@ def whole(home: DistillHome) -> Path:
     return home.run("whole")
 
 
-def answers(folder: Path) -> dict[int, dict]:
+def answers(folder: Path) -> dict[int, Record]:
     settings = json.loads((folder / "answers" / "settings.json").read_text())
     return {record["index"]: record for record in Shards(folder / "answers", settings).read()}
 
@@ -128,15 +131,15 @@ def test_every_question_is_answered_and_every_drop_has_its_reason(whole: Path) -
 
 
 def test_the_summary_counts_what_happened(whole: Path) -> None:
-    found = json.loads((whole / "summary.json").read_text())
-    funnel = {step: count for count, step in found["funnel"]}
+    figures = json.loads((whole / "summary.json").read_text())
+    funnel = {step: count for count, step in figures["funnel"]}
     kept = pq.read_table(whole / "rows.parquet").num_rows
     assert funnel["questions"] == funnel["answered"] == QUESTIONS
     assert funnel["with a correct answer"] == funnel["kept"] == kept
-    assert sum(count for count, _ in found["dropped"]) == QUESTIONS - kept
-    assert found["pass"]["charts"]["questions"] == 7
-    assert 0 < found["pass"]["all"]["pass@1"] < found["pass"]["all"]["pass@2"] < 1
-    assert sum(count for _, _, count in found["words"]) == kept
+    assert sum(count for count, _ in figures["dropped"]) == QUESTIONS - kept
+    assert figures["pass"]["charts"]["questions"] == 7
+    assert 0 < figures["pass"]["all"]["pass@1"] < figures["pass"]["all"]["pass@2"] < 1
+    assert sum(count for _, _, count in figures["words"]) == kept
 
 
 def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: DistillHome, whole: Path) -> None:
@@ -195,8 +198,8 @@ def test_a_second_round_of_captions_knows_what_the_first_left_open(home: Distill
     made_with = {}
     for phase in ("captions", "details", "recaptions"):
         settings = json.loads((folder / phase / "settings.json").read_text())
-        found = Shards(folder / phase, settings).read()
-        assert [record["dropped"] for record in found] == [""] * 4
+        records = Shards(folder / phase, settings).read()
+        assert [record["dropped"] for record in records] == [""] * 4
         made_with[phase] = settings
     assert "recaption_request" not in made_with["details"]
     assert made_with["recaptions"]["recaption_request"] == "<{details}>"
@@ -296,6 +299,28 @@ def test_answers_of_another_stage_are_filtered_anew_and_not_sampled_again(
     )
 
 
+def test_without_a_teacher_one_right_answer_per_question_is_kept_for_any_number_of_ranks(
+    home: DistillHome,
+) -> None:
+    """This is rejection sampling: a model's own right answers become its SFT rows."""
+
+    def rows(ranks: int) -> list[dict]:
+        run = f"rejection-{ranks}"
+        home.phase(run, "answers", "--distill.teacher=", ranks=ranks).finish()
+        return pq.read_table(home.stage("distill", run) / "rows.parquet").to_pylist()
+
+    one = rows(1)
+    assert one == rows(2)
+    ids = [row["id"] for row in one]
+    assert 1 < len(ids) == len(set(ids)) <= QUESTIONS
+    for row in one:
+        question, answer = row["messages"]
+        assert question["content"].startswith("<image>")
+        assert len(row["images"]) == 1
+        truth = 1 + int(row["id"].removeprefix("q")) % 4
+        assert f"<answer>{truth}</answer>" in answer["content"]
+
+
 @pytest.mark.parametrize(
     ("teacher", "refine", "phases"),
     [
@@ -307,18 +332,30 @@ def test_answers_of_another_stage_are_filtered_anew_and_not_sampled_again(
 def test_the_driver_starts_each_phase_with_its_recipe(
     teacher: str, refine: bool, phases: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = []
-    monkeypatch.setattr(launch, "torchrun", lambda *a: started.append(a))
-    monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
-    overrides = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
-    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides}))
-    assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
-    started.clear()  # a cycle's number of processes, where the stage has none of its own
-    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides | {"ranks": 0}}), 5)
-    assert {ranks for _, _, ranks in started} == {5}
+    started: list[tuple[str, Path, int]] = []
+    monkeypatch.setattr(launch, "torchrun", lambda *arguments: started.append(arguments))
+    keys = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": keys}))
+    assert [(module, ranks) for module, _, ranks in started] == (
+        [("ovlt.distill.rank", 3)] * len(phases)
+    )
     for phase, (_, path, _) in zip(phases, started, strict=True):
-        assert recipe_from(json.loads(path.read_text())).distill.phase == phase
-        assert recipe_from(json.loads(path.read_text())).distill.k == 2
+        recipe = recipe_from(json.loads(path.read_text()))
+        assert (recipe.distill.phase, recipe.distill.k) == (phase, 2)
+    keys |= {"phase": phases[-1], "ranks": 0, "engine": {"tensor_parallel": 2}}
+    started.clear()  # one phase alone; and one process that spreads a model over GPUs
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": keys}))
+    assert [ranks for _, _, ranks in started] == [1]
+
+
+def test_a_rank_runs_one_phase_and_says_which_there_are() -> None:
+    config = DistillConfig(teacher="x", phase="details")
+    with pytest.raises(ValueError, match=r"phase='details' .* has the phases captions, answers:"):
+        phase_and_before(config)
+    with pytest.raises(ValueError, match="run all with `ovlt distill`"):
+        phase_and_before(DistillConfig())
+    refined = DistillConfig(teacher="x", phase="details", refine=True)
+    assert phase_and_before(refined) == ("details", "captions")
 
 
 def test_what_the_driver_cannot_do_is_one_sentence(
@@ -328,6 +365,5 @@ def test_what_the_driver_cannot_do_is_one_sentence(
         raise ValueError("that folder holds another world")
 
     monkeypatch.setattr(smoke, "make_missing", refuse)
-    monkeypatch.setattr("sys.argv", ["distill", f"--run.folder={tmp_path}"])
-    with pytest.raises(SystemExit, match=r"ovlt\.distill: that folder holds another world"):
-        main()
+    with pytest.raises(SystemExit, match=r"ovlt distill: that folder holds another world"):
+        main(["distill", f"--run.folder={tmp_path}"])

@@ -48,14 +48,14 @@ def test_keywords_are_whole_words_in_any_case() -> None:
 
 
 def test_the_lines_for_people_say_all_of_it() -> None:
-    found = {
+    figures = {
         "funnel": [(1300, "questions"), (2, "kept")],
         "dropped": [(1298, "no sample is correct")],
         "pass": pass_rates([("maps", 4, 1)]),
         "words": histogram([3, 5]),
         "keywords": keyword_rates(["Wait, wait."]),
     }
-    text = "\n".join(lines(found))
+    text = "\n".join(lines(figures))
     for part in (
         "maybe 0.00",
         "wait 2.00",

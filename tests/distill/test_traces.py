@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ovlt.config import DistillConfig
-from ovlt.distill.forms import fill
-from ovlt.distill.traces import NoTrace, Trace, assemble, choose, keep, parse
+from ovlt.distill.traces import NoTrace, Trace, assemble, choose, fill, keep, parse
 
 R1 = "First 2 + 3 is 5.\n\nWait, check: yes.\n</think>\n\nThe sum is 5.\n\n<answer>5</answer>"
 

@@ -28,6 +28,8 @@ FLOORS = (
     ("plan",),
     ("__main__",),
 )
+# Files that are run by `python -m` or torchrun, and so may import the one entry.
+ENTRIES = ("__main__.py", "rank.py")
 TRAINER = ("sft", "grpo", "types", "train", "rollout", "evaluate", "reward", "model", "data", "run")
 PERIPHERY = ("smoke", "plan", "report", "cycle", "distill", "data.mixture", "data.worlds")
 # From the prompt to the gradient and back, in the order in which one reads it.
@@ -90,7 +92,7 @@ def climbs() -> list[str]:
         for file in sources("ovlt")
         if (here := room(module(file))) != "__init__"
         for name, line in imports(file)
-        if name != "__main__" or (file.name != "__main__.py" and here not in ("sft", "grpo"))
+        if name != "__main__" or (file.name not in ENTRIES and here not in ("sft", "grpo"))
         if (there := room(name)) != here and level[there] >= level[here]
     ]
 

@@ -1,4 +1,4 @@
-"""Which stages a cycle has, with which recipes: what the papers say of them, and mistakes."""
+"""Which stages a cycle has, with which recipes; its options; and mistakes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ovlt.config.load import recipe_from
-from ovlt.cycle.command import needs, plan_of, up_to
-from ovlt.cycle.stages import steps
+from ovlt.cycle.command import inputs_of, plan_text, read_options, up_to
+from ovlt.cycle.controls import ALL
+from ovlt.cycle.stages import cycle_stages
 
 TREE: dict[str, Any] = {
     "run": {"folder": "runs/x{seed}", "seed": 3},
@@ -44,15 +45,15 @@ def tree(**cycle: Any) -> dict[str, Any]:
 
 
 def test_the_stages_and_what_each_starts_from() -> None:
-    found = {step.name: step for step in steps(recipe_from(TREE))}
-    assert list(found) == [
+    stages = {stage.name: stage for stage in cycle_stages(recipe_from(TREE))}
+    assert list(stages) == [
         "base_answers", "distill1", "sft1", "grpo1-medium", "grpo1-hard",
         "distill2", "sft2", "grpo2",
     ]  # fmt: skip
     home = "runs/x3"
 
     def path(name: str, table: str, key: str) -> str:
-        recipe = found[name].recipe
+        recipe = stages[name].recipe
         return recipe.expand(getattr(getattr(recipe, table), key))
 
     assert path("base_answers", "evaluate", "model") == "models/base"
@@ -67,18 +68,18 @@ def test_the_stages_and_what_each_starts_from() -> None:
         assert path(name, "sft", "start") == "models/base"
     assert path("sft2", "sft", "data") == f"{home}/distill2/rows.parquet"
     assert path("grpo2", "grpo", "start") == f"{home}/sft2/model"
-    for name, step in found.items():
-        assert getattr(step.recipe, step.table).stage == name
-        assert step.recipe.data.held_out == "levels.parquet"
-        assert step.recipe.data.validation == "v.parquet"
-        assert step.recipe.run.resume == "auto"
+    for name, stage in stages.items():
+        assert getattr(stage.recipe, stage.table).stage == name
+        assert stage.recipe.data.held_out == "levels.parquet"
+        assert stage.recipe.data.validation == "v.parquet"
+        assert stage.recipe.run.resume == "auto"
 
 
 def test_the_cycle_has_its_own_number_of_validation_questions() -> None:
-    for asked, used in ((0, 7), (31, 31)):
-        stages = steps(
+    for given, used in ((0, 7), (31, 31)):
+        stages = cycle_stages(
             recipe_from(
-                tree(validation_questions=asked)
+                tree(validation_questions=given)
                 | {"data": TREE["data"] | {"validation_questions": 7}}
             )
         )
@@ -86,31 +87,33 @@ def test_the_cycle_has_its_own_number_of_validation_questions() -> None:
 
 
 def test_an_iteration_says_only_what_differs() -> None:
-    found = {step.name: step.recipe for step in steps(recipe_from(TREE))}
-    assert (found["distill1"].distill.filter, found["distill2"].distill.filter) == (
+    recipes = {stage.name: stage.recipe for stage in cycle_stages(recipe_from(TREE))}
+    assert (recipes["distill1"].distill.filter, recipes["distill2"].distill.filter) == (
         "reflections", "none",
     )  # fmt: skip
-    assert found["sft1"].sft.optim.lr == 1e-5
-    assert found["sft1"].sft.optim.weight_decay == 0.5  # a table is laid over, not replaced
-    assert found["sft2"].sft.optim.lr == 5e-6
-    medium, hard = found["grpo1-medium"], found["grpo1-hard"]
+    assert recipes["sft1"].sft.optim.lr == 1e-5
+    assert recipes["sft1"].sft.optim.weight_decay == 0.5  # a table is laid over, not replaced
+    assert recipes["sft2"].sft.optim.lr == 5e-6
+    medium, hard = recipes["grpo1-medium"], recipes["grpo1-hard"]
     assert (medium.grpo.data, medium.grpo.steps) == ("medium.parquet", 25)
     assert (hard.grpo.data, hard.grpo.keep) == ("hard.parquet", "best")
     assert medium.model.freeze_vision  # the curriculum: tower frozen, then trained
     assert not hard.model.freeze_vision
-    assert found["grpo2"].grpo.data == "default.parquet"
+    assert recipes["grpo2"].grpo.data == "default.parquet"
 
 
 def test_continue_starts_sft_from_the_iteration_before() -> None:
-    found = {step.name: step.recipe for step in steps(recipe_from(tree(restart="continue")))}
-    assert found["sft1"].sft.start == "models/base"
-    assert found["sft2"].expand(found["sft2"].sft.start) == "runs/x3/grpo1-hard/model"
+    recipes = {
+        stage.name: stage.recipe for stage in cycle_stages(recipe_from(tree(restart="continue")))
+    }
+    assert recipes["sft1"].sft.start == "models/base"
+    assert recipes["sft2"].expand(recipes["sft2"].sft.start) == "runs/x3/grpo1-hard/model"
 
 
 def test_the_plan_names_what_is_missing_and_who_makes_the_rest() -> None:
     recipe = recipe_from(TREE)
-    text = plan_of(recipe, up_to(steps(recipe), "sft2"))
-    assert "8 stages" not in text
+    text = plan_text(recipe.folder, up_to(cycle_stages(recipe), "sft2"))
+    assert "runs/x3: 7 stages" in text
     assert "grpo2" not in text
     missing = text.splitlines()[-1]
     assert missing.startswith("missing: ")
@@ -120,10 +123,10 @@ def test_the_plan_names_what_is_missing_and_who_makes_the_rest() -> None:
     assert "rows.parquet" not in missing
 
 
-def test_a_stage_needs_validation_only_where_it_validates() -> None:
-    found = {step.name: step for step in steps(recipe_from(TREE))}
-    assert "validation" in dict(needs(found["grpo2"]))
-    assert "validation" not in dict(needs(found["sft1"]))
+def test_a_stage_needs_validation_questions_only_if_it_validates() -> None:
+    stages = {stage.name: stage for stage in cycle_stages(recipe_from(TREE))}
+    assert "validation" in dict(inputs_of(stages["grpo2"]))
+    assert "validation" not in dict(inputs_of(stages["sft1"]))
 
 
 @pytest.mark.parametrize(
@@ -140,13 +143,39 @@ def test_a_stage_needs_validation_only_where_it_validates() -> None:
 )
 def test_a_mistake_is_found_before_anything_runs(broken: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        steps(recipe_from(broken))
+        cycle_stages(recipe_from(broken))
     for word in words:
         assert word in str(caught.value)
 
 
 def test_until_takes_the_name_of_a_stage() -> None:
-    todo = steps(recipe_from(TREE))
-    assert [step.name for step in up_to(todo, "sft1")] == ["base_answers", "distill1", "sft1"]
+    stages = cycle_stages(recipe_from(TREE))
+    assert [stage.name for stage in up_to(stages, "sft1")] == ["base_answers", "distill1", "sft1"]
     with pytest.raises(ValueError, match=r"--until=sft3 .*grpo1-hard"):
-        up_to(todo, "sft3")
+        up_to(stages, "sft3")
+
+
+def test_options_are_taken_out_and_the_rest_is_left_to_the_recipe() -> None:
+    words = ["--dry-run", "--controls", "a.toml", "--seeds", "0,1", "--sft.steps", "3", "--smoke"]
+    options, rest = read_options(words)
+    assert (options.dry_run, options.until, options.seeds, options.controls) == (
+        *(True, "", (0, 1), ALL),
+    )
+    assert rest == ["a.toml", "--sft.steps", "3", "--smoke"]
+    options, rest = read_options(["--until=sft1", "--controls=restart,filter", "--help"])
+    assert (options.dry_run, options.until, options.seeds) == (False, "sft1", ())
+    assert options.controls == ("restart", "filter")
+    assert rest == ["--help"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--seeds=a", "ovlt cycle: --seeds=a should be like --seeds=0,1,2"),
+        ("--controls=sft", "ovlt cycle: --controls=sft: choose among single,"),
+    ],
+)
+def test_a_mistake_in_an_option_is_one_sentence(word: str, message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_options([word])
+    assert str(caught.value).startswith(message)
