@@ -16,8 +16,9 @@ from helpers.commands import Command, Server
 from helpers.home import Home
 from helpers.tiny import tiny_folder
 
+from ovlt.__main__ import main
 from ovlt.config.load import recipe_from
-from ovlt.distill.command import drive, main
+from ovlt.distill.command import drive
 from ovlt.distill.shards import Shards
 from ovlt.smoke import make as smoke
 from ovlt.system import launch
@@ -69,7 +70,8 @@ class DistillHome(Home):
         (folder / "never.jsonl").write_text("\n".join(map(json.dumps, never)))
 
     def phase(self, run: str, phase: str, *overrides: str, ranks: int = 1) -> Command:
-        return self.start("distill", run, f"--distill.phase={phase}", *overrides, ranks=ranks)
+        words = (f"--distill.phase={phase}", f"--distill.ranks={ranks}", *overrides)
+        return self.start("distill", run, *words, ranks=ranks)
 
     def run(self, run: str, *overrides: str, ranks: int = 1) -> Path:
         """Run both phases and return the stage folder."""
@@ -309,12 +311,12 @@ def test_the_driver_starts_each_phase_with_its_recipe(
 ) -> None:
     started = []
     monkeypatch.setattr(launch, "torchrun", lambda *a: started.append(a))
-    monkeypatch.setattr(smoke, "make_missing", lambda *a: None)
+    monkeypatch.setattr(launch, "default_ranks", lambda: 5)
     overrides = {"teacher": teacher, "data": "q.jsonl", "ranks": 3, "k": 2, "refine": refine}
     drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides}))
     assert [(module, ranks) for module, _, ranks in started] == [("ovlt.distill", 3)] * len(phases)
-    started.clear()  # a cycle's number of processes, where the stage has none of its own
-    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides | {"ranks": 0}}), 5)
+    started.clear()
+    drive(recipe_from({"run": {"folder": str(tmp_path)}, "distill": overrides | {"ranks": 0}}))
     assert {ranks for _, _, ranks in started} == {5}
     for phase, (_, path, _) in zip(phases, started, strict=True):
         assert recipe_from(json.loads(path.read_text())).distill.phase == phase
@@ -328,6 +330,5 @@ def test_what_the_driver_cannot_do_is_one_sentence(
         raise ValueError("that folder holds another world")
 
     monkeypatch.setattr(smoke, "make_missing", refuse)
-    monkeypatch.setattr("sys.argv", ["distill", f"--run.folder={tmp_path}"])
-    with pytest.raises(SystemExit, match=r"ovlt\.distill: that folder holds another world"):
-        main()
+    with pytest.raises(SystemExit, match="ovlt distill: that folder holds another world"):
+        main(["distill", f"--run.folder={tmp_path}"])
