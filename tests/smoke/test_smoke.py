@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 MAKE = """
 import json, sys
 from ovlt.config.load import recipe_from
-from ovlt.smoke import ensure_world
+from ovlt.smoke.make import ensure_world
 ensure_world(recipe_from(json.loads(sys.argv[1])))
 """
 
