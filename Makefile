@@ -36,6 +36,11 @@ CHECK_ONCE = $(PY) -m pytest -q bench --benchmark-only -k "ovlt or floor or eage
   --benchmark-json
 COMPARE = $(PY) bench/check.py $(if $(ARGS),--some) $(STORED)
 
+# A file of tests is one worker's, since its tests share models and engines. Without pytest-xdist
+# (`make test PYTHON=...`) everything runs in one process.
+PYTEST = $(PY) -m pytest -q $$($(PY) -c 'import xdist' 2>/dev/null && \
+  echo "-n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark")
+
 .PHONY: help install demo results cycle check test golden lint format bench bench-check docs wheel \
         clean in-place
 help: ## this list
@@ -47,17 +52,17 @@ install: $(READY) ## make .venv with everything pinned, and build the C++ extens
 	@echo "ovlt is installed for $(PY)"
 demo: $(READY) ## train a small model from start to end, and write its report
 	@$(OVLT) demo $(ARGS)
-results: $(READY) ## make the demo's numbers again: three seeds, with controls
+results: $(READY) ## make the demo's numbers again, three seeds
 	@$(OVLT) demo --results $(ARGS)
 cycle: $(READY) ## two iterations of distillation, SFT and GRPO on the small world
 	@$(OVLT) cycle recipes/smoke.toml $(ARGS)
 check: $(READY) ## lint and the fast tests, in a minute
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m pytest -q -m "not slow and not vllm and not gpu" tests $(ARGS)
+	@$(PYTEST) -m "not slow and not vllm and not gpu" tests $(ARGS)
 test: $(READY) ## all tests
 	@requirements/system.sh browser
-	@$(PY) -m pytest -q tests --durations=10 $(ARGS)
+	@$(PYTEST) --durations=10 tests $(ARGS)
 golden: $(READY) ## compare training with the stored curves; ARGS=--update stores new ones
 	@$(PY) tests/golden/curves.py $(ARGS)
 lint: $(READY) ## ruff and basedpyright
@@ -80,7 +85,7 @@ bench-check: $(READY) ## time the kernels again, and compare with the stored res
 	  echo "once more, because noise only ever adds"; \
 	  $(CHECK_ONCE)=build/bench-2.json; $(COMPARE) build/bench-1.json build/bench-2.json
 docs: $(READY) ## the documentation as a site, in build/site
-	@$(PY) -m mkdocs build --strict --site-dir build/site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir build/site
 	@echo "wrote build/site/index.html"
 wheel: $(READY) ## a wheel with the recipes and the extension, in dist/
 	@rm -rf build/lib build/bdist.* dist

@@ -27,7 +27,8 @@ class Command(NamedTuple):
     ``run`` names its function: ``f(runtime, recipe)``, called on every rank, if ``ranks``, else
     ``f(argv)``. ``driver`` names a ``f(recipe)`` that starts ranks itself, several times over.
     ``tables`` are the recipe tables it reads, its own first; ``options`` what else it takes.
-    ``--help`` is answered here, with ``summary``, unless the command has a ``--help`` of its own.
+    ``--help`` is answered here, with ``summary`` (its first line is the command's in the list),
+    unless the command has a ``--help`` of its own.
     """
 
     summary: str
@@ -59,9 +60,15 @@ COMMANDS = {
         driver="ovlt.distill.command:drive",
     ),
     "cycle": Command(
-        "Run SFT and GRPO in turns, each iteration on traces of the one before.",
+        "Run SFT and GRPO in turns, each iteration on traces of the one before.\n\n"
+        "  --dry-run       print the stages, what they need, and what is missing\n"
+        "  --until=STAGE   stop after that stage\n"
+        "  --seeds=0,1,2   one run for each; run.folder must hold {seed}\n"
+        "  --controls      then the comparisons; --controls=rejection,filter only some of them:\n"
+        "                  single (sft-only, rejection, rl-only), restart,\n"
+        "                  filter (none, max_words, reflections)\n",
         "ovlt.cycle.command:main", ("cycle", "distill", "sft", "grpo", "evaluate", *SHARED),
-        options=("--dry-run", "--until", "--seeds", "--controls"), own_help=True,
+        options=("--dry-run", "--until", "--seeds", "--controls"),
     ),
     "plan": Command(
         "Say whether a recipe fits and how long it takes, before anything is loaded.",
@@ -186,7 +193,9 @@ def _function(place: str) -> Any:
 
 def _usage() -> str:
     lines = ["usage: ovlt COMMAND [RECIPE.toml ...] [--table.key=value ...]", ""]
-    lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [
+        f"  {name:<10} {command.summary.splitlines()[0]}" for name, command in COMMANDS.items()
+    ]
     return "\n".join(
         [
             *lines,
@@ -203,7 +212,7 @@ def _completion(words: Sequence[str]) -> str:
     if len(words) != 1 or words[0] not in SHELLS:
         print(f"usage: ovlt completion {'|'.join(SHELLS)}", file=sys.stderr)
         raise SystemExit(2)
-    described = {n: (c.summary, c.tables, c.options) for n, c in COMMANDS.items()}
+    described = {n: (c.summary.splitlines()[0], c.tables, c.options) for n, c in COMMANDS.items()}
     return script(words[0], described)
 
 

@@ -29,17 +29,6 @@ from ovlt.smoke.make import SmokeInputs, make_missing, run_stage
 from ovlt.system import env, launch
 from ovlt.system.files import write_whole
 
-SUMMARY = """\
-SFT and GRPO in turns, each iteration on traces of the one before.
-
-  --dry-run         print the stages, what they need, and what is missing
-  --until=STAGE     stop after that stage
-  --seeds=0,1,2     one run for each; run.folder must hold {seed}
-  --controls        then the comparisons: SFT filters, restart or continue, SFT or RL alone
-  --controls=rejection,filter   only these of them: single (sft-only, rejection, rl-only),
-                    restart, filter (none, max_words, reflections)
-"""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -54,12 +43,7 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     """Run the cycle, or print its plan (--dry-run)."""
     options, words = read_options(argv)
-    recipe = command_line(
-        "cycle",
-        SUMMARY,
-        ("cycle", "distill", "sft", "grpo", "evaluate", "run", "model", "data", "engine", "reward"),
-        words,
-    )
+    recipe = command_line("cycle", "", (), words)  # `ovlt` itself answers --help
     tree = recipe.resolved()
     try:
         runs = [
