@@ -15,17 +15,21 @@ class DistillConfig(Table):
 
     stage: str = field("distill", "Name of the stage folder inside run.folder.")
     data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
-    questions: NonNegative = field(0, "Use the first so many questions; 0: all.")
+    questions: NonNegative = field(
+        0, "Use only this many questions, from the start of the file; 0: all."
+    )
     captioner: str = field("", "Model folder that describes the images; empty: model.path.")
     teacher: str = field(
         "", "Model folder that reasons over the captions, text only; empty: no captions, the "
         "captioner answers the questions itself (iterations after the first)."
     )  # fmt: skip
     k: Positive = field(4, "Answers sampled per question.")
-    temperature: Annotated[float, Field(gt=0)] = field(0.6, "Of the sampled answers.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Nucleus of the sampled answers.")
-    top_k: NonNegative = field(0, "Of the most likely so many tokens; 0: all.")
-    caption_temperature: Annotated[float, Field(ge=0)] = field(0.0, "Of the captions; 0: greedy.")
+    temperature: Annotated[float, Field(gt=0)] = field(0.6, "Temperature of the answers.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Nucleus of the answers.")
+    top_k: NonNegative = field(0, "Sample from this many most likely tokens; 0: all.")
+    caption_temperature: Annotated[float, Field(ge=0)] = field(
+        0.0, "Temperature of the captions; 0: greedy."
+    )
     max_caption_tokens: Positive = field(1024, "Most new tokens of a caption.")
     max_prompt_tokens: Positive = field(6144, "Longer prompts (caption included) are left out.")
     max_response_tokens: Positive = field(8192, "Most new tokens of an answer.")
@@ -40,38 +44,42 @@ class DistillConfig(Table):
         "What the teacher is asked; {caption} and {question} are filled in.",
     )
     keep: Literal["shortest", "second_longest"] = field(
-        "shortest", "Which correct trace: as the papers say, or as the released code does."
+        "shortest",
+        "Which correct trace is kept: shortest, as the papers say; second_longest, as the released "
+        "code does.",
     )
     filter: Literal["none", "max_words", "reflections"] = field(
-        "none", "What happens to long traces, or to what follows a first 'Wait' (iteration 1)."
+        "none",
+        "max_words: leave long traces out; reflections: cut a trace at its first 'Wait'; "
+        "none: keep all.",
     )
-    max_words: Positive = field(500, "For filter = max_words: longer reasoning is left out.")
+    max_words: Positive = field(500, "With filter = max_words: longer reasoning is left out.")
     form: str = field(
         "<think>\n{think}\n</think>\n\n{summary}\n\n<answer>{answer}</answer>",
-        "The text that is learned.",
+        "The text that is learned; {think}, {summary}, {answer} are filled in.",
     )
-    refine: bool = field(False, "Describe each image a second time, with what the teacher missed.")
+    refine: bool = field(False, "Describe each image again, with what the teacher missed.")
     details_request: str = field(
         "Here is a description of an image.\n\n{caption}\n\nSomeone must answer this question from "
         "it alone:\n\n{question}\n\nList what the description leaves out or leaves unclear.",
-        "For refine: what the teacher is asked about a description.",
+        "With refine: what the teacher is asked about a description.",
     )
     recaption_request: str = field(
         "Describe this image fully, in plain sentences. An earlier description left this open; "
         "make it clear:\n\n{details}",
-        "For refine: what the captioner is then asked; {details} is filled in.",
+        "With refine: what the captioner is then asked; {details} is filled in.",
     )
     answers_of: str = field(
         "",
-        "Stage whose captions and answers are used, under other rules; empty: its own.",
+        "Stage whose captions and answers are used again, under other rules; empty: its own.",
     )
     phase: Literal["all", "captions", "details", "recaptions", "answers"] = field(
-        "all", "all: each in its turn, as a process of its own per rank; or one, on these ranks."
+        "all", "all: one phase after the other, each with processes of its own; or only this one."
     )
     ranks: NonNegative = field(
         0, "Processes per phase; 0: cycle.ranks in a cycle, else one per GPU, or two on a CPU."
     )
-    shard: Positive = field(256, "Questions per written file and rank; a kill loses at most these.")
+    shard: Positive = field(256, "Questions per file and rank; a kill loses at most this many.")
     seed: NonNegative = field(0, "Seed of the sampled answers.")
     engine: SoloEngineConfig = SoloEngineConfig()
 

@@ -12,10 +12,12 @@ from ovlt.config.fields import NonNegative, Positive, Share, Table, field
 class DataConfig(Table):
     """Files of rows: questions (problem, answer, images) as parquet or JSONL."""
 
-    validation: str = field("", "Questions measured during training; used for choices.")
-    held_out: str = field("", "Questions measured once, when a stage has ended; for no choice.")
+    validation: str = field("", "Questions measured during training; choices are made by them.")
+    held_out: str = field(
+        "", "Questions measured once, when a stage has ended; no choice is made by them."
+    )
     validation_questions: NonNegative = field(200, "Use this many validation questions; 0: all.")
-    suffix: str = field("", "Text appended to every question, in every stage that asks.")
+    suffix: str = field("", "Text that follows every question, in every stage that asks.")
     workers: Positive = field(2, "Threads per rank that decode and resize images.")
     max_bad_share: Share = field(0.02, "Stop when a larger share of a file's rows is bad.")
 
@@ -25,8 +27,8 @@ class MixtureSourceConfig(Table):
 
     source: str = field("", "Name of the dataset; `ovlt prepare --list` has them.")
     path: str = field("", "Folder or file of the dataset, as it was downloaded.")
-    split: str = field("", "Split to read where there are several; empty: train.")
-    subset: str = field("", "Subset to read where the path holds several.")
+    split: str = field("", "Split to read if there are several; empty: train.")
+    subset: str = field("", "Subset to read if the path holds several.")
     share: Annotated[float, Field(ge=0)] | None = field(
         None, "Weight in the mixture; left out: that of mixture.name, or 1."
     )

@@ -21,7 +21,9 @@ class RunConfig(Table):
     deterministic: bool = field(
         False, "Deterministic CUDA algorithms (slower); a CPU is always deterministic."
     )
-    device: Literal["auto", "cpu", "cuda"] = field("auto", "Device; auto takes CUDA where it is.")
+    device: Literal["auto", "cpu", "cuda"] = field(
+        "auto", "Device; auto takes CUDA if there is a GPU."
+    )
     tensorboard: bool = field(True, "Write TensorBoard scalars beside metrics.jsonl.")
     wandb: str = field("", "Weights & Biases project; empty: not used.")
 
@@ -41,7 +43,7 @@ class ModelConfig(Table):
         True, "Free each block's gathered weights after its forward (ZeRO-3); off: keep (ZeRO-2)."
     )
     liger: Literal["auto", "on", "off"] = field(
-        "auto", "Liger's RMSNorm, SwiGLU and rotation; auto: on CUDA, where it is installed."
+        "auto", "Liger's RMSNorm, SwiGLU and rotation; auto: on CUDA, if it is installed."
     )
     min_pixels: Positive = field(56 * 56, "Images of fewer pixels are enlarged to this area.")
     max_pixels: Positive = field(512 * 512, "Images of more pixels are reduced to this area.")
@@ -60,10 +62,12 @@ class OptimConfig(Table):
     """AdamW with float32 masters, clipped by global norm."""
 
     lr: Rate = field(1e-6, "Peak learning rate.")
-    schedule: Literal["constant", "cosine", "linear"] = field("constant", "Shape after warm-up.")
+    schedule: Literal["constant", "cosine", "linear"] = field(
+        "constant", "Shape of the rate after warm-up."
+    )
     warmup_steps: NonNegative = field(0, "Optimizer steps of linear warm-up.")
     warmup_ratio: Share = field(0.0, "Warm-up as a share of all steps; used if warmup_steps is 0.")
-    min_lr_ratio: Share = field(0.1, "Where cosine and linear schedules end, as a share of lr.")
+    min_lr_ratio: Share = field(0.1, "End of cosine and linear schedules, as a share of lr.")
     betas: tuple[Decay, Decay] = field((0.9, 0.999), "AdamW's moment decays.")
     eps: Rate = field(1e-8, "AdamW's epsilon.")
     weight_decay: Annotated[float, Field(ge=0)] = field(0.01, "Decoupled decay of matrices.")
@@ -74,7 +78,9 @@ class SftOptimConfig(OptimConfig):
     """The same for SFT, with the released recipe's rate and schedule as defaults."""
 
     lr: Rate = field(5e-6, "Peak learning rate.")
-    schedule: Literal["constant", "cosine", "linear"] = field("cosine", "Shape after warm-up.")
+    schedule: Literal["constant", "cosine", "linear"] = field(
+        "cosine", "Shape of the rate after warm-up."
+    )
     warmup_ratio: Share = field(0.1, "Warm-up as a share of all steps; used if warmup_steps is 0.")
 
 
@@ -89,8 +95,8 @@ class SftConfig(Table):
     steps: NonNegative = field(0, "Optimizer steps; 0: epochs decide.")
     batch_samples: Positive = field(32, "Samples per optimizer step, all ranks together.")
     token_budget: Positive = field(8192, "Most tokens in one packed micro-batch of one rank.")
-    eval_every: NonNegative = field(0, "Validate by sampling every so many steps; 0: never.")
-    save_every: NonNegative = field(0, "Checkpoint every so many steps; 0: only at the end.")
+    eval_every: NonNegative = field(0, "Steps between validations by sampling; 0: never.")
+    save_every: NonNegative = field(0, "Steps between checkpoints; 0: one at the end.")
     optim: SftOptimConfig = SftOptimConfig()
 
 
@@ -147,9 +153,10 @@ class GrpoConfig(Table):
     reference: str = field("", "Model folder of the frozen KL reference; empty: the start.")
     data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
     suffix: str = field(
-        "", "After data.suffix, in this stage's rollouts and validations alone; held-out: without."
+        "",
+        "Follows data.suffix in this stage's rollouts and validations, not in held-out questions.",
     )
-    steps: Positive = field(80, "Rollout batches.")
+    steps: Positive = field(80, "Rollout batches to train on.")
     prompts_per_step: Positive = field(512, "Prompts per rollout batch, all ranks together.")
     updates_per_rollout: Positive = field(4, "Optimizer steps per rollout batch.")
     token_budget: Positive = field(16384, "Most tokens in one packed micro-batch of one rank.")
@@ -158,15 +165,17 @@ class GrpoConfig(Table):
     max_tries: Positive = field(20, "Rollout rounds dynamic sampling may take per step.")
     skip_zero_advantage: bool = field(
         False,
-        "Leave samples of advantage 0 out of the update where the loss has no KL and no entropy "
-        "term, which would give them a gradient: the same gradient for less compute.",
+        "Leave samples of advantage 0 out of the update if the loss has no KL and no entropy term, "
+        "which would give them a gradient: the same gradient for less compute.",
     )
-    eval_every: NonNegative = field(5, "Validate every so many steps; 0: never.")
-    save_every: NonNegative = field(10, "Checkpoint every so many steps; 0: only at the end.")
+    eval_every: NonNegative = field(5, "Steps between validations; 0: never.")
+    save_every: NonNegative = field(10, "Steps between checkpoints; 0: one at the end.")
     keep: Literal["last", "best"] = field(
-        "last", "The model of the stage: after the last step, or of the best greedy validation."
+        "last", "Which model the stage gives: of the last step, or of the best greedy validation."
     )
-    log_groups: NonNegative = field(8, "Groups per step kept with images for the report.")
+    log_groups: NonNegative = field(
+        8, "Groups per step that are kept, with images, for the report."
+    )
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -205,7 +214,7 @@ class GrpoConfig(Table):
 class EvaluateConfig(Table):
     """Accuracy on questions: greedy, and sampled at a temperature."""
 
-    stage: str = field("evaluate", "Stage folder inside run.folder when a folder is given.")
+    stage: str = field("evaluate", "Name of the stage folder inside run.folder.")
     model: str = field("", "Model folder; empty: model.path.")
     data: str = field("", "Questions; empty: data.held_out.")
     n: NonNegative = field(4, "Samples per question; 0: greedy only.")
@@ -214,7 +223,9 @@ class EvaluateConfig(Table):
     top_k: NonNegative = field(0, "Sample from this many most likely tokens; 0: all.")
     max_prompt_tokens: Positive = field(6144, "Longer prompts (images included) are refused.")
     max_response_tokens: Positive = field(2048, "Most new tokens.")
-    limit: NonNegative = field(0, "Use the first so many questions; 0: all.")
+    limit: NonNegative = field(
+        0, "Use only this many questions, from the start of the file; 0: all."
+    )
     seed: NonNegative = field(0, "Seed of the sampled answers.")
     engine: SoloEngineConfig = SoloEngineConfig()
 

@@ -91,7 +91,7 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
             raise ValueError(
                 f"missing: {', '.join(map(str, paths))}; --dry-run says which stage needs what"
             )
-        write_about(folder, recipe.run.seed, "ovlt.cycle")
+        write_about(folder, recipe.run.seed, "cycle")
         for stage in stages:
             run(stage)
         if chosen:

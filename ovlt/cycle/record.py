@@ -12,7 +12,7 @@ from ovlt import __version__
 from ovlt.config.changes import MAY_CHANGE, changes_between, matches
 from ovlt.config.trees import Tree
 from ovlt.cycle.stages import CycleStage, Kind
-from ovlt.system.files import held, read_json, write_json
+from ovlt.system.files import locked, read_json, write_json
 
 NAME = "cycle.json"
 FORMAT = 2  # of cycle.json; 1 (ovlt 0.1) had no such key and other recipe tables
@@ -39,7 +39,7 @@ def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
     """
     lock = contextlib.ExitStack()
     try:
-        lock.enter_context(held(folder / "cycle.lock", patience))
+        lock.enter_context(locked(folder / "cycle.lock", patience))
     except TimeoutError:
         raise ValueError(
             f"another `ovlt cycle` runs in {folder}: wait for it, or give another --run.folder"

@@ -7,7 +7,6 @@ gathers one tensor at a time on the way out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.packed_model import PackedModel, empty_model
+from ovlt.system.files import swap_folder
 
 SHARD_BYTES = 4 << 30  # of one file; rank 0 holds that much of the model at a time
 # What travels with the weights; everything the tokenizer and processors need, no code.
@@ -199,9 +199,7 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
         if (source / companion).is_file():
             shutil.copyfile(source / companion, partial / companion)
     _record_dtype(partial / "config.json", torch.float32)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
+    swap_folder(partial, target)
 
 
 def _record_dtype(path: Path, dtype: torch.dtype) -> None:

@@ -47,6 +47,13 @@ def open_engine(
     there too, so the engine takes a share of the memory and is asleep when this returns. Raises
     ValueError.
     """
+    context = int(folder.text_config.max_position_embeddings)
+    if max_tokens > context:
+        raise ValueError(
+            f"{folder.path} takes {context} tokens, but a prompt and its response may have "
+            f"{max_tokens}: lower max_prompt_tokens or max_response_tokens in [grpo.rollout] or in "
+            "[evaluate]"
+        )
     if config.backend == "transformers":
         from ovlt.rollout.transformers import TransformersEngine
 

@@ -7,23 +7,18 @@ next collective until it times out. So whatever touches the folder goes through 
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-import torch.distributed as dist
+from typing import Any
 
 from ovlt import __version__
 from ovlt.config.changes import LENGTH, MAY_CHANGE, changes_between, matches
+from ovlt.system.collectives import on_all_ranks, rank_and_world_size
 from ovlt.system.files import read_json, write_json
 
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
 # What a run folder's records look like; 2: recipes with the tables [engine] and [reward].
 FORMAT = 2
-
-T = TypeVar("T")
 
 
 def claim_run_folder(folder: Path | str, recipe: dict[str, Any], resume: str) -> None:
@@ -79,11 +74,12 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
 
 
 def version_record() -> dict[str, Any]:
-    """What makes a record of a run folder recognisable to a later version."""
+    """Return what tells a later version which one wrote a record."""
     return {"ovlt": __version__, "format": FORMAT}
 
 
 def without_version(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe in a record."""
     return {key: value for key, value in record.items() if key not in version_record()}
 
 
@@ -99,7 +95,7 @@ def check_format(folder: Path, record: dict[str, Any]) -> None:
 
 
 def require_json(value: Any, where: str) -> None:
-    """Refuse what JSON changes on the way: tuples, keys that are not strings, numpy scalars."""
+    """Raise ValueError for what JSON changes: tuples, keys that are no strings, numpy scalars."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -115,51 +111,7 @@ def require_json(value: Any, where: str) -> None:
         )
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names in ``folder`` on disk (its files are synced as they are written)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def some(items: list[Any], most: int = 3) -> str:
-    """The first few of a list, and how many more there are, for an error message."""
+    """Name the first few of a list, and how many more there are, for an error message."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(str(item) for item in items[:most]) + more
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def from_rank_zero(value: T) -> T:
-    box = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def on_all_ranks(work: Callable[[], T]) -> T:
-    """``work()`` on every rank, then a barrier; where it fails on one, all raise and none waits.
-
-    ``work`` itself must call no collective.
-    """
-    result: T | None = None
-    failure = None
-    try:
-        result = work()
-    except Exception as error:
-        failure = error
-    verdict = None if failure is None else (isinstance(failure, ValueError), str(failure))
-    verdicts = [verdict]
-    if dist.is_initialized():
-        verdicts = [None] * dist.get_world_size()
-        dist.all_gather_object(verdicts, verdict)
-    if failure is not None:
-        raise failure
-    for rank, other in enumerate(verdicts):
-        if other is not None:
-            raise (ValueError if other[0] else RuntimeError)(f"rank {rank}: {other[1]}")
-    return cast(T, result)  # no failure, so ``work`` has returned

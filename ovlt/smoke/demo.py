@@ -67,7 +67,7 @@ def run_demo(recipe: Recipe, ranks: int) -> None:
     base = recipe.folder / Path(recipe.base.folder).name  # so that the report shows its stage
     if not base.exists():
         base.symlink_to(os.path.relpath(recipe.base.folder, recipe.folder))
-    write_about(recipe.folder, recipe.run.seed, "ovlt.demo")
+    write_about(recipe.folder, recipe.run.seed, "demo")
     for stage in STAGES:
         if not is_done(recipe.folder / getattr(recipe, stage).stage):
             run_stage(stage, recipe, ranks)

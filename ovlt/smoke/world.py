@@ -9,13 +9,13 @@ from pathlib import Path
 from ovlt.config import SyntheticConfig, TeacherConfig
 from ovlt.config.changes import changes_between
 from ovlt.data.worlds import synthetic
-from ovlt.system.files import held, read_json, write_json
+from ovlt.system.files import locked, read_json, write_json
 
 
 def make_once(folder: Path, is_made: Callable[[], bool], make: Callable[[], None]) -> None:
     """Make what is not there; of several processes that need it, one does and the others wait."""
     if not is_made():
-        with held(folder / "making.lock"):
+        with locked(folder / "making.lock"):
             if not is_made():
                 make()
 

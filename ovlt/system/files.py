@@ -1,4 +1,4 @@
-"""Files: never seen half written, even after a kill; held by one process; counted unread."""
+"""Files and folders that are never seen half written, locks, and the length of data files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The old content or the new, never a part; on disk when this returns."""
+    """Replace a file: after a kill it has the old content or the new; on disk when this returns."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")  # ranks may write the same file
     try:
         with temporary.open("wb") as file:
@@ -43,38 +44,64 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all, and on disk when this returns."""
+    """Replace a file by a value as JSON, as ``write_whole`` does."""
     write_whole(path, json.dumps(value).encode("utf-8"))
 
 
-@contextlib.contextmanager
-def held(path: Path, patience: float = float("inf")) -> Iterator[None]:
-    """Hold the file ``path``, made if it is not there; whoever else holds it is waited for.
+def swap_folder(temporary: Path, final: Path) -> None:
+    """Give a complete folder its name, in place of one that has it, and put that on disk.
 
-    Commands started meanwhile (``launch.py``) hold it too, so one that is cut off by a kill of
-    its parent is waited for. The system lets go of it when the last of them ends, however it ends.
+    After a kill in between, ``final`` is missing or complete. Files must be on disk already.
+    """
+    sync_folder(temporary)
+    old = None
+    if final.exists():
+        old = temporary.with_name(f"{temporary.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    temporary.rename(final)
+    sync_folder(final.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float = float("inf")) -> Iterator[None]:
+    """Hold a lock on the file ``path``, which is created if needed; wait if another process has it.
+
+    Processes that are started inside the block (``launch.py``) keep the lock too, so a command that
+    outlives its killed parent is waited for. The system frees the lock when the last of them ends.
     Raises TimeoutError after ``patience`` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         os.set_inheritable(file.fileno(), True)
-        deadline, said = time.monotonic() + patience, False
+        deadline, announced = time.monotonic() + patience, False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} is held by another process") from None
-            if not said:
+                    raise TimeoutError(f"{path} is locked by another process") from None
+            if not announced:
                 print(f"another process is at work in {path.parent}: waiting for it", flush=True)
-            said = True
+            announced = True
             time.sleep(0.2)
         yield
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file of ours. Raises ValueError, naming the file, if it is no JSON."""
+    """Read a file of ours. Raises ValueError, naming the file, if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -82,7 +109,7 @@ def read_json(path: Path) -> Any:
 
 
 def num_rows(file: Path) -> int:
-    """Rows of a data file, without reading them where the file says; 0 where it is not there."""
+    """Count the rows of a data file, unread if the file says how many; 0 if there is no file."""
     if file.suffix == ".parquet" and file.is_file():
         from pyarrow import parquet
 

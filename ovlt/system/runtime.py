@@ -1,10 +1,9 @@
-"""Ranks, device and seeds of one process, and the few things that ranks tell each other."""
+"""Ranks, device and seeds of one process, and how a command starts and ends."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ovlt.config import RunConfig
+from ovlt.system import collectives
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
 
@@ -36,6 +36,7 @@ class Runtime:
         return self.rank == 0
 
     def say(self, text: str) -> None:
+        """Print a line once for all ranks."""
         if self.is_main:
             print(text, flush=True)
 
@@ -43,27 +44,12 @@ class Runtime:
         dist.barrier()
 
     def gather_bytes(self, payload: bytes) -> list[bytes]:
-        """Every rank's payload, in rank order, on every rank. Two collectives, no pickle."""
-        if self.world_size == 1:
-            return [payload]
-        size = torch.tensor([len(payload)], dtype=torch.int64, device=self.device)
-        sizes = torch.empty(self.world_size, dtype=torch.int64, device=self.device)
-        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # torch < 2.13
-        gather(sizes, size)
-        longest = int(sizes.max())
-        if longest == 0:
-            return [b""] * self.world_size
-        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
-        if payload:
-            padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-        everyone = torch.empty(self.world_size * longest, dtype=torch.uint8, device=self.device)
-        gather(everyone, padded)
-        rows = everyone.cpu().numpy().reshape(self.world_size, longest)
-        return [row[:n].tobytes() for row, n in zip(rows, sizes.tolist(), strict=True)]
+        """Return every rank's payload, in rank order, on every rank. Collective."""
+        return collectives.gather_bytes(payload, self.device)
 
     def gather_json(self, value: Any) -> list[Any]:
-        """Every rank's JSON-able value, in rank order, on every rank."""
-        return [json.loads(b) for b in self.gather_bytes(json.dumps(value).encode())]
+        """Return every rank's JSON-able value, in rank order, on every rank. Collective."""
+        return collectives.gather_json(value, self.device)
 
     def close(self) -> None:
         if dist.is_initialized():
@@ -79,10 +65,9 @@ def start(config: RunConfig) -> Runtime:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    wanted = config.device
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("run.device='cuda' but torch sees no CUDA device; use 'auto' or 'cpu'")
-    cuda = wanted != "cpu" and torch.cuda.is_available()
+    cuda = config.device != "cpu" and torch.cuda.is_available()
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
@@ -91,7 +76,7 @@ def start(config: RunConfig) -> Runtime:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     world_size = dist.get_world_size()
     mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("dp",))
-    seed_everything(config.seed + 7919 * dist.get_rank())
+    seed_everything(config.seed + 7919 * dist.get_rank())  # a prime: seeds of runs do not meet
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -100,7 +85,7 @@ def start(config: RunConfig) -> Runtime:
 
 @contextlib.contextmanager
 def running(command: str, config: RunConfig) -> Iterator[Runtime]:
-    """The Runtime of a command. A user's mistake, and a full disk, end it with one sentence."""
+    """Yield the Runtime of a command. A user's mistake or a full disk ends it with one sentence."""
     try:
         runtime = start(config)
         try:
@@ -134,7 +119,7 @@ def leave() -> NoReturn:
 
 
 def compute_dtype(name: str, device: torch.device, hidden: int) -> torch.dtype:
-    """'auto' -> bfloat16 where the hardware gains from it.
+    """Return the dtype of that name; 'auto' is bfloat16 if the hardware gains from it.
 
     On a CPU that needs AVX-512 BF16 or AMX *and* matrices of some size: on two cores of a Zen 5,
     products with a hidden size of 128 ran slower in bfloat16 than in float32 (bench/NOTES.md).

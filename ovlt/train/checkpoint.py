@@ -11,7 +11,7 @@ One checkpoint is one folder, written under a temporary name and renamed when al
 
 Tensors go through torch.distributed.checkpoint with its Hugging Face writer, which (with
 ``save_distributed=True``) writes no pickled ``.metadata``; all else is JSON. Several ranks need a
-folder that all of them see. One run at a time owns a folder: ``claim_run_folder`` first.
+folder that all of them see. One run at a time owns a folder: ``run.folder`` sees to that.
 """
 
 from __future__ import annotations
@@ -30,20 +30,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
-from ovlt.run.folder import (
-    RECIPE,
-    claim_run_folder,
-    from_rank_zero,
-    on_all_ranks,
-    rank_and_world_size,
-    require_json,
-    some,
-    sync_folder,
-)
-from ovlt.system.files import read_json, write_json
+from ovlt.run.folder import RECIPE, require_json, some
+from ovlt.system.collectives import from_rank_zero, on_all_ranks, rank_and_world_size
+from ovlt.system.files import read_json, swap_folder, write_json
 from ovlt.system.rng import rng_state, set_rng_state
-
-__all__ = ["claim_run_folder", "latest", "load", "save"]
 
 FORMAT = 1
 MANIFEST, TRAINER = "manifest.json", "trainer.json"
@@ -65,7 +55,7 @@ def save(
     recipe: dict[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write ``folder/step_%06d``, drop all but the newest ``keep``; its path. Collective.
+    """Write ``folder/step_%06d``, drop all but the newest ``keep``, return its path. Collective.
 
     ``model`` is sharded by FSDP2 (a plain module works too); tied weights are written once.
     ``optimizer`` is an AdamW whose state (if it has any yet) is tensors. ``state`` holds plain
@@ -115,11 +105,11 @@ def save(
     def publish() -> None:
         if rank != 0:
             return
-        found = sum((temporary / _rng_file(r)).exists() for r in range(world_size))
-        if found != world_size:
+        num_files = sum((temporary / _rng_file(r)).exists() for r in range(world_size))
+        if num_files != world_size:
             raise ValueError(
-                f"{temporary} holds files of {found} of {world_size} ranks: put the run folder on "
-                "storage that all nodes share"
+                f"{temporary} holds files of {num_files} of {world_size} ranks: put the run folder "
+                "on storage that all nodes share"
             )
         write_json(temporary / TRAINER, trainer)
         write_json(temporary / RECIPE, recipe)
@@ -131,7 +121,9 @@ def save(
             "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
         }
         write_json(temporary / MANIFEST, manifest)
-        _replace_folder(temporary, final)
+        # A folder of that name is torn, or of this same step: killed between the two renames, the
+        # run goes on from the checkpoint before and comes to the same weights.
+        swap_folder(temporary, final)
         _prune(final.parent, keep)
 
     on_all_ranks(publish)
@@ -139,9 +131,9 @@ def save(
 
 
 def latest(folder: Path | str) -> Path | None:
-    """The newest complete checkpoint in ``folder``; None where there is none (or no folder).
+    """Return the newest complete checkpoint in ``folder``; None if there is none (or no folder).
 
-    Temporary folders, and those whose files are not what their manifest lists, are passed over.
+    Temporary folders, and those whose files are not what their manifest lists, are skipped.
     """
     return next((path for path in _steps(Path(folder)) if not _why_torn(path)), None)
 
@@ -152,7 +144,7 @@ def load(path: Path | str, *, model: nn.Module, optimizer: torch.optim.Optimizer
     Returns the ``state`` given to ``save``.
     ``model`` and ``optimizer`` are built as for a fresh run; what the optimizer held is replaced.
     Another number of ranks than at ``save`` is allowed (tensors are resharded), with a warning: the
-    continuation is not bitwise then, and ranks without a saved generator keep theirs. Raises
+    continuation is then not bitwise, and ranks without a saved generator keep theirs. Raises
     ValueError for a torn checkpoint or one of another model, before anything is changed, and for
     tensors that cannot be read.
     """
@@ -205,7 +197,7 @@ def load(path: Path | str, *, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """``model.NAME`` -> parameter or persistent buffer, tied ones once; id(parameter) -> NAME.
+    """Map ``model.NAME`` to parameter or persistent buffer, tied ones once; and id to NAME.
 
     ``state_dict`` and not ``named_parameters``: its hooks bring FSDP2 groups that a forward without
     backward left gathered back to their shards.
@@ -222,7 +214,7 @@ def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[int, str]]
 def _optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[int, str]
 ) -> dict[str, Tensor]:
-    """``optim.NAME.KEY`` -> AdamW state. Empty before the first step: nothing is made up for it.
+    """Map ``optim.NAME.KEY`` to AdamW state. Empty before the first step: nothing is made up.
 
     (torch's get_state_dict takes a step of its own there, and the counters then start at 1.)
     """
@@ -236,7 +228,7 @@ def _optimizer_tensors(
 def _allocate_optimizer_state(
     optimizer: torch.optim.Optimizer, names: dict[int, str], saved: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Give ``optimizer`` zeroed state for what is in ``saved``, and no other; its tensors."""
+    """Give ``optimizer`` zeroed state for what is in ``saved`` and no other; return its tensors."""
     fields: dict[str, list[str]] = {}
     for name in saved:
         if name.startswith("optim."):
@@ -259,7 +251,7 @@ def _allocate_optimizer_state(
 
 
 def _file_of_each(tensors: Mapping[str, Tensor], max_bytes: int) -> dict[str, int]:
-    """Number, from 1, of the file each tensor goes to: as many per file as ``max_bytes`` allow."""
+    """Number the file, from 1, that each tensor goes to: as many as ``max_bytes`` allow."""
     files: dict[str, int] = {}
     number, filled = 1, 0
     for name, tensor in tensors.items():
@@ -281,26 +273,28 @@ def _differences(
     optimizer: torch.optim.Optimizer,
     names: dict[int, str],
 ) -> list[str]:
-    """Where the checkpoint and the live model and optimizer disagree, in words."""
-    wanted = {name: _signature(tensor) for name, tensor in tensors.items()}
-    found = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    """Say in which the checkpoint and the live model and optimizer disagree."""
+    live = {name: _signature(tensor) for name, tensor in tensors.items()}
+    differences = [f"{name} is not in the checkpoint" for name in live if name not in saved]
     for name, (dtype, shape) in saved.items():
         if name.startswith("optim."):
             continue
-        if name not in wanted:
-            found.append(f"{name} is not in the model")
-        elif wanted[name] != [dtype, shape]:
-            live_dtype, live_shape = wanted[name]
-            found.append(f"{name} is {dtype} {shape} there and {live_dtype} {live_shape} here")
+        if name not in live:
+            differences.append(f"{name} is not in the model")
+        elif live[name] != [dtype, shape]:
+            live_dtype, live_shape = live[name]
+            differences.append(
+                f"{name} is {dtype} {shape} there and {live_dtype} {live_shape} here"
+            )
     groups = [group["params"] for group in trainer["param_groups"]]
     live_groups = [group["params"] for group in _hyper_parameters(optimizer, names)]
     if groups != live_groups:
         before, now = ({n for group in g for n in group} for g in (groups, live_groups))
-        found += [f"{name} is no longer trained" for name in sorted(before - now)]
-        found += [f"{name} was not trained" for name in sorted(now - before)]
+        differences += [f"{name} is no longer trained" for name in sorted(before - now)]
+        differences += [f"{name} was not trained" for name in sorted(now - before)]
         if before == now:
-            found.append("the optimizer's parameter groups are divided otherwise")
-    return found
+            differences.append("the optimizer's parameter groups are divided otherwise")
+    return differences
 
 
 # ---- what is no tensor -----------------------------------------------------------------------
@@ -309,7 +303,7 @@ def _differences(
 def _hyper_parameters(
     optimizer: torch.optim.Optimizer, names: dict[int, str]
 ) -> list[dict[str, Any]]:
-    """The parameter groups as JSON, their parameters by name."""
+    """Return the parameter groups as JSON, their parameters by name."""
     groups = []
     for group in optimizer.param_groups:
         unknown = [tuple(p.shape) for p in group["params"] if id(p) not in names]
@@ -338,9 +332,9 @@ def _rng_file(rank: int) -> str:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """The checkpoint folders, newest first, complete or not."""
-    found = [p for p in folder.glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
-    return sorted(found, key=_step_of, reverse=True)
+    """List the checkpoint folders, newest first, complete or not."""
+    folders = [p for p in folder.glob("step_*") if re.fullmatch(r"step_\d{6,}", p.name)]
+    return sorted(folders, key=_step_of, reverse=True)
 
 
 def _step_of(path: Path) -> int:
@@ -348,7 +342,7 @@ def _step_of(path: Path) -> int:
 
 
 def _why_torn(path: Path) -> str:
-    """What is missing in this checkpoint, in words; empty when it is complete."""
+    """Say what is missing in this checkpoint; empty if it is complete."""
     if not path.is_dir():
         return "there is no such folder"
     if not (path / MANIFEST).is_file():
@@ -360,32 +354,17 @@ def _why_torn(path: Path) -> str:
         for name, size in manifest["files"].items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if (found := (path / name).stat().st_size) != size:
-                return f"{name} has {found} bytes instead of {size}"
+            if (actual := (path / name).stat().st_size) != size:
+                return f"{name} has {actual} bytes instead of {size}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error!r})"
     return ""
 
 
 def _first(error: dcp.CheckpointException) -> str:
-    """Which rank failed first, and how, without the tracebacks (they stay with the cause)."""
+    """Say which rank failed first, and how, without tracebacks (they stay with the cause)."""
     rank, (cause, _) = min(error.failures.items())
     return f"rank {rank}: {cause}"
-
-
-def _replace_folder(temporary: Path, final: Path) -> None:
-    """Give ``temporary``, all of it on disk, the name ``final``, and put that on disk too."""
-    sync_folder(temporary)
-    if final.exists():
-        # Torn, or of this same step: killed between the two renames, the run goes on from the
-        # checkpoint before and comes to the same weights.
-        old = temporary.with_name(f"{temporary.name}-old")
-        final.rename(old)
-        temporary.rename(final)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(final)
-    sync_folder(final.parent)
 
 
 def _prune(folder: Path, keep: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from ovlt.train.checkpoint import claim_run_folder, latest
+from ovlt.run.folder import claim_run_folder
+from ovlt.train.checkpoint import latest
 
 pytestmark = pytest.mark.slow
 
