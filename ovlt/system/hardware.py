@@ -50,8 +50,8 @@ class Node:
 
 def node(name: str) -> Node:
     """``h200x8`` -> eight of them; ``h200`` -> one. Raises ValueError that lists the known ones."""
-    found = re.fullmatch(r"(.+?)(?:x(\d+))?", name.lower())
-    chip, count = (found[1], int(found[2] or 1)) if found else ("", 0)
+    parts = re.fullmatch(r"(.+?)(?:x(\d+))?", name.lower())
+    chip, count = (parts[1], int(parts[2] or 1)) if parts else ("", 0)
     if chip not in GPUS or not 1 <= count <= MOST:
         raise ValueError(
             f"unknown hardware '{name}': write CHIPxCOUNT with CHIP one of {', '.join(GPUS)} and "

@@ -120,7 +120,7 @@ def flat(output: LossOutput) -> dict[str, float]:
 
 
 def test_defaults_are_the_papers() -> None:
-    """shared/reference/recipe.md 1.7: the released configuration."""
+    """The released configuration (EasyR1 v0.3.0 as OpenVLThinker runs it)."""
     config = LossConfig()
     assert (config.clip_low, config.clip_high, config.dual_clip) == (0.2, 0.3, 3.0)
     assert (config.kl_estimator, config.kl_coef) == ("k3", 1e-2)
