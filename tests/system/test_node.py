@@ -244,7 +244,7 @@ def test_a_dry_run_here_and_now(tmp_path: Path, argv: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     _, plan, stages = re.split(r"== [67] ", done.stdout)
     assert "h100x8: 79.0 GiB" in plan
-    assert "python -m ovlt.distill" in stages
+    assert "ovlt distill" in stages
     missing = "data/mine/seeds.parquet  (MISSING)"
     assert (missing in stages) == ("--smoke" not in argv)
     assert ("runs/mine-smoke/seed0" in stages) == ("--smoke" in argv)
