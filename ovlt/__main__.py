@@ -44,11 +44,11 @@ SHARED = ("run", "model", "data", "engine", "reward")
 COMMANDS = {
     "sft": Command(
         "Fine-tune on sharegpt messages; loss on the assistant's tokens.",
-        "ovlt.sft:train", ("sft", *SHARED), ranks=True,
+        "ovlt.sft:train", ("sft", *SHARED, "evaluate"), ranks=True,
     ),
     "grpo": Command(
         "Sample groups of answers, grade them, update the policy, sync the weights.",
-        "ovlt.grpo:train", ("grpo", *SHARED), ranks=True,
+        "ovlt.grpo:train", ("grpo", *SHARED, "evaluate"), ranks=True,
     ),
     "evaluate": Command(
         "Measure the accuracy of a model folder on questions, greedy and sampled.",
@@ -140,14 +140,22 @@ def rank(name: str, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _drive(name: str, words: list[str]) -> None:
-    """Make what the recipe lacks and is ours to make, then let the command start its ranks."""
+    """Let a command start its ranks itself."""
     recipe = _read(name, words)
     env.apply(_device(recipe))
-    from ovlt.smoke.make import make_missing
+    _make_inputs(name, recipe, launch.default_ranks(_device(recipe)))
+    try:
+        _function(COMMANDS[name].driver)(recipe)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"ovlt {name}: {error}") from None
+
+
+def _make_inputs(name: str, recipe: Recipe, ranks: int) -> None:
+    """Create the inputs of the demo that the recipe names and that are not there yet."""
+    from ovlt.smoke.make import make_missing  # seconds of imports, which --help does not need
 
     try:
-        make_missing(recipe, name, launch.default_ranks())
-        _function(COMMANDS[name].driver)(recipe)
+        make_missing(recipe, name, ranks)
     except (ValueError, OSError) as error:
         raise SystemExit(f"ovlt {name}: {error}") from None
 
@@ -157,11 +165,15 @@ def _start_ranks(name: str, words: list[str]) -> NoReturn:
     count, words = _ranks(name, words)
     recipe = _read(name, words)  # a mistake in it is one sentence here, not one from each rank
     env.apply(_device(recipe))
+    if name == "evaluate" and recipe.evaluate.engine.tensor_parallel > 1:
+        count = 1  # one engine takes all the GPUs
+    count = count or launch.default_ranks(_device(recipe))
+    _make_inputs(name, recipe, count)  # here, where no other rank waits for it in a collective
     launch.exec_ranks(f"ovlt.{name}", words, count)
 
 
 def _ranks(name: str, words: Sequence[str]) -> tuple[int, list[str]]:
-    """Take ``--ranks=N`` out of the words of a command."""
+    """Take ``--ranks=N`` out of the words of a command; 0 if it is not there."""
     count, rest, left = 0, [], list(words)
     while left:
         word = left.pop(0)
@@ -173,7 +185,7 @@ def _ranks(name: str, words: Sequence[str]) -> tuple[int, list[str]]:
             print(f"ovlt {name}: --ranks={value} should be like --ranks=2", file=sys.stderr)
             raise SystemExit(2)
         count = int(value)
-    return count or launch.default_ranks(), rest
+    return count, rest
 
 
 def _read(name: str, argv: Sequence[str]) -> Recipe:

@@ -2,8 +2,8 @@
 
 Follow one image: ``rows.prompt`` decodes it, ``engine.generate`` answers its question n times,
 ``Rollouts`` grades the answers, ``group_advantages`` compares them, ``pack`` joins them without
-padding, ``model(batch, objective)`` runs tower, decoder and head, ``policy_loss`` is what is
-differentiated, ``optimizer_step`` moves the weights, and ``WeightSync`` streams them back into the
+padding, ``model(batch, objective)`` runs tower, decoder and head, ``policy_loss`` gives the
+gradient, ``optimizer_step`` moves the weights, and ``WeightSync`` streams them back into the
 engine.
 
 Equations: DeepSeekMath (arXiv 2402.03300) section 4.1; the switches DAPO (2503.14476), Dr.GRPO
@@ -22,14 +22,14 @@ from ovlt.config import GrpoConfig, Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
-from ovlt.evaluate.validator import Validator
+from ovlt.evaluate.validator import Validator, read_evaluation_rows
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.engine import Engine
-from ovlt.rollout.groups import RolloutBatch, Rollouts, sampling_of
+from ovlt.rollout.engine import Engine, sampling_of
+from ovlt.rollout.groups import RolloutBatch, Rollouts
 from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
@@ -53,18 +53,19 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
         model, engine, stage, timer = parts.model, parts.engine, parts.stage, parts.stage.timer
         timer.reset()
         for step in range(stage.first, cfg.steps):
+            stage.profiler.at(step)
             # Sync, then sample: the engine gets the newest weights, and an image probe proves that
-            # they arrived; n answers to each prompt are graded. On every rank the same groups.
+            # they arrived; n answers to each prompt are graded. Every rank gets the same groups.
             with engine.awake():
                 with timer("sync"):
                     mismatch = parts.sync()
-                rollout = parts.rollouts.draw(step)
+                batch = parts.rollouts.draw(step)
             # Score and pack: advantages relative to the group; the samples of each optimizer step
             # joined without padding, by the same plan on every rank.
             with timer("pack"):
-                score_groups(rollout.groups, use_std=cfg.advantage_std)
-                updates = pack_updates(rollout.groups, cfg, parts.folder, runtime)
-            # Log-probs before the update: the policy ratio's denominator, the reference's for KL.
+                score_groups(batch.groups, use_std=cfg.advantage_std)
+                updates = pack_updates(batch.groups, cfg, parts.model_folder, runtime)
+            # Log-probs before the update: the policy's for the ratio, the reference's for the KL.
             add_logprobs(updates, parts, runtime)
             # Update: one optimizer step for each part of the rollout.
             with timer("update"):
@@ -76,25 +77,25 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                     )
                     for u, update in enumerate(updates)
                 ]  # fmt: skip
-            # Look, log, save: validation and the best model, the step's line, a checkpoint.
-            validation = stage.look(step + 1, parts.validator.measure)
-            seconds = timer.seconds()
-            values = step_metrics(rollout, updates, results, seconds, runtime)
+            # Validate, log, save: figures and the best model, the step's line, a checkpoint.
+            validation = stage.validate_if_due(step + 1, parts.validator.measure)
+            seconds = timer.take()
+            values = step_metrics(batch, updates, results, seconds, runtime)
             values |= {"mismatch/probe": mismatch, **validation}
-            stage.log(step + 1, values, seconds, rollout.groups[: cfg.log_groups])
-            if rollout.no_signal_frac == 1:
+            stage.log(step + 1, values, seconds, batch.groups[: cfg.log_groups])
+            if batch.no_signal_frac == 1:
                 runtime.say(f"step {step + 1}: no group has a signal; their rewards are all equal")
-            stage.save(step + 1, parts.rollouts.sampler.position)
+            stage.save_if_due(step + 1, parts.rollouts.sampler.position)
         stage.export()
         parts.validator.finish(stage.folder)
-        stage.close()
+    stage.done()
 
 
 @dataclass
 class Parts:
-    """What the loop works with."""
+    """The objects that the loop uses."""
 
-    folder: ModelFolder  # of the model that training starts from
+    model_folder: ModelFolder  # of the model that training starts from
     model: PackedModel
     reference: PackedModel | None  # frozen, for the KL; None if kl_coef is 0
     optimizer: torch.optim.Optimizer
@@ -107,60 +108,65 @@ class Parts:
 
 def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Parts:
     """Open everything; ``opened`` closes it. Collective."""
-    cfg, rollout = recipe.grpo, recipe.grpo.rollout
+    cfg, engine_config = recipe.grpo, recipe.engine
     stage_folder = StageFolder(runtime, recipe, "grpo", name=cfg.stage, title=cfg.title)
-    folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
-    reader = RowReader(runtime, recipe.model, recipe.data, folder)
+    model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     rows = reader.questions(
-        recipe.expand(cfg.data), max_tokens=rollout.max_prompt_tokens, suffix=cfg.suffix
+        recipe.expand(cfg.data), max_tokens=cfg.rollout.max_prompt_tokens, suffix=cfg.suffix
     )
-    held_out = recipe.expand(recipe.evaluate.data or recipe.data.held_out)
+    evaluation = read_evaluation_rows(
+        reader,
+        recipe.evaluate,
+        validation=recipe.expand(recipe.data.validation),
+        held_out=recipe.expand(recipe.evaluate.data or recipe.data.held_out),
+        eval_every=cfg.eval_every,
+        max_prompt_tokens=cfg.rollout.max_prompt_tokens,
+        suffix=cfg.suffix,
+    )
     pool = opened.enter_context(RewardPool(recipe.reward))
     judge = pool  # grades validation and held-out answers
     if recipe.reward.verdict:
         judge = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
 
     # The engine before the model: vLLM measures the free memory and takes its share of it.
-    sampling_dtype = engine_dtype(recipe.engine, recipe.model, folder, runtime.device)
+    sampling_dtype = engine_dtype(engine_config, recipe.model, model_folder, runtime.device)
+    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
+    if evaluation.held_out is not None:
+        longest = max(longest, recipe.evaluate.max_tokens)
     engine = opened.enter_context(
         open_engine(
-            folder, recipe.engine, runtime, dtype=sampling_dtype,
-            max_tokens=max(
-                rollout.max_prompt_tokens + rollout.max_response_tokens,
-                recipe.evaluate.max_tokens if held_out else 0,
-            ),
-            max_images=rows.max_images,
+            model_folder, engine_config, runtime, dtype=sampling_dtype, max_tokens=longest,
+            max_images=max(rows.max_images, evaluation.max_images),
         )
     )  # fmt: skip
 
-    hidden = int(folder.text_config.hidden_size)
+    hidden = int(model_folder.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
 
     def load(source: ModelFolder, *, trainable: bool) -> PackedModel:
         return load_sharded(
             source, runtime.mesh, runtime.device, recipe.model,
-            dtype=dtype, temperature=rollout.temperature, trainable=trainable,
+            dtype=dtype, temperature=cfg.rollout.temperature, trainable=trainable,
         )  # fmt: skip
 
-    model = load(folder, trainable=True)
+    model = load(model_folder, trainable=True)
     reference = None  # held in memory only if the KL needs it
     if cfg.loss.kl_coef > 0:
-        frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else folder
+        frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else model_folder
         reference = load(frozen, trainable=False)
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(
-        runtime, recipe.run, cfg, stage_folder, model, optimizer,
-        steps=cfg.steps, source=folder.path,
-    )  # fmt: skip
-    sync = WeightSync(
-        engine, model, folder,
-        temperature=rollout.temperature, tolerance=probe_tolerance(recipe.engine, sampling_dtype),
-    )  # fmt: skip
+        stage_folder, recipe.run, cfg, model, optimizer, steps=cfg.steps, source=model_folder.path
+    )
+    opened.callback(stage.metrics.close)
+    tolerance = probe_tolerance(engine_config, sampling_dtype)
+    sync = WeightSync(engine, model, model_folder, tolerance=tolerance)
     loader = Loader(rows.prompt, recipe.data.workers)
     opened.callback(loader.close)
     return Parts(
-        folder=folder,
+        model_folder=model_folder,
         model=model,
         reference=reference,
         optimizer=optimizer,
@@ -171,7 +177,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
             reward=recipe.reward,
             seed=recipe.run.seed,
             runtime=runtime,
-            chat=folder.chat,
+            chat=model_folder.chat,
             engine=engine,
             pool=pool,
             loader=loader,
@@ -181,14 +187,11 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         validator=Validator(
             reader=reader,
             evaluate=recipe.evaluate,
-            validation=recipe.expand(recipe.data.validation),
-            held_out=held_out,
+            rows=evaluation,
             open_engine=lambda: (engine, sync),
             pool=judge,
-            sampling=replace(sampling_of(rollout), n=1),
-            max_prompt_tokens=rollout.max_prompt_tokens,
+            sampling=replace(sampling_of(cfg.rollout), n=1),
             seed=recipe.run.seed,
-            suffix=cfg.suffix,
         ),
         stage=stage,
     )
@@ -200,11 +203,11 @@ class PackedUpdate:
 
     batches: list[PackedBatch]  # of this rank
     plan: BatchPlan  # of all ranks
-    num_samples: int  # that take part, of all ranks
+    num_samples: int  # samples in the update, over all ranks
 
 
 def pack_updates(
-    groups: Sequence[Group], cfg: GrpoConfig, folder: ModelFolder, runtime: Runtime
+    groups: Sequence[Group], cfg: GrpoConfig, model_folder: ModelFolder, runtime: Runtime
 ) -> list[PackedUpdate]:
     """Pack equal parts of the groups, one for each optimizer step of this rollout."""
     # Samples of advantage 0 have no gradient, unless another term of the loss gives them one.
@@ -214,7 +217,7 @@ def pack_updates(
     updates = []
     for u in range(cfg.updates_per_rollout):
         samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
-        # Made of all samples: those that are skipped keep their part of the normaliser.
+        # Use all samples: skipped ones still count in the normaliser.
         weights = loss_weights(
             [s.num_response_tokens for s in samples],
             cfg.loss.aggregation,
@@ -224,7 +227,7 @@ def pack_updates(
             useful = [i for i, s in enumerate(samples) if s.advantage != 0]
             samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
         batches, plan = pack(
-            samples, weights, runtime, cfg.token_budget, folder.config, folder.patchify
+            samples, weights, runtime, cfg.token_budget, model_folder.config, model_folder.patchify
         )
         updates.append(PackedUpdate(batches, plan, len(samples)))
     return updates
@@ -248,20 +251,20 @@ def add_logprobs(updates: Sequence[PackedUpdate], parts: Parts, runtime: Runtime
 
 
 def step_metrics(
-    rollout: RolloutBatch,
+    batch: RolloutBatch,
     updates: Sequence[PackedUpdate],
     results: Sequence[Update],
     seconds: dict[str, float],
     runtime: Runtime,
 ) -> dict[str, float]:
-    """What is logged of a step; docs/metrics.md explains each name."""
+    """Return the metrics of a step; docs/metrics.md explains each name."""
     plans = [update.plan for update in updates]
-    num_samples = sum(len(g.samples) for g in rollout.groups)
+    num_samples = sum(len(g.samples) for g in batch.groups)
     idle = ("validation", "checkpoint")
-    # Speed is of training alone: how often one validates is the user's choice.
+    # Throughput excludes validation and checkpoints.
     working = sum(value for phase, value in seconds.items() if phase not in idle)
     return {
-        **rollout.metrics(),
+        **batch.metrics(),
         # The policy: mean over the step's updates, or per token of all of them.
         "loss": sum(r.sums["loss"] for r in results) / len(results),
         "lr": results[-1].lr,
@@ -278,8 +281,8 @@ def step_metrics(
         "ratio/max_dev": max(r.maxima["ratio_dev"] for r in results),
         # Throughput and packing.
         "update/samples_frac": sum(update.num_samples for update in updates) / num_samples,
-        "tokens": rollout.num_tokens,
-        "tokens_per_second": rollout.num_tokens / max(1e-9, working),
+        "tokens": batch.num_tokens,
+        "tokens_per_second": batch.num_tokens / max(1e-9, working),
         "pack/fill": sum(plan.fill for plan in plans) / len(plans),
         "pack/filler_frac": max(plan.filler for plan in plans),
         "pack/imbalance": max(plan.imbalance for plan in plans),

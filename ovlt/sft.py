@@ -10,19 +10,19 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovlt.config import Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import GoodRows, RowReader
 from ovlt.data.sampler import Sampler
-from ovlt.evaluate.validator import Validator
+from ovlt.evaluate.validator import Validator, read_evaluation_rows
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.engine import Engine, Sampling
+from ovlt.rollout.engine import Engine, sampling_of
 from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
@@ -39,13 +39,13 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""
     cfg = recipe.sft
     # The model to start from, its optimizer, and the rows that it can read.
-    folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
-    source = open_folder(recipe.expand(cfg.start or recipe.model.path))
-    hidden = int(source.text_config.hidden_size)
+    stage_folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
+    model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    hidden = int(model_folder.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
-    model = load_sharded(source, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
+    model = load_sharded(model_folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
     optimizer = build_adamw(model, cfg.optim)
-    reader = RowReader(runtime, recipe.model, recipe.data, source)
+    reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     rows = reader.conversations(recipe.expand(cfg.data), max_tokens=cfg.token_budget)
     # A step sees batch_samples rows, all ranks together; a batch may go on into the next epoch.
     steps = cfg.steps or math.ceil(cfg.epochs * len(rows) / cfg.batch_samples)
@@ -54,12 +54,14 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
         loader = Loader(rows.sample, recipe.data.workers)
         opened.callback(loader.close)
         stage = TrainingStage(
-            runtime, recipe.run, cfg, folder, model, optimizer, steps=steps, source=source.path
+            stage_folder, recipe.run, cfg, model, optimizer, steps=steps, source=model_folder.path
         )
-        batches = Batches(rows, source, runtime, loader, cfg.token_budget)
+        opened.callback(stage.metrics.close)
+        batches = Batches(rows, model_folder, runtime, loader, cfg.token_budget)
         order, timer = Sampler(len(rows), recipe.run.seed), stage.timer
         timer.reset()
         for step in range(stage.first, steps):
+            stage.profiler.at(step)
             # Pack: this step's micro-batches; the images of the next step are decoded meanwhile.
             with timer("data"):
                 chosen, upcoming = (
@@ -73,17 +75,17 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                     model, optimizer, micro_batches, CROSS_ENTROPY, cfg.optim, runtime,
                     number=step, total=steps,
                 )  # fmt: skip
-            # Look, log, save: validation, the step's line, a checkpoint.
-            validation = stage.look(step + 1, validator.measure)
-            seconds = timer.seconds()
+            # Validate, log, save: figures, the step's line, a checkpoint.
+            validation = stage.validate_if_due(step + 1, validator.measure)
+            seconds = timer.take()
             tokens = sum(len(rows[i].token_ids) for i in chosen)
             values = step_metrics(update, packing, tokens, seconds, runtime)
             values["pack/micro_batches"] = len(micro_batches)
             stage.log(step + 1, values | validation, seconds)
-            stage.save(step + 1, (step + 1) * cfg.batch_samples)
+            stage.save_if_due(step + 1, (step + 1) * cfg.batch_samples)
         stage.export()
-        validator.finish(folder)
-        stage.close()
+        validator.finish(stage_folder)
+    stage.done()
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Batches:
     """Makes the micro-batches of a step. Planning needs no pixels, so all ranks plan alike."""
 
     rows: GoodRows
-    folder: ModelFolder
+    model_folder: ModelFolder
     runtime: Runtime
     loader: Loader[Sample]
     token_budget: int  # most tokens of a micro-batch
@@ -104,20 +106,20 @@ class Batches:
             extents,
             ranks=self.runtime.world_size,
             budget=self.token_budget,
-            config=self.folder.config,
+            config=self.model_folder.config,
         )
 
     def make(self, chosen: Sequence[int]) -> tuple[list[PackedBatch], BatchPlan]:
         """Return this rank's micro-batches, and the plan of all ranks."""
         packing = self.plan(chosen)
-        # Of all rows of the step: the normaliser counts every rank's tokens before any backward.
+        # Use all rows of the step: the normaliser counts the tokens of every rank.
         weights = loss_weights([self.rows[i].num_labels for i in chosen], "token_mean")
         micro_batches = [
             collate(
                 self.loader.get([chosen[i] for i in places]),
                 [weights[i] for i in places],
-                config=self.folder.config,
-                patchify=self.folder.patchify,
+                config=self.model_folder.config,
+                patchify=self.model_folder.patchify,
             )
             for places in packing.bins[self.runtime.rank]
         ]
@@ -125,7 +127,7 @@ class Batches:
 
     def prefetch(self, chosen: Sequence[int]) -> None:
         """Start to decode this rank's images of a later step."""
-        # Planned now, and again when its turn comes: cheaper than to keep plans in step.
+        # `make` plans again; that is cheaper than storing plans.
         mine = self.plan(chosen).bins[self.runtime.rank]
         self.loader.prefetch([chosen[i] for places in mine for i in places])
 
@@ -134,35 +136,38 @@ def open_validator(
     recipe: Recipe, reader: RowReader, model: PackedModel, opened: contextlib.ExitStack
 ) -> Validator:
     """Return the validator; its engine is opened at the first use, and closed by ``opened``."""
-    cfg, runtime, source = recipe.evaluate, reader.runtime, reader.folder
-    held_out = recipe.expand(cfg.data or recipe.data.held_out)
+    cfg, runtime, model_folder = recipe.evaluate, reader.runtime, reader.folder
+    rows = read_evaluation_rows(
+        reader,
+        cfg,
+        validation=recipe.expand(recipe.data.validation),
+        held_out=recipe.expand(cfg.data or recipe.data.held_out),
+        eval_every=recipe.sft.eval_every,
+        max_prompt_tokens=cfg.max_prompt_tokens,
+    )
 
     @functools.cache  # opened once, and only if something is measured
     def engine() -> tuple[Engine, WeightSync]:
-        dtype = engine_dtype(recipe.engine, recipe.model, source, runtime.device)
+        dtype = engine_dtype(recipe.engine, recipe.model, model_folder, runtime.device)
         sampler = opened.enter_context(
-            open_engine(source, recipe.engine, runtime, dtype=dtype, max_tokens=cfg.max_tokens)
-        )
+            open_engine(
+                model_folder, recipe.engine, runtime,
+                dtype=dtype, max_tokens=cfg.max_tokens, max_images=rows.max_images,
+            )
+        )  # fmt: skip
         tolerance = probe_tolerance(recipe.engine, dtype)
-        return sampler, WeightSync(
-            sampler, model, source, temperature=cfg.temperature, tolerance=tolerance
-        )
+        return sampler, WeightSync(sampler, model, model_folder, tolerance=tolerance)
 
-    pool = None  # nothing is measured
-    if held_out or recipe.sft.eval_every:
-        # Now: a reward that cannot be loaded is known before the training, not after it.
+    pool = None
+    if rows.any:  # start it now, so that a broken reward fails before the training
         pool = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
     return Validator(
         reader=reader,
         evaluate=cfg,
-        validation=recipe.expand(recipe.data.validation),
-        held_out=held_out,
+        rows=rows,
         open_engine=engine,
         pool=pool,
-        sampling=Sampling(
-            1, cfg.temperature, cfg.max_response_tokens, top_p=cfg.top_p, top_k=cfg.top_k
-        ),
-        max_prompt_tokens=cfg.max_prompt_tokens,
+        sampling=replace(sampling_of(cfg), n=1),
         seed=recipe.run.seed,
     )
 
@@ -170,7 +175,7 @@ def open_validator(
 def step_metrics(
     update: Update, packing: BatchPlan, tokens: int, seconds: dict[str, float], runtime: Runtime
 ) -> dict[str, float]:
-    """What is logged of a step; docs/metrics.md explains each name."""
+    """Return the metrics of a step; docs/metrics.md explains each name."""
     return {
         # Means over the step's labelled tokens, of all ranks.
         "loss": update.sums["loss"],

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ovlt.__main__ import COMMANDS, main
-from ovlt.system.moved import MOVED
+from ovlt.system import env, launch
+from ovlt.system.moved import GONE, MOVED, MovedFinder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -91,7 +92,50 @@ def test_completion_knows_commands_and_keys(shell: str, capsys: pytest.CaptureFi
         assert done.returncode == 0
 
 
+def test_ranks_are_the_gpus_that_are_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: H100 (UUID: GPU-$i)"; done\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for visible, ranks in ((None, 4), ("0,2", 2), ("GPU-1", 1), ("3", 1)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert len(env.gpus()) == launch.default_ranks("cuda") == ranks
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert env.gpus() == []
+    assert launch.default_ranks("cpu") == min(2, env.usable_cores())  # whatever GPUs there are
+
+
+def test_what_libraries_repeat_is_dropped_and_a_crash_is_not() -> None:
+    """Descriptor 2 goes through a filter while an engine opens; the last words arrive."""
+    done = run(
+        "-c",
+        "import os\n"
+        "from ovlt.system import quiet\n"
+        "with quiet.without_noise():\n"
+        "    os.write(2, b'before\\nWarning: NUMA binding: Using MEMBIND policy for this\\n')\n"
+        "    os.system('echo of a child >&2')\n"
+        "os.write(2, b'after\\n')\n"
+        "with quiet.without_noise():\n"
+        "    os.write(2, b'last words\\n')\n"
+        "    os.abort()\n",
+    )
+    assert done.returncode != 0
+    assert set(done.stderr.splitlines()) == {"before", "of a child", "after", "last words"}
+
+
 @pytest.mark.parametrize("old", sorted(MOVED))
 def test_a_module_of_an_older_version_is_answered_with_its_new_place(old: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=f"{old} has moved: it is ".replace(".", r"\.")):
-        __import__(old)
+        MovedFinder.find_spec(old)
+
+
+def test_a_command_that_is_gone_says_what_does_its_work() -> None:
+    for old in GONE:
+        with pytest.raises(ModuleNotFoundError, match=rf"{old} is gone: `ovlt "):
+            __import__(old)
+    with pytest.raises(ModuleNotFoundError, match=r"ovlt\.sampling has moved"):
+        __import__("ovlt.sampling")  # by the import system itself

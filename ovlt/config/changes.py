@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "run.resume",
     "run.tensorboard",
     "run.wandb",
+    "run.profile",
     "data.workers",
     "reward.workers",
     "*.title",

@@ -55,7 +55,7 @@ def help_text(command: str, summary: str, tables: Sequence[str], *, resume: bool
     """Return the usage of a command and every key of ``tables`` with default and meaning."""
     lines = [
         f"usage: ovlt {command} [RECIPE.toml ...] [--smoke] [--table.key=value ...]"
-        + " [--resume auto]" * resume,
+        + " [--ranks=N] [--resume auto]" * resume,
         "",
         summary,
         "Several recipes are laid over each other, the last one on top.",

@@ -35,7 +35,7 @@ MOVED = {
     "grpo.rollout.gpu_memory": "engine.gpu_memory",
     "grpo.rollout.kv_cache_gib": "engine.kv_cache_gib",
     "grpo.rollout.max_mismatch": "engine.max_mismatch",
-    "grpo.rollout.tensor_parallel": "distill.engine.tensor_parallel",
+    "grpo.rollout.tensor_parallel": "distill.engine.tensor_parallel",  # or [evaluate.engine]
     "distill.tensor_parallel": "distill.engine.tensor_parallel",
     "distill.max_sequences": "distill.engine.max_sequences",
     "distill.gpu_memory": "distill.engine.gpu_memory",
@@ -55,8 +55,8 @@ def load_recipe(
 ) -> Recipe:
     """Read recipes (TOML, or resolved ones in JSON) and lay ``table.key=value`` over them.
 
-    Of several files a later one counts more: its tables are merged into the earlier ones key by
-    key, and its values and lists replace theirs. Values of ``overrides`` are read as TOML if they
+    Later files override earlier ones: tables are merged key by key, values and lists are
+    replaced. Values of ``overrides`` are read as TOML if they
     parse, else as a bare string, so ``--run.seed=1``, ``--sft.optim.lr=1e-3`` and
     ``--sft.start=runs/x`` all do what they say. ``smoke`` first shrinks the recipe to the size of
     recipes/smoke.toml; ``smoke_size.py`` says which keys that takes.
@@ -100,13 +100,6 @@ def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise ValueError(_explain(error, origin)) from None
-
-
-def write_recipe(recipe: Recipe, path: Path) -> Path:
-    """Write every value of a recipe as JSON, for the process that is to run it; its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recipe.resolved(), indent=2), encoding="utf-8")
-    return path
 
 
 def _set(tree: dict[str, Any], text: str) -> None:

@@ -26,6 +26,9 @@ class RunConfig(Table):
     )
     tensorboard: bool = field(True, "Write TensorBoard scalars beside metrics.jsonl.")
     wandb: str = field("", "Weights & Biases project; empty: not used.")
+    profile: NonNegative = field(
+        0, "Steps to profile, after the first: trace and table in profile/ of the stage folder."
+    )
 
 
 class ModelConfig(Table):
@@ -120,7 +123,9 @@ class LossConfig(Table):
     kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Schulman's estimator of the KL.")
     entropy_coef: float = field(0.0, "Weight of an entropy bonus.")
     importance: Literal["truncate", "mask", "off"] = field(
-        "truncate", "Correct the engine-trainer mismatch: min(w, cap); drop w > cap; or not at all."
+        "truncate",
+        "Correct the engine-trainer mismatch by w = p_trainer / p_engine. truncate: min(w, cap); "
+        "mask: drop tokens with w > cap; off: no correction.",
     )
     importance_cap: Rate = field(2.0, "Cap of the importance weight.")
 
@@ -171,7 +176,7 @@ class GrpoConfig(Table):
     eval_every: NonNegative = field(5, "Steps between validations; 0: never.")
     save_every: NonNegative = field(10, "Steps between checkpoints; 0: one at the end.")
     keep: Literal["last", "best"] = field(
-        "last", "Which model the stage gives: of the last step, or of the best greedy validation."
+        "last", "Model to export: of the last step, or of the best greedy validation."
     )
     log_groups: NonNegative = field(
         8, "Groups per step that are kept, with images, for the report."

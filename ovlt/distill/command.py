@@ -19,7 +19,7 @@ import functools
 from dataclasses import replace
 
 from ovlt.config import DistillConfig, Recipe
-from ovlt.config.load import recipe_from, write_recipe
+from ovlt.config.load import recipe_from
 from ovlt.config.trees import merged
 from ovlt.data.rows import RowReader
 from ovlt.distill.assemble import assemble
@@ -52,7 +52,7 @@ def drive(recipe: Recipe) -> None:
     for phase in order:
         tree = merged(recipe.resolved(), {"distill": {"phase": phase}})
         path = recipe.folder / "recipes" / f"{config.stage}.{phase}.json"
-        launch.torchrun("ovlt.distill.rank", write_recipe(recipe_from(tree), path), ranks)
+        launch.torchrun("ovlt.distill.rank", launch.write_recipe(recipe_from(tree), path), ranks)
 
 
 def work(runtime: Runtime, recipe: Recipe) -> None:

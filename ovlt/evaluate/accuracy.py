@@ -1,7 +1,7 @@
 """Accuracy on questions, greedy and sampled, with 95 % intervals.
 
-Greedy says what the model's most likely answer is worth, sampled what its distribution is worth,
-which is what GRPO changes.
+Greedy measures the model's most likely answer, sampling its distribution, which is what GRPO
+changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ovlt.evaluate.keywords import KEYWORDS, keyword_counts
 from ovlt.evaluate.stats import mean_ci95, wilson_ci95
 from ovlt.reward.functions import RewardInput
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds
+from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sampling_of
 from ovlt.system.files import write_json
 from ovlt.types import Prompt
 
@@ -133,30 +133,22 @@ def _figures(rows: Sequence[Row], answers: Sequence[Answered], sampling: Samplin
     return figures
 
 
-def held_out(
-    engine: Engine,
-    reader: RowReader,
-    config: EvaluateConfig,
-    path: str,
-    pool: RewardPool,
-    model: str,
+def read_held_out(reader: RowReader, config: EvaluateConfig, path: str) -> GoodRows:
+    """Read the held-out questions. Collective; raises ValueError."""
+    return reader.questions(path, max_tokens=config.max_prompt_tokens, limit=config.limit)
+
+
+def measure_held_out(
+    engine: Engine, reader: RowReader, config: EvaluateConfig, rows: GoodRows, pool: RewardPool
 ) -> Figures:
-    """Measure on the held-out file ``path``: once, when a stage has ended. Collective."""
-    rows = reader.questions(path, max_tokens=config.max_prompt_tokens, limit=config.limit)
-    sampling = Sampling(
-        config.n,
-        config.temperature,
-        config.max_response_tokens,
-        top_p=config.top_p,
-        top_k=config.top_k,
-    )
-    figures = evaluate_rows(engine, reader, rows, pool, sampling, config.seed)
-    return {"split": Path(path).stem, "model": model} | figures
+    """Measure on held-out questions, as [evaluate] says, when a stage has ended. Collective."""
+    return evaluate_rows(engine, reader, rows, pool, sampling_of(config), config.seed)
 
 
-def write_evaluation(folder: Path, figures: Figures) -> None:
-    """Write ``evaluation.json``, which the report reads."""
-    write_json(folder / "evaluation.json", figures)
+def write_evaluation(folder: Path, figures: Figures, *, questions: str, model: str) -> None:
+    """Write ``evaluation.json``, which the report reads, for a file of questions and a model."""
+    head = {"split": Path(questions).stem, "model": model}
+    write_json(folder / "evaluation.json", head | figures)
 
 
 def sentence(figures: Figures) -> str:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from ovlt.config import Recipe
 from ovlt.data.rows import RowReader
-from ovlt.evaluate.accuracy import held_out, sentence, write_evaluation
+from ovlt.evaluate.accuracy import (
+    measure_held_out,
+    read_held_out,
+    sentence,
+    write_evaluation,
+)
 from ovlt.model.load import open_folder
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.open import engine_dtype, open_engine
@@ -19,23 +24,32 @@ from ovlt.system.runtime import Runtime
 def evaluate(runtime: Runtime, recipe: Recipe) -> None:
     """Open the model folder in an engine, measure, write evaluation.json."""
     cfg = recipe.evaluate
+    if cfg.engine.tensor_parallel > 1 and runtime.world_size > 1:
+        raise ValueError(
+            "evaluate.engine.tensor_parallel > 1 is for one process that spreads a model over "
+            "GPUs: start it with --ranks=1"
+        )
     path = recipe.expand(cfg.model or recipe.model.path)
-    folder = open_folder(path)
+    model_folder = open_folder(path)
     title = f"Evaluation of {path}"
-    stage = StageFolder(runtime, recipe, "evaluate", name=cfg.stage, title=title)
-    engine = open_engine(
-        folder,
-        recipe.engine,
-        runtime,
-        dtype=engine_dtype(recipe.engine, recipe.model, folder, runtime.device),
-        max_tokens=cfg.max_tokens,
-        solo=cfg.engine,
-    )
-    reader = RowReader(runtime, recipe.model, recipe.data, folder)
+    stage_folder = StageFolder(runtime, recipe, "evaluate", name=cfg.stage, title=title)
+    reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     questions = recipe.expand(cfg.data or recipe.data.held_out)
-    with engine, RewardPool(recipe.reward, for_verdicts=True) as pool:
-        figures = held_out(engine, reader, cfg, questions, pool, path)
-        if runtime.is_main:
-            write_evaluation(stage.path, figures)
-        stage.update(status="done")
-        runtime.say(f"{path}: {sentence(figures)}")
+    # Questions and reward first: a mistake in them is seen before a minute of opening the engine.
+    rows = read_held_out(reader, cfg, questions)
+    with RewardPool(recipe.reward, for_verdicts=True) as pool:
+        engine = open_engine(
+            model_folder,
+            recipe.engine,
+            runtime,
+            dtype=engine_dtype(recipe.engine, recipe.model, model_folder, runtime.device),
+            max_tokens=cfg.max_tokens,
+            max_images=rows.max_images,
+            solo=cfg.engine,
+        )
+        with engine:
+            figures = measure_held_out(engine, reader, cfg, rows, pool)
+    if runtime.is_main:
+        write_evaluation(stage_folder.path, figures, questions=questions, model=path)
+    stage_folder.update(status="done")
+    runtime.say(f"{path}: {sentence(figures)}")

@@ -3,59 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ovlt.config import EvaluateConfig
 from ovlt.data.rows import GoodRows, RowReader
-from ovlt.evaluate.accuracy import evaluate_rows, held_out, sentence, write_evaluation
+from ovlt.evaluate.accuracy import (
+    evaluate_rows,
+    measure_held_out,
+    read_held_out,
+    sentence,
+    write_evaluation,
+)
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, Sampling
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 
 
+@dataclass(frozen=True)
+class EvaluationRows:
+    """What a stage is measured on, read before it starts, so that a mistake is seen then."""
+
+    validation: GoodRows | None
+    held_out: GoodRows | None
+    held_out_path: str
+
+    @property
+    def any(self) -> bool:
+        return self.validation is not None or self.held_out is not None
+
+    @property
+    def max_images(self) -> int:
+        """Most images of one question."""
+        return max(
+            (rows.max_images for rows in (self.validation, self.held_out) if rows), default=0
+        )
+
+
+def read_evaluation_rows(
+    reader: RowReader,
+    evaluate: EvaluateConfig,
+    *,
+    validation: str,
+    held_out: str,
+    eval_every: int,
+    max_prompt_tokens: int,
+    suffix: str = "",
+) -> EvaluationRows:
+    """Read validation questions, if the stage validates, and held-out ones, if the recipe has any.
+
+    ``validation`` and ``held_out`` are paths. ``suffix`` follows ``data.suffix`` in validation
+    questions, as in the stage's rollouts. Collective; raises ValueError.
+    """
+    if eval_every and not validation:
+        raise ValueError(
+            "eval_every is set but data.validation names no file of questions: name one, or set "
+            "eval_every = 0"
+        )
+    rows = None
+    if eval_every:
+        limit = reader.data.validation_questions
+        rows = reader.questions(
+            validation, max_tokens=max_prompt_tokens, suffix=suffix, limit=limit
+        )
+    last = read_held_out(reader, evaluate, held_out) if held_out else None
+    return EvaluationRows(rows, last, held_out)
+
+
 @dataclass
 class Validator:
-    """Validation questions, an engine fed with the model's weights, and a grader.
+    """Questions, an engine fed with the model's weights, and a grader.
 
     ``open_engine`` is called at the first use, so a stage that never validates never pays for an
     engine; what it returns is owned, and closed, by the caller.
 
     Attributes:
-        sampling: of the sampled answers; n is 1.
-        max_prompt_tokens: longer questions are refused.
-        suffix: follows ``data.suffix`` in validation questions, as in the stage's rollouts.
+        pool: None if there are no questions.
+        sampling: how the sampled answers of a validation are drawn; n is 1.
     """
 
     reader: RowReader
     evaluate: EvaluateConfig
-    validation: str  # path of the validation questions
-    held_out: str  # path of the held-out questions; empty: none
+    rows: EvaluationRows
     open_engine: Callable[[], tuple[Engine, WeightSync]]
-    pool: RewardPool | None  # None: nothing is ever measured
+    pool: RewardPool | None
     sampling: Sampling
-    max_prompt_tokens: int
     seed: int
-    suffix: str = ""
-    _rows: GoodRows | None = field(default=None, init=False)
 
     def measure(self) -> dict[str, float]:
-        """Greedy and sampled accuracy of the model as it is now. Collective."""
-        if not self.validation:
-            raise ValueError("eval_every is set but data.validation names no file of questions")
-        if self._rows is None:
-            self._rows = self.reader.questions(
-                self.validation,
-                max_tokens=self.max_prompt_tokens,
-                suffix=self.suffix,
-                limit=self.reader.data.validation_questions,
-            )
+        """Sync the weights and measure the model on validation questions. Collective."""
         assert self.pool is not None
+        assert self.rows.validation is not None
         engine, sync = self.open_engine()
         with engine.awake():
             sync()
             figures = evaluate_rows(
-                engine, self.reader, self._rows, self.pool, self.sampling, self.seed
+                engine, self.reader, self.rows.validation, self.pool, self.sampling, self.seed
             )
         return {
             "val/greedy": figures["greedy"]["accuracy"],
@@ -63,16 +106,22 @@ class Validator:
             "val/tokens_mean": figures["response_tokens"]["sampled"],
         }
 
-    def finish(self, stage: StageFolder) -> None:
-        """Measure the stage's model on held-out data, if the recipe has any. Collective."""
-        if not self.held_out:
+    def finish(self, stage_folder: StageFolder) -> None:
+        """Sync the weights and measure on held-out questions, if there are any. Collective."""
+        if self.rows.held_out is None:
             return
         assert self.pool is not None
         engine, sync = self.open_engine()
-        model = str(stage.path / "model")
         with engine.awake():
             sync()
-            figures = held_out(engine, self.reader, self.evaluate, self.held_out, self.pool, model)
+            figures = measure_held_out(
+                engine, self.reader, self.evaluate, self.rows.held_out, self.pool
+            )
         if self.reader.runtime.is_main:
-            write_evaluation(stage.path, figures)
+            write_evaluation(
+                stage_folder.path,
+                figures,
+                questions=self.rows.held_out_path,
+                model=str(stage_folder.path / "model"),
+            )
         self.reader.runtime.say(f"held-out: {sentence(figures)}")

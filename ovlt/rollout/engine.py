@@ -1,4 +1,4 @@
-"""What the loops need of a sampler: completions with log-probs, new weights, sleep."""
+"""The interface of a sampler: generate completions with log-probs, load weights, sleep."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ovlt.config import EvaluateConfig, RolloutConfig
 from ovlt.types import Prompt, Sample
 
 
@@ -70,14 +71,28 @@ class Engine(ABC):
         self.wake()
         try:
             yield
-        finally:
-            self.sleep()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to be seen
+                self.sleep()
+            raise
+        self.sleep()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def sampling_of(config: RolloutConfig | EvaluateConfig) -> Sampling:
+    """Return how [grpo.rollout] or [evaluate] samples."""
+    return Sampling(
+        config.n,
+        config.temperature,
+        config.max_response_tokens,
+        top_p=config.top_p,
+        top_k=config.top_k,
+    )
 
 
 def request_seeds(run_seed: int, step: int, indices: Sequence[int], spacing: int) -> list[int]:

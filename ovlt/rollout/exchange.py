@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ SAMPLE_FIELDS = (
     "text", "finished", "policy_version", "reward", "reward_parts", "reason",
 )  # fmt: skip
 SAMPLE_ARRAYS = ("token_ids", "loss_mask", "engine_logp")
+# Advantages are computed after the exchange, on every rank alike. A new field must be named above.
+NOT_SENT = ("prompt", "advantage")
+assert {f.name for f in fields(Sample)} == {*SAMPLE_FIELDS, *SAMPLE_ARRAYS, *NOT_SENT}
 
 
 class Slot(NamedTuple):
@@ -76,11 +80,11 @@ def decode(payload: bytes) -> list[Group]:
 
     groups = []
     for entry in head:
-        fields = entry["prompt"]
-        fields["token_ids"] = array(fields["token_ids"])  # in the order in which encode wrote them
-        fields["images"] = tuple(array(slot) for slot in fields["images"])
-        fields["image_paths"] = tuple(fields["image_paths"])
-        prompt = Prompt(**fields)
+        values = entry["prompt"]
+        values["token_ids"] = array(values["token_ids"])  # in the order in which encode wrote them
+        values["images"] = tuple(array(slot) for slot in values["images"])
+        values["image_paths"] = tuple(values["image_paths"])
+        prompt = Prompt(**values)
         samples = []
         for sample in entry["samples"]:
             arrays = {name: array(sample[name]) for name in SAMPLE_ARRAYS}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovlt.config import GrpoConfig, RewardConfig, RolloutConfig
+from ovlt.config import GrpoConfig, RewardConfig
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
 from ovlt.model.chat import Chat
 from ovlt.reward.functions import RewardInput, soft_overlong_penalty
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.engine import Engine, Sampling, request_seeds, sample_of
+from ovlt.rollout.engine import Engine, request_seeds, sample_of, sampling_of
 from ovlt.rollout.exchange import exchange_groups
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime
@@ -21,24 +21,13 @@ from ovlt.train.advantage import has_signal
 from ovlt.types import Group, Prompt
 
 
-def sampling_of(config: RolloutConfig) -> Sampling:
-    """How [grpo.rollout] samples."""
-    return Sampling(
-        config.n,
-        config.temperature,
-        config.max_response_tokens,
-        top_p=config.top_p,
-        top_k=config.top_k,
-    )
-
-
 @dataclass
 class RolloutBatch:
     """The groups of one step, the same on all ranks, and what it took to get them."""
 
     groups: list[Group]
-    drawn: int  # groups sampled, those that dynamic sampling left out included
-    no_signal_frac: float  # of these, groups whose rewards are all equal
+    drawn: int  # groups sampled, including those that dynamic sampling dropped
+    no_signal_frac: float  # share of these whose rewards are all equal
     timeouts: int  # gradings that were cut off
 
     @property

@@ -58,6 +58,8 @@ def open_engine(
         from ovlt.rollout.transformers import TransformersEngine
 
         return TransformersEngine(folder, device=runtime.device, dtype=dtype)
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()  # vLLM measures what is free, and a trainer may live here already
     runtime.say("opening the engine: importing vLLM takes about ten seconds, then the model loads")
     started = time.perf_counter()
     try:  # here, because importing vLLM takes so long, and because it is optional

@@ -31,20 +31,15 @@ class WeightSync:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        model: PackedModel,
-        folder: ModelFolder,
-        *,
-        temperature: float,
-        tolerance: float,
+        self, engine: Engine, model: PackedModel, model_folder: ModelFolder, *, tolerance: float
     ):
-        self.engine, self.model, self.folder = engine, model, folder
+        self.engine, self.model, self.model_folder = engine, model, model_folder
         self.tolerance = tolerance
-        # Sampled, not greedy: with temperature and bans in play, as in a rollout. Never stopped,
-        # so that the probe always has the same length.
+        # At the temperature of the model's head, with its bans, as in a rollout. Never stopped, so
+        # that the probe always has the same length.
+        temperature = model.head_options.temperature
         self._sampling = Sampling(1, temperature, PROBE_TOKENS, ignore_stop=True)
-        self.probe = probe_prompt(folder)
+        self.probe = probe_prompt(model_folder)
         self._expected = expected_names(model)
 
     def __call__(self) -> float:
@@ -56,7 +51,7 @@ class WeightSync:
         # 1. Stream whole tensors, one at a time: no rank ever holds two copies of the model.
         sent: set[str] = set()
         self.engine.load(self._recorded(sent))
-        # 2. An engine ignores a tensor that never comes; the configuration says which must.
+        # 2. An engine does not notice a missing tensor: compare with the configuration's names.
         if sent != self._expected:
             lost, unknown = sorted(self._expected - sent), sorted(sent - self._expected)
             raise RuntimeError(
@@ -86,7 +81,7 @@ class WeightSync:
         sample = sample_of(self.probe, completion)
         device = next(self.model.parameters()).device
         batch = collate(
-            [sample], [1.0], config=self.folder.config, patchify=self.folder.patchify
+            [sample], [1.0], config=self.model_folder.config, patchify=self.model_folder.patchify
         ).to(device)
         with torch.no_grad():
             head = self.model(batch)

@@ -6,12 +6,13 @@ without a trainer too (evaluation, distillation). What it promises:
 - the prompt ids that the engine used equal ours, or it raises;
 - ids that stand for pixels, or that have no tokenizer entry, are never sampled;
 - a request's seed is the caller's, so samples depend neither on ranks nor on batching order;
-- caches are empty when a call starts, so a resumed run meets what the first run met;
+- caches are empty when a call starts, so a resumed run samples the same answers;
 - the trainer's random generators stay as they were.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -93,7 +94,9 @@ class VllmEngine(Engine):
         self._can_sleep = device.type == "cuda" and shares_device
         # A model without a vision tower knows no such limit.
         images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
-        with guarded_rng(), quiet.without_noise():
+        # The lines that are dropped are those of vLLM's CPU worker.
+        noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
+        with guarded_rng(), noise:
             self.llm = LLM(
                 model=str(folder.path),
                 dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
@@ -118,7 +121,7 @@ class VllmEngine(Engine):
             outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
         completions = []
         for prompt, output in zip(prompts, outputs, strict=True):
-            # vLLM expands image placeholders itself; it must come to the tokens that we train on.
+            # vLLM expands image placeholders itself, and must come to the tokens we train on.
             if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
                 raise RuntimeError(
                     f"prompt {prompt.id}: the engine saw {len(output.prompt_token_ids or [])} "

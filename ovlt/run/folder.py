@@ -14,7 +14,7 @@ from typing import Any
 from ovlt import __version__
 from ovlt.config.changes import LENGTH, MAY_CHANGE, changes_between, matches
 from ovlt.system.collectives import on_all_ranks, rank_and_world_size
-from ovlt.system.files import read_json, write_json
+from ovlt.system.files import read_object, write_json
 
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
 # What a run folder's records look like; 2: recipes with the tables [engine] and [reward].
@@ -45,13 +45,13 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
         holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
     changes = []
     if (folder / RECIPE).exists():
-        earlier = read_json(folder / RECIPE)
+        earlier = read_object(folder / RECIPE)
         check_format(folder, earlier)
         changes = changes_between(without_version(earlier), recipe)
     elif holds and resume == "auto":
         raise ValueError(
-            f"{folder} holds {some(holds)} but no {RECIPE}, so there is no telling which run that "
-            f"was: delete that folder, {elsewhere}"
+            f"{folder} holds {some(holds)} but no {RECIPE}, so the run cannot be "
+            f"identified: delete that folder, {elsewhere}"
         )
     if forbidden := [text for key, text in changes if not matches(key, MAY_CHANGE + LENGTH)]:
         raise ValueError(
@@ -74,7 +74,7 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
 
 
 def version_record() -> dict[str, Any]:
-    """Return what tells a later version which one wrote a record."""
+    """Return the version fields of a record."""
     return {"ovlt": __version__, "format": FORMAT}
 
 

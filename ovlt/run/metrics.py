@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from ovlt.run.record import drop_torn_tail, whole_lines
@@ -233,7 +234,8 @@ class PhaseTimer:
         self._open.append(phase)
         self._seconds.setdefault(phase, 0.0)
         try:
-            yield
+            with record_function(phase):  # a range of the profile, if one is taken
+                yield
         finally:
             self._charge()
             self._open.pop()
@@ -242,6 +244,12 @@ class PhaseTimer:
         """Seconds per phase since the last ``reset``, in order of first use, ``other`` last."""
         self._charge()
         return {**self._seconds, "other": self._other}
+
+    def take(self) -> dict[str, float]:
+        """Return ``seconds`` and start a new step, so that no time is lost in between."""
+        seconds = self.seconds()
+        self.reset()
+        return seconds
 
     def reset(self) -> None:
         """Start a new step: all phases at zero."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ovlt.config import Recipe
 from ovlt.run.folder import claim_run_folder
-from ovlt.system.files import read_json, write_json
+from ovlt.system.files import read_object, write_json
 from ovlt.system.runtime import Runtime
 
 
@@ -17,32 +17,32 @@ class StageFolder:
 
     Attributes:
         path: the folder.
-        recipe: the recipe tables that decide what the stage makes; a resumed run must agree.
+        tables: the recipe tables that decide what the stage makes; a resumed run must agree.
     """
 
     def __init__(
         self, runtime: Runtime, recipe: Recipe, kind: str, *, name: str, title: str
     ) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self.path: Path = recipe.folder / name
-        graded = ("engine", "reward") if kind == "grpo" else ()  # for others, only how they measure
+        graded = ("engine", "reward") if kind == "grpo" else ()  # other stages only measure by them
         resolved = recipe.resolved()
-        self.recipe = {table: resolved[table] for table in ("run", "model", "data", *graded, kind)}
-        claim_run_folder(self.path, self.recipe, recipe.run.resume)
+        self.tables = {table: resolved[table] for table in ("run", "model", "data", *graded, kind)}
+        claim_run_folder(self.path, self.tables, recipe.run.resume)
         self._started = time.time()
         self._record: dict[str, object] = {
             "stage": kind,
             "title": title,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "status": "running",
-            "command": " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+            "command": " ".join([f"ovlt {kind}", *sys.argv[1:]]),
             "ranks": runtime.world_size,
             "order": int(time.time()),  # in which the report shows the stages
         }
         earlier = self.path / "stage.json"
         self._seconds_before = 0.0
         if earlier.is_file():
-            record = read_json(earlier)
+            record = read_object(earlier)
             self._record |= {k: record[k] for k in ("created", "order") if k in record}
             self._seconds_before = float(record.get("seconds", 0.0))
         self.update(steps=0)
@@ -51,5 +51,5 @@ class StageFolder:
         """Merge values into stage.json (rank 0)."""
         self._record |= values
         self._record["seconds"] = round(self._seconds_before + time.time() - self._started, 1)
-        if self._runtime.is_main:
+        if self.runtime.is_main:
             write_json(self.path / "stage.json", self._record)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovlt.config import BaseConfig, Recipe, TeacherConfig
-from ovlt.config.load import recipe_from, write_recipe
+from ovlt.config.load import recipe_from
 from ovlt.config.trees import Tree, merged
 from ovlt.smoke.world import ensure_world, make_once, write_lessons
 from ovlt.system.files import read_json, write_json
-from ovlt.system.launch import python_module, torchrun
+from ovlt.system.launch import python_module, torchrun, write_recipe
 
 if TYPE_CHECKING:
     from ovlt.system.runtime import Runtime  # which loads torch

@@ -19,7 +19,7 @@ from ovlt.system import quiet, torchvision_shim
 Device = Literal["cpu", "cuda"]
 
 ALWAYS = {
-    "TOKENIZERS_PARALLELISM": "false",  # its threads and our forked workers do not mix
+    "TOKENIZERS_PARALLELISM": "false",  # its threads and forks (torch, the tests) do not mix
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in our process: weights need no copy
     "VLLM_LOGGING_LEVEL": "ERROR",  # at WARNING it fills a screen before each stage
     "VLLM_NO_USAGE_STATS": "1",
@@ -59,16 +59,26 @@ def usable_cores() -> int:
 
 
 def gpus() -> list[str]:
-    """Name the GPUs, a line each, as nvidia-smi lists them. Asks no torch: it runs before that."""
+    """Name the GPUs that CUDA_VISIBLE_DEVICES leaves, as nvidia-smi lists them, without torch."""
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     lines = listed.stdout.splitlines() if listed.returncode == 0 else []
-    return [line.split("(")[0].strip() for line in lines if "GPU " in line]
+    names = [line.split("(")[0].strip() for line in lines if "GPU " in line]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return names
+    chosen = [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
+    if all(word.isdecimal() for word in chosen):
+        return [names[int(word)] for word in chosen if int(word) < len(names)]
+    return names[: len(chosen)]  # by UUID: as many of them
 
 
 def machine() -> Device:
-    """Return "cuda" if there is a GPU."""
+    """Return "cuda" if there is a GPU; in a child of a command, what that command runs on."""
+    inherited = os.environ.get("OVLT_DEVICE")
+    if inherited in ("cpu", "cuda"):
+        return "cuda" if inherited == "cuda" else "cpu"
     return "cuda" if gpus() else "cpu"
 
 
@@ -104,5 +114,5 @@ def _keep_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, int(os.environ["MALLOC_MMAP_THRESHOLD_"]))
-        # an int; beyond 2 GiB nothing differs
+        # mallopt takes an int, so the cap is 2 GiB
         mallopt(M_TRIM_THRESHOLD, min(2**31 - 1, int(os.environ["MALLOC_TRIM_THRESHOLD_"])))

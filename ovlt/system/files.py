@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -106,6 +106,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it or restore it") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file of ours that holds a JSON object. Raises ValueError, naming the file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object): delete it or restore it")
+    return cast("dict[str, Any]", value)
 
 
 def num_rows(file: Path) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ovlt.config import Recipe
 from ovlt.system import env
+from ovlt.system.files import write_json
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What torchrun sets for its ranks: a command that a rank starts must not take itself for a rank.
@@ -22,9 +24,21 @@ OF_TORCHRUN = (
 )  # fmt: skip
 
 
-def default_ranks() -> int:
-    """One rank per GPU; on a CPU two (one rank with two threads is as fast, bench/NOTES.md)."""
-    return len(env.gpus()) or min(2, env.usable_cores())
+def default_ranks(device: env.Device | None = None) -> int:
+    """One rank per GPU; on a CPU two (one rank with two threads is as fast, bench/NOTES.md).
+
+    ``device`` None: what the machine has.
+    """
+    if (device or env.machine()) == "cuda":
+        return max(1, len(env.gpus()))
+    return min(2, env.usable_cores())
+
+
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    """Write every value of a recipe as JSON, for the process that is to run it; its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, recipe.resolved())
+    return path
 
 
 def threads_of(ranks: int) -> int:

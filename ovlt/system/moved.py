@@ -16,8 +16,6 @@ MOVED = {
     "ovlt.data.overlap": "ovlt.data.mixture.overlap",
     "ovlt.data.synthetic": "ovlt.data.worlds.synthetic",
     "ovlt.data.chat": "ovlt.model.chat",
-    "ovlt.reject": "gone: `ovlt distill --distill.teacher=` without a teacher samples and keeps "
-    "right answers",
     "ovlt._env": "ovlt.system.env; `ovlt COMMAND` needs no eval line",
     "ovlt.recipe": "ovlt.config.load",
     "ovlt.stage": "ovlt.train.step, ovlt.run.stage and ovlt.data.rows",
@@ -43,6 +41,41 @@ MOVED = {
     "ovlt.hardware": "ovlt.system.hardware",
     "ovlt.viewer": "ovlt.report",
     "ovlt.distillation": "ovlt.distill",
+    "ovlt.plan_parts": "ovlt.plan.stages",
+    "ovlt.plan_text": "ovlt.plan.text",
+    "ovlt.plan_table": "ovlt.plan.hours",
+    "ovlt.fit": "ovlt.plan.fit",
+    "ovlt.fit_distill": "ovlt.plan.fit_distill",
+    "ovlt.estimate": "ovlt.plan.memory, ovlt.plan.seconds and ovlt.plan.run",
+    "ovlt.estimate_sampling": "ovlt.plan.engine",
+    "ovlt.estimate_distill": "ovlt.plan.distill",
+    "ovlt.cycle_steps": "ovlt.cycle.stages",
+    "ovlt.cycle_controls": "ovlt.cycle.controls",
+    "ovlt.cycle_state": "ovlt.cycle.record",
+    "ovlt.cycle_table": "ovlt.report.cycle_table",
+    "ovlt.reward_process": "ovlt.reward.process",
+    "ovlt.reward_worker": "ovlt.reward.worker",
+    "ovlt.quantities": "ovlt.reward.quantities",
+    "ovlt.rng": "ovlt.system.rng",
+    "ovlt.changes": "ovlt.config.changes",
+    "ovlt.smoke_keys": "ovlt.config.smoke_size",
+    "ovlt._torchvision_shim": "ovlt.system.torchvision_shim",
+    "ovlt.distillation.assemble": "ovlt.distill.assemble",
+    "ovlt.distillation.generate": "ovlt.distill.generate",
+    "ovlt.distillation.requests": "ovlt.distill.requests",
+    "ovlt.distillation.shards": "ovlt.distill.shards",
+    "ovlt.distillation.summary": "ovlt.distill.summary",
+    "ovlt.distillation.traces": "ovlt.distill.traces",
+    "ovlt.distillation.forms": "ovlt.distill.traces",
+    "ovlt.viewer.charts": "ovlt.report.charts",
+    "ovlt.viewer.collect": "ovlt.report.collect",
+    "ovlt.viewer.cycle": "ovlt.report.cycle",
+    "ovlt.viewer.cycle_charts": "ovlt.report.cycle_charts",
+    "ovlt.viewer.cycle_figures": "ovlt.report.cycle_figures",
+    "ovlt.viewer.samples": "ovlt.report.samples",
+}
+GONE = {
+    "ovlt.reject": "`ovlt distill` without distill.teacher keeps a model's own right answers",
 }
 
 
@@ -55,6 +88,8 @@ class MovedFinder:
     ) -> None:
         if name in MOVED:
             raise ModuleNotFoundError(f"{name} has moved: it is {MOVED[name]}", name=name)
+        if name in GONE:
+            raise ModuleNotFoundError(f"{name} is gone: {GONE[name]}", name=name)
 
 
 def install() -> None:

@@ -1,4 +1,4 @@
-"""What libraries repeat at every start, silenced by name; everything else they say is shown.
+"""Silence messages that libraries print at every start, by name; all others are shown.
 
 ``install`` covers Python's warnings and loggers. ``without_noise`` covers what C++ code writes to
 file descriptor 2, while an engine is opened.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
+import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator
 
@@ -27,7 +28,7 @@ WARNINGS = (
     r"builtin type [Ss]wig",
 )
 # Lines of C++ code: vLLM binds memory to the NUMA node of a CPU and says so on each rank.
-LINES = (b"NUMA binding: Using MEMBIND policy",)
+LINES = ("NUMA binding: Using MEMBIND policy",)
 
 
 def install() -> None:
@@ -42,30 +43,24 @@ def install() -> None:
 def without_noise() -> Iterator[None]:
     """Drop LINES from what this process and its children write to file descriptor 2.
 
-    Children keep the pipe: the thread that copies it ends when the last of them closes it.
+    ``grep`` copies the rest, as a process of its own: what is written last before a crash is shown,
+    and no lock of this process can hold it up. Without ``grep`` nothing is dropped.
     """
-    read, write = os.pipe()
+    if (grep := shutil.which("grep")) is None:
+        yield
+        return
     kept = os.dup(2)
-    copier = threading.Thread(target=_copy, args=(read, kept), daemon=True)
-    copier.start()
-    os.dup2(write, 2)
-    os.close(write)
+    patterns = [word for line in LINES for word in ("-e", line)]
+    command = [grep, "--line-buffered", "--fixed-strings", "--invert-match", *patterns]
+    copier = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=kept)
+    assert copier.stdin is not None
+    os.dup2(copier.stdin.fileno(), 2)
+    copier.stdin.close()  # descriptor 2 is the pipe's writer now, here and in children
     try:
         yield
     finally:
         os.dup2(kept, 2)
-        copier.join(timeout=1.0)  # without children it ends at once
-
-
-def _copy(read: int, write: int) -> None:
-    """Copy whole lines from one descriptor to the other until the end of the pipe."""
-    rest = b""
-    while chunk := os.read(read, 1 << 16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        text = b"".join(line + b"\n" for line in lines if not any(x in line for x in LINES))
-        if text:
-            os.write(write, text)
-    if rest and not any(x in rest for x in LINES):
-        os.write(write, rest)
-    os.close(read)
-    os.close(write)
+        os.close(kept)
+        # A child that lives on keeps the pipe open, and grep with it: that is not waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            copier.wait(timeout=1.0)

@@ -14,7 +14,8 @@ class Best:
     """Model folders ``best/step_NNNNNN`` in a stage folder; every method is collective.
 
     A run that is killed goes on from a checkpoint, which may be older than the best model so far.
-    So the checkpoint carries ``state``, and a model goes only when a checkpoint knows a better one.
+    So the checkpoint carries ``state``, and a model is deleted only after a checkpoint records a
+    better one.
     """
 
     def __init__(self, runtime: Runtime, model: PackedModel, source: Path, stage: Path):
@@ -33,14 +34,14 @@ class Best:
         self.runtime.barrier()
 
     def forget_others(self) -> None:
-        """Delete all but the best: a checkpoint that knows it is on disk."""
+        """Delete all models but the best. Call it after a checkpoint has recorded the best."""
         if self.runtime.is_main and self.folder.is_dir():
             for folder in self.folder.iterdir():
                 if not self.state or folder != self._path(int(self.state["step"])):
                     shutil.rmtree(folder)
 
     def restore(self) -> None:
-        """Put the best weights into the model. Raises ValueError where they are gone."""
+        """Put the best weights into the model. Raises ValueError if they are gone."""
         folder = self._path(int(self.state["step"]))
         if not folder.is_dir():  # the stage has ended before: its model is the best one
             folder = self.result
@@ -53,7 +54,7 @@ class Best:
         read_weights(self.model, folder)
 
     def close(self) -> None:
-        """Delete what is left: the stage has its model."""
+        """Delete the folders of best models: the stage has its model."""
         if self.runtime.is_main:
             shutil.rmtree(self.folder, ignore_errors=True)
 

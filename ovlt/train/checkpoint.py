@@ -41,7 +41,7 @@ MANIFEST, TRAINER = "manifest.json", "trainer.json"
 # The writer builds each file in memory, beside a CPU copy of its tensors: this bounds both.
 MAX_FILE_BYTES = 2 << 30
 
-# How AdamW computes, not what: these follow the machine that resumes.
+# Implementation switches of AdamW: taken from the machine that resumes, not from the checkpoint.
 IMPLEMENTATION_SWITCHES = frozenset({"fused", "foreach", "capturable", "differentiable"})
 
 
@@ -139,7 +139,7 @@ def latest(folder: Path | str) -> Path | None:
 
 
 def load(path: Path | str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore weights, AdamW state and, last, this rank's generators. Collective.
+    """Restore weights, AdamW state, then the random generators of this rank. Collective.
 
     Returns the ``state`` given to ``save``.
     ``model`` and ``optimizer`` are built as for a fresh run; what the optimizer held is replaced.

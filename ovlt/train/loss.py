@@ -54,7 +54,7 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
     bounded
         for A > 0: at most ``1 + clip_high``; for A < 0: at least ``1 - clip_low`` and at most
         ``dual_clip`` (arXiv 1912.09729). That is ``min(ratio A, clip(ratio) A)``, and for A < 0 the
-        larger of it and ``dual_clip A``, with A put outside.
+        larger of it and ``dual_clip A``, with A factored out.
     w
         ``exp(old_logp - engine_logp)``, without gradient: the sampling engine's probabilities are
         not the trainer's. ``truncate``: at most ``importance_cap``; ``mask``: 0 above it. It
@@ -65,7 +65,7 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
     Args:
         head: log-prob and entropy (nats), ``[R]`` each.
         batch: needs ``advantage``; ``engine_logp`` None means no correction; ``ref_logp`` is needed
-            where ``kl_coef > 0``. The rows of one sample must be in one batch.
+            if ``kl_coef > 0``. The rows of one sample must be in one batch.
         config: the variant, [grpo.loss].
 
     Returns:
@@ -108,8 +108,8 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
 
     per_token = -bounded * advantage  # [R]
 
-    # Correction: the engine sampled, the trainer differentiates; the weight makes up for what
-    # their probabilities differ in. Capped, because a rare large weight ruins a step.
+    # Correction: the engine sampled, the trainer differentiates; the weight corrects
+    # the difference of their probabilities. Capped, because a rare large weight ruins a step.
     mismatch = torch.zeros_like(old_logp)
     above_cap = torch.zeros_like(rows.active)
     if batch.engine_logp is not None:
@@ -143,7 +143,7 @@ def policy_loss(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> Los
 
 
 def _clipped(ratio: Tensor, advantage: Tensor, config: LossConfig) -> dict[str, Tensor]:
-    """The tokens whose bound holds, bool ``[R]`` each: they give no policy gradient."""
+    """The tokens whose ratio is clipped, bool ``[R]`` each; they give no policy gradient."""
     return {
         "clip_low": (advantage < 0) & (ratio < 1 - config.clip_low),
         "clip_high": (advantage > 0) & (ratio > 1 + config.clip_high),
@@ -168,8 +168,8 @@ def kl_penalty(logp: Tensor, ref_logp: Tensor, estimator: Literal["k1", "k2", "k
 
     With d = logp - ref_logp, and tokens sampled from the policy:
 
-    k1: value d, unbiased. Differentiated as it stands it would pull nowhere, since the mean of
-        ``grad logp`` is 0. So its gradient here is ``d grad logp``, whose mean is the gradient of
+    k1: value d, unbiased. Its own gradient has mean zero, since the mean of ``grad logp``
+        is 0. So its gradient here is ``d grad logp``, whose mean is the gradient of
         the KL: that of k2.
     k2: value d^2 / 2, biased; gradient ``d grad logp``, whose mean is the gradient of the KL.
     k3: value ``exp(-d) - 1 + d``, unbiased and never negative (GRPO, arXiv 2402.03300, eq. 4). The

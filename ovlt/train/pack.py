@@ -24,7 +24,7 @@ from ovlt.system.runtime import Runtime
 from ovlt.types import Sample
 
 # A rank without samples runs this many text tokens of weight zero, so that it joins every
-# collective. One token would do for the model; attention kernels like two.
+# collective.
 FILLER_TOKENS = 2
 # How many samples of a group stay together: all (0), else parts of it, else single samples. Larger
 # parts share more images; smaller ones fill micro-batches better.
@@ -33,7 +33,7 @@ PART_SIZES = (0, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Extent:
-    """What planning needs of a sample: no pixels, no ids. Equal ``group``: the same images."""
+    """What planning needs of a sample: no pixels, no ids. Equal ``group``s share their images."""
 
     tokens: int
     grids: tuple[qwen.Grid, ...]
@@ -175,7 +175,7 @@ def pack(
     config: qwen.Config,
     patchify: Patchify | None,
 ) -> tuple[list[PackedBatch], BatchPlan]:
-    """Pack the samples of one optimizer step, which every rank holds; this rank's micro-batches."""
+    """Pack the samples of one step, equal on all ranks; this rank's micro-batches and the plan."""
     extents = [extent(s, config) for s in samples]
     planned = plan(extents, ranks=runtime.world_size, budget=budget, config=config)
     batches = [
@@ -262,7 +262,7 @@ def _engine_logp(samples: Sequence[Sample], predicted: Sequence[np.ndarray]) -> 
 class _Images:
     """The images of a micro-batch, each once, and where each placeholder finds its feature.
 
-    What it gives is None for a micro-batch without images.
+    Each method returns None for a micro-batch without images.
     """
 
     def __init__(self, config: qwen.Config) -> None:

@@ -11,8 +11,8 @@ from ovlt.config import GrpoConfig, RunConfig, SftConfig
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.weights import export_folder
 from ovlt.run.metrics import MetricsWriter, PhaseTimer
+from ovlt.run.profile import StepProfiler
 from ovlt.run.stage import StageFolder
-from ovlt.system.runtime import Runtime
 from ovlt.train import checkpoint
 from ovlt.train.best import Best
 from ovlt.types import Group
@@ -21,7 +21,8 @@ from ovlt.types import Group
 class TrainingStage:
     """One stage of training, from its restored state to its exported model.
 
-    In a loop: ``look`` (validation), ``log``, ``save``, in this order. Every method is collective.
+    In a loop: ``profiler.at``, and at the end of a step ``validate_if_due``, ``log``,
+    ``save_if_due``. Every method is collective.
 
     Attributes:
         first: the step to go on from; 0 for a new run.
@@ -31,18 +32,18 @@ class TrainingStage:
 
     def __init__(
         self,
-        runtime: Runtime,
+        folder: StageFolder,
         run: RunConfig,
         config: SftConfig | GrpoConfig,
-        folder: StageFolder,
         model: PackedModel,
         optimizer: torch.optim.Optimizer,
         *,
         steps: int,
         source: Path,
     ):
-        """``source`` is the model folder that training started from, ``steps`` the steps to run."""
-        self.runtime, self.config, self.folder = runtime, config, folder
+        """``source`` is the path of the model that training started from."""
+        self.runtime, self.config, self.folder = folder.runtime, config, folder
+        runtime = folder.runtime
         self.model, self.optimizer = model, optimizer
         self.steps, self.source = steps, source
         self.keeps_best = isinstance(config, GrpoConfig) and config.keep == "best"
@@ -65,9 +66,14 @@ class TrainingStage:
         )
         self.metrics.resume(self.first)
         self.timer = PhaseTimer()
+        self.profiler = StepProfiler(
+            folder.path, run.profile, first=self.first, rank=runtime.rank, device=runtime.device
+        )
 
-    def look(self, step: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Validate if it is due after ``step`` steps; the figures, or nothing."""
+    def validate_if_due(
+        self, step: int, measure: Callable[[], dict[str, float]]
+    ) -> dict[str, float]:
+        """Validate if validation is due after ``step`` steps. Return the figures, or {}."""
         every = self.config.eval_every
         if not every or (step % every and step != self.steps):
             return {}
@@ -84,17 +90,16 @@ class TrainingStage:
         seconds: dict[str, float],
         groups: Sequence[Group] = (),
     ) -> None:
-        """Write the step's line, and its rollouts if there are any; start to time the next step."""
+        """Write the step's line, and its rollouts if there are any."""
         self.metrics.log(step, values, seconds)
         if groups:
             self.metrics.log_rollouts(step, groups)
-        self.timer.reset()
 
-    def save(self, step: int, position: int) -> None:
-        """Write a checkpoint if it is due after ``step`` steps.
+    def save_if_due(self, step: int, position: int) -> None:
+        """Write a checkpoint if one is due after ``step`` steps.
 
-        Save after logging: a run that is killed between the two logs this step again; the other
-        way round it would lose the line. So the seconds of saving count for the next step.
+        Save after logging: a run that is killed between the two logs this step again; logging after
+        saving could lose the line. So the time of saving counts for the next step.
         """
         every = self.config.save_every
         if step != self.steps and (not every or step % every):
@@ -107,13 +112,14 @@ class TrainingStage:
                 model=self.model,
                 optimizer=self.optimizer,
                 state=state,
-                recipe=self.folder.recipe,
+                recipe=self.folder.tables,
             )
             self.best.forget_others()
 
     def export(self) -> None:
         """Write the stage's model: the one of the last step, or the best by validation."""
         self.metrics.close()
+        self.profiler.close()
         if self.best.state and self.best.state["step"] < self.steps:
             step = self.best.state["step"]
             self.runtime.say(f"the best model by validation is that of step {step:.0f}")
@@ -124,8 +130,8 @@ class TrainingStage:
         best = {"best": self.best.state} if self.best.state else {}
         self.folder.update(steps=self.steps, **best)
 
-    def close(self) -> None:
-        """Mark the stage as done. What was kept for a resume goes."""
+    def done(self) -> None:
+        """Mark the stage as done and delete the folders of best models."""
         self.folder.update(status="done")
         self.best.close()
         self.runtime.say(

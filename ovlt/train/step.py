@@ -30,7 +30,7 @@ FORWARD_AND_BACKWARD = 3  # FLOPs of forward and backward, in forwards: backward
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer step reports, over all ranks.
+    """Totals and maxima of one optimizer step over all ranks.
 
     ``sums`` are totals over tokens, with "tokens" and "loss" among them; ``maxima`` the largest
     values. ``policy_loss`` and ``cross_entropy`` say which names there are.
@@ -95,7 +95,7 @@ def forward_backward(
             totals[name] += float(value)
         for name, value in out.maxima.items():
             maxima[name] = max(maxima.get(name, 0.0), float(value))
-    # Numbers for the log and the checks, of all ranks: two small collectives.
+    # Numbers for the log and the checks, of all ranks.
     everyone = runtime.gather_json([totals, maxima])
     sums: dict[str, float] = {k: sum(t[k] for t, _ in everyone) for k in totals}
     return sums, {k: max(m[k] for _, m in everyone) for k in maxima}
@@ -117,7 +117,7 @@ def check_update(
     *,
     first: bool = False,
 ) -> None:
-    """Raise RuntimeError if a broken invariant would crash nothing and only bend the curve."""
+    """Raise RuntimeError if this update breaks an invariant that nothing else would notice."""
     if not math.isfinite(norm):
         raise RuntimeError(
             f"gradient norm is {norm} in update {number}: lower the learning rate, or look for "

@@ -92,7 +92,7 @@ def test_engine_and_trainer_agree_before_and_after_syncs(
     parts: tuple[ModelFolder, Any, Engine],
 ) -> None:
     folder, model, engine = parts
-    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync = WeightSync(engine, model, folder, tolerance=1e-4)
     assert sync() <= 1e-4
     assert largest_difference(folder, model, engine, 1) <= 1e-4
     for seed in (2, 3):
@@ -102,9 +102,23 @@ def test_engine_and_trainer_agree_before_and_after_syncs(
         assert largest_difference(folder, model, engine, seed) <= 1e-4
 
 
+def test_the_probe_is_scored_at_the_temperature_of_the_models_head(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    """Whatever the validation samples at: engine and trainer must speak of one distribution."""
+    folder, model, engine = parts
+    before = model.head_options
+    try:
+        for temperature in (0.5, 1.7):
+            model.set_head(temperature=temperature, banned=folder.banned)
+            assert WeightSync(engine, model, folder, tolerance=1e-4)() <= 1e-4
+    finally:
+        model.head_options = before
+
+
 def test_sync_notices_a_stale_engine(parts: tuple[ModelFolder, Any, Engine]) -> None:
     folder, model, engine = parts
-    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync = WeightSync(engine, model, folder, tolerance=1e-4)
     sync()
 
     class Forgetful:
@@ -118,7 +132,7 @@ def test_sync_notices_a_stale_engine(parts: tuple[ModelFolder, Any, Engine]) -> 
             return getattr(engine, name)
 
     perturb(model, 9)
-    stale = WeightSync(Forgetful(), model, folder, temperature=0.8, tolerance=1e-4)  # type: ignore[arg-type]
+    stale = WeightSync(Forgetful(), model, folder, tolerance=1e-4)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="image probe"):
         stale()
     sync()
@@ -126,7 +140,7 @@ def test_sync_notices_a_stale_engine(parts: tuple[ModelFolder, Any, Engine]) -> 
 
 def test_sync_notices_a_lost_name(parts: tuple[ModelFolder, Any, Engine]) -> None:
     folder, model, engine = parts
-    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync = WeightSync(engine, model, folder, tolerance=1e-4)
     sync._expected = sync._expected | {"model.language_model.layers.7.mlp.up_proj.weight"}
     with pytest.raises(RuntimeError, match=r"layers\.7"):
         sync()
@@ -177,7 +191,7 @@ def test_banned_ids_are_never_sampled_even_if_the_model_insists(
     parts: tuple[ModelFolder, Any, Engine],
 ) -> None:
     folder, model, engine = parts
-    sync = WeightSync(engine, model, folder, temperature=0.8, tolerance=1e-4)
+    sync = WeightSync(engine, model, folder, tolerance=1e-4)
     sync()
     prompts = prompts_of(folder)
     out = engine.generate(prompts, Sampling(8, 2.0, 60), [100 * i for i in range(4)])
