@@ -16,13 +16,15 @@ from ovlt.system.files import write_json
 
 def write_about(folder: Path, seed: int, command: str) -> None:
     """Write ``run.json`` of a run folder, which the head of the report shows."""
+    # `ovlt demo ...`, or `python -m ovlt.demo ...`, whose words begin after the command.
+    words = sys.argv[2:] if sys.argv[1:2] == [command] else sys.argv[1:]
     record = {
-        "recipe": next((a for a in sys.argv[1:] if not a.startswith("-")), "smoke"),
+        "recipe": next((word for word in words if not word.startswith("-")), "smoke"),
         "seed": seed,
         "hardware": hardware(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join([f"ovlt {command}", *sys.argv[2:]]),
+        "command": " ".join([f"ovlt {command}", *words]),
     }
     write_json(folder / "run.json", record)
 
