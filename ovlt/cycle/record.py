@@ -12,7 +12,7 @@ from ovlt import __version__
 from ovlt.config.changes import MAY_CHANGE, changes_between, matches
 from ovlt.config.trees import Tree
 from ovlt.cycle.stages import CycleStage, Kind
-from ovlt.system.files import locked, read_json, write_json
+from ovlt.system.files import locked, read_object, write_json
 
 NAME = "cycle.json"
 FORMAT = 2  # of cycle.json; 1 (ovlt 0.1) had no such key and other recipe tables
@@ -58,7 +58,7 @@ class CycleRecord:
         self.path, self.seed = folder / NAME, seed
         self.entries: dict[str, StageEntry] = {}
         if self.path.is_file():
-            record = read_json(self.path)
+            record = read_object(self.path)
             if record.get("format") != FORMAT:
                 raise ValueError(
                     f"{self.path} was written by ovlt {record.get('ovlt', '0.1')} and this is "

@@ -28,7 +28,7 @@ def as_they_are(records: list[Record], _: Mapping[int, Prompt]) -> list[Record]:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked in one phase, how it is sampled, and where the records go.
+    """One phase: its prompts, how they are sampled, and where the records go.
 
     Attributes:
         chat: decodes the answers of the model that is asked.

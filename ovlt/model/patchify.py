@@ -11,7 +11,7 @@ from ovlt_kernels import image as kernels
 
 
 class ImageProcessor(Protocol):
-    """What is read of transformers' image processor."""
+    """The attributes of transformers' image processor that are read."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]

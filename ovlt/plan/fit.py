@@ -24,7 +24,7 @@ SAMPLING = ("sampling", "weight sync")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one stage or several, and the settings that fix it; none: no setting."""
+    """A problem of one stage or several, and the settings that fix it; none if no setting does."""
 
     text: str
     settings: Sequence[Setting]

@@ -1,6 +1,6 @@
 """The first pass over the sources of a mixture: what is usable, and why the rest is not.
 
-Of each row only its place and two numbers stay in memory, so it does not grow with the images.
+Only the position and two numbers of each row stay in memory, so images take none of it.
 """
 
 from __future__ import annotations

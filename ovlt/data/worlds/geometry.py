@@ -332,7 +332,7 @@ def caption(scene: Scene[Figure]) -> str:
 
 
 class _Reading(NamedTuple):
-    """What is read off a figure: the reasoning, its result, and the words of the question."""
+    """What one reads off a figure: the reasoning, its result, and the words of the question."""
 
     body: str
     value: int
