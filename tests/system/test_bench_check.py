@@ -15,6 +15,7 @@ STORED = {
     "grpo": [("ovlt", 10.0, 100.0), ("ovlt_logp", 12.0, 50.0), ("floor", 8.0, 80.0)],
     "attention": [("ovlt", 5.0, 20.0), ("loop", 7.0, 20.0), ("eager", 10.0, 30.0)],
     "resize": [("ovlt", 0.4, 7.0), ("pil", 4.0, 9.0)],
+    "rows": [("ovlt", 1.4, 0), ("floor", 0.6, 0)],
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 def test_equal_results_pass(compare: Any) -> None:
     status, text = compare(results(STORED))
     assert status == 0
-    assert "4 lines compared, 0 worse" in text
+    assert "5 lines compared, 0 worse" in text
     assert "|" not in text
 
 
@@ -92,8 +93,11 @@ def test_a_faster_floor_is_no_excuse_and_a_slower_peer_no_fault(compare: Any) ->
 
 
 @pytest.mark.parametrize(("time", "status"), [(1.9, 0), (2.1, 1)])
-def test_the_shortest_times_have_a_wider_limit(compare: Any, time: float, status: int) -> None:
-    assert compare(changed("resize", "ovlt", time=time))[0] == status
+@pytest.mark.parametrize("group", ["resize", "rows"])  # short itself, and by its floor
+def test_the_shortest_times_have_a_wider_limit(
+    compare: Any, group: str, time: float, status: int
+) -> None:
+    assert compare(changed(group, "ovlt", time=time))[0] == status
 
 
 @pytest.mark.parametrize(("mib", "status"), [(65, 0), (67, 1)])
