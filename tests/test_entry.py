@@ -109,6 +109,17 @@ def test_ranks_are_the_gpus_that_are_visible(
     assert launch.default_ranks("cpu") == min(2, env.usable_cores())  # whatever GPUs there are
 
 
+@pytest.mark.slow
+def test_a_mistake_that_every_rank_sees_is_said_once_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        "run.folder = 'runs'\nrun.device = 'cpu'\nmodel.path = 'nowhere'\nsft.data = 'rows.jsonl'\n"
+    )
+    done = run("-m", "ovlt", "sft", "mine.toml", "--ranks=2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("ovlt sft: no model folder at 'nowhere'") == 1
+    assert done.stderr.count("\n") == 1
+
+
 def test_what_libraries_repeat_is_dropped_and_a_crash_is_not() -> None:
     """Descriptor 2 goes through a filter while an engine opens; the last words arrive."""
     done = run(

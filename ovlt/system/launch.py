@@ -51,7 +51,7 @@ def exec_ranks(module: str, arguments: Sequence[str], ranks: int) -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
     command = [sys.executable, "-m"]
     if ranks > 1:
-        command += ["torch.distributed.run", *_torchrun_options(ranks), "-m"]
+        command += ["ovlt.system.torchrun", *_torchrun_options(ranks), "-m"]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, module, *arguments])  # noqa: S606 - no shell is wanted
 
@@ -65,7 +65,7 @@ def torchrun(module: str, recipe: Path, ranks: int) -> None:
     if ranks == 1:
         python_module(module, [str(recipe)])
         return
-    python_module("torch.distributed.run", [*_torchrun_options(ranks), "-m", module, str(recipe)])
+    python_module("ovlt.system.torchrun", [*_torchrun_options(ranks), "-m", module, str(recipe)])
 
 
 def _torchrun_options(ranks: int) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ from ovlt.config import RunConfig
 from ovlt.system import collectives
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
+
+OTHERS_WAIT_S = 3.0  # in which torchrun sees that rank 0 has ended; it looks ten times a second
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,10 @@ def running(command: str, config: RunConfig) -> Iterator[Runtime]:
         finally:
             runtime.close()
     except ValueError as error:
+        if int(os.environ.get("RANK", "0")) > 0:
+            # Most mistakes are seen by every rank, and rank 0 has said this one: torchrun ends the
+            # others meanwhile.
+            time.sleep(OTHERS_WAIT_S)
         raise SystemExit(f"ovlt {command}: {error}") from None
     except Exception as error:  # pyarrow, safetensors and Python each raise their own
         if "No space left on device" not in str(error):

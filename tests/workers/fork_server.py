@@ -73,7 +73,7 @@ def fork_module(module: str, arguments: Sequence[str]) -> None:
     """Do what ``launch.python_module`` does, by forks: torchrun's ranks, or one other command."""
     target, argv = module, list(arguments)
     environments: list[dict[str, str]] = [{}]
-    if module == "torch.distributed.run":
+    if module == "ovlt.system.torchrun":
         standalone, option, ranks, dash_m, target, *argv = arguments
         assert (standalone, option, dash_m) == ("--standalone", "--nproc-per-node", "-m"), arguments
         with socket.socket() as probe:
