@@ -12,10 +12,10 @@ from ovlt import __version__
 from ovlt.config.changes import MAY_CHANGE, changes_between, matches
 from ovlt.config.trees import Tree
 from ovlt.cycle.stages import CycleStage, Kind
+from ovlt.run.version import other_version, version_record
 from ovlt.system.files import locked, read_object, write_json
 
 NAME = "cycle.json"
-FORMAT = 2  # of cycle.json; 1 (ovlt 0.1) had no such key and other recipe tables
 
 
 class StageEntry(TypedDict):
@@ -59,9 +59,9 @@ class CycleRecord:
         self.entries: dict[str, StageEntry] = {}
         if self.path.is_file():
             record = read_object(self.path)
-            if record.get("format") != FORMAT:
+            if version := other_version(record):
                 raise ValueError(
-                    f"{self.path} was written by ovlt {record.get('ovlt', '0.1')} and this is "
+                    f"{self.path} was written by ovlt {version} and this is "
                     f"{__version__}, whose recipes have other tables: finish that cycle with the "
                     "version that began it, or give another --run.folder"
                 )
@@ -127,8 +127,8 @@ class CycleRecord:
         return self.entries[name]["seconds"] if name in self.entries else 0.0
 
     def _write(self) -> None:
-        record = {"ovlt": __version__, "format": FORMAT, "seed": self.seed}
-        write_json(self.path, record | {"stages": list(self.entries.values())})
+        stages = list(self.entries.values())
+        write_json(self.path, version_record() | {"seed": self.seed, "stages": stages})
 
 
 def settings_of(stage: CycleStage) -> Tree:

@@ -13,12 +13,11 @@ from typing import Any
 
 from ovlt import __version__
 from ovlt.config.changes import LENGTH, MAY_CHANGE, changes_between, matches
+from ovlt.run.version import other_version, version_record, without_version
 from ovlt.system.collectives import on_all_ranks, rank_and_world_size
 from ovlt.system.files import read_object, write_json
 
 RECIPE, METRICS = "recipe.json", "metrics.jsonl"
-# What a run folder's records look like; 2: recipes with the tables [engine] and [reward].
-FORMAT = 2
 
 
 def claim_run_folder(folder: Path | str, recipe: dict[str, Any], resume: str) -> None:
@@ -73,20 +72,9 @@ def _claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
     write_json(folder / RECIPE, recipe | version_record())
 
 
-def version_record() -> dict[str, Any]:
-    """Return the version fields of a record."""
-    return {"ovlt": __version__, "format": FORMAT}
-
-
-def without_version(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe in a record."""
-    return {key: value for key, value in record.items() if key not in version_record()}
-
-
 def check_format(folder: Path, record: dict[str, Any]) -> None:
     """Raise ValueError if ``folder`` was made by a version whose records differ from ours."""
-    if record.get("format") != FORMAT:
-        version = record.get("ovlt", "0.1")
+    if version := other_version(record):
         raise ValueError(
             f"{folder} was made by ovlt {version}, and this is {__version__}, whose recipes have "
             "other keys: finish that run with its own version, delete the folder, or give another "

@@ -8,6 +8,7 @@ never cut. Nothing after this file pads, infers a boundary, or counts tokens aga
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -81,14 +82,12 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: qwen.Con
                 f"budget of {budget}: samples are never cut, so raise token_budget or lower the "
                 "limits"
             )
-    layouts = [_units(samples, config, size) for size in PART_SIZES]
-    # A part of a group may be longer than the budget; single samples never are.
-    layouts = [units for units in layouts if all(u.tokens <= budget for u in units)]
+    units_of = functools.cache(functools.partial(_units, samples, config))  # by part size
     total = sum(s.tokens for s in samples)
     fewest = max(1, math.ceil(total / (budget * ranks)))
     # Fewest micro-batches first, largest parts first. It ends: one sample each always fits.
     for micro in itertools.count(fewest):
-        for units in layouts:
+        for units in map(units_of, PART_SIZES):
             bins = _fit(units, micro * ranks, budget)
             if bins is not None:
                 return _batch_plan(_assign(bins, ranks, micro), total, micro * ranks * budget)
@@ -136,7 +135,8 @@ def _grids(sample: Sample, config: qwen.Config) -> list[qwen.Grid]:
 
 
 def _fit(units: Sequence[Unit], count: int, budget: int) -> list[list[Unit]] | None:
-    """Fill ``count`` bins within the budget, evenly costed; None if that fails.
+    """Fill ``count`` bins within the budget, evenly costed; None if that fails, as it does for a
+    unit that is longer than the budget.
 
     Longest processing time first by cost; if that runs out of room, by tokens, which fills best.
     """

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ovlt import __version__
-from ovlt.run.folder import FORMAT, claim_run_folder
+from ovlt.run.folder import claim_run_folder
+from ovlt.run.version import FORMAT
 
 RECIPE: dict[str, Any] = {"run": {"seed": 0}, "grpo": {"steps": 4}}
 
