@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "*.title",
     "*.save_every",
     "*.log_groups",
+    "grpo.share_prompts",  # the same gradient; runs of before it do not have the key
 )
 # ... and its length. This moves schedules that end with the run, so the user is warned.
 LENGTH = ("*.steps", "*.epochs")
