@@ -39,6 +39,7 @@ from ovlt.train.balance import BatchPlan
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import pack, sharing
+from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
 from ovlt.types import Group
@@ -74,7 +75,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                     optimizer_step(
                         model, parts.optimizer, update.batches, objective, cfg.optim, runtime,
                         number=step * cfg.updates_per_rollout + u, total=total_updates,
-                        first=u == 0,
+                        first=u == 0, reduce_each=parts.reduce_each,
                     )
                     for u, update in enumerate(updates)
                 ]  # fmt: skip
@@ -99,6 +100,7 @@ class Parts:
 
     model_folder: ModelFolder  # of the model that training starts from
     model: PackedModel
+    reduce_each: bool  # gradients are reduced over ranks after each micro-batch
     reference: PackedModel | None  # frozen, for the KL; None if kl_coef is 0
     optimizer: torch.optim.Optimizer
     engine: Engine
@@ -146,9 +148,14 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     hidden = int(model_folder.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
 
+    model_config = settle_memory(
+        recipe.model, model_folder.config, runtime,
+        dtype=dtype, token_budget=cfg.token_budget, reference=cfg.loss.kl_coef > 0,
+    )  # fmt: skip
+
     def load(source: ModelFolder, *, trainable: bool) -> PackedModel:
         return load_sharded(
-            source, runtime.mesh, runtime.device, recipe.model,
+            source, runtime.mesh, runtime.device, model_config,
             dtype=dtype, temperature=cfg.rollout.temperature, trainable=trainable,
         )  # fmt: skip
 
@@ -170,6 +177,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     return Parts(
         model_folder=model_folder,
         model=model,
+        reduce_each=model_config.reduce_gradients == "each",
         reference=reference,
         optimizer=optimizer,
         engine=engine,
@@ -248,15 +256,15 @@ def pack_updates(
 
 def add_logprobs(updates: Sequence[PackedUpdate], parts: Parts, runtime: Runtime) -> None:
     """Put ``old_logp`` and ``ref_logp`` into the micro-batches, as far as the loss needs them."""
-    batches = [batch for update in updates for batch in update.batches]
     timer = parts.stage.timer
-    if len(updates) > 1:  # with one update per rollout the ratio is 1, and the update knows it
+    # The first update of a rollout computes them itself: its weights are those of before.
+    later = [batch for update in updates[1:] for batch in update.batches]
+    if later:
         with timer("old_logp"):
-            for batch, logp in zip(
-                batches, forward_only(parts.model, batches, runtime), strict=True
-            ):
+            for batch, logp in zip(later, forward_only(parts.model, later, runtime), strict=True):
                 batch.old_logp = logp
     if parts.reference is not None:
+        batches = [batch for update in updates for batch in update.batches]
         with timer("ref_logp"):
             logps = forward_only(parts.reference, batches, runtime)
             for batch, logp in zip(batches, logps, strict=True):

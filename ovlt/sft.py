@@ -32,6 +32,7 @@ from ovlt.train.loss import CROSS_ENTROPY, loss_weights
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import collate
 from ovlt.train.prompts import prompt_length, shared_prompts
+from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, mfu, optimizer_step, token_mean
 from ovlt.types import Sample
@@ -45,7 +46,11 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
     hidden = int(model_folder.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
-    model = load_sharded(model_folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
+    model_config = settle_memory(
+        recipe.model, model_folder.config, runtime,
+        dtype=dtype, token_budget=cfg.token_budget, reference=False,
+    )  # fmt: skip
+    model = load_sharded(model_folder, runtime.mesh, runtime.device, model_config, dtype=dtype)
     optimizer = build_adamw(model, cfg.optim)
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     rows = reader.conversations(recipe.expand(cfg.data), max_tokens=cfg.token_budget)
@@ -76,6 +81,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                 update = optimizer_step(
                     model, optimizer, micro_batches, CROSS_ENTROPY, cfg.optim, runtime,
                     number=step, total=steps,
+                    reduce_each=model_config.reduce_gradients == "each",
                 )  # fmt: skip
             # Validate, log, save: figures, the step's line, a checkpoint.
             validation = stage.validate_if_due(step + 1, validator.measure)
