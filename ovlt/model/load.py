@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from ovlt.model import hub
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
+from ovlt.model.check import check_config, check_tokens, check_weights, disagreements
 from ovlt.model.patchify import Patchify
 from ovlt.model.tokenizer import Tokenizer
 
@@ -30,72 +35,172 @@ class ModelFolder:
         return self.config.get_text_config()
 
 
-def open_folder(path: str | Path) -> ModelFolder:
-    """Read configuration, tokenizer and image processor.
+def open_folder(path: str | Path, key: str = "model.path") -> ModelFolder:
+    """Read configuration, tokenizer and image processor, and check them and the weights' headers.
 
-    Raises ValueError that says how to fix it.
+    ``key`` is what the recipe calls the path; ``hf://owner/name`` is downloaded first. Raises
+    ValueError that says how to fix it.
     """
     from transformers import AutoImageProcessor  # here: its import takes a second
 
-    path = Path(path)
+    path = local_folder(path, key)
     config, tokenizer = _read_config(path)
     if config.model_type != qwen.MODEL_TYPE:
         raise ValueError(
             f"{path} holds a '{config.model_type}' model; ovlt knows '{qwen.MODEL_TYPE}' "
             "(another family is another file beside ovlt/model/qwen2_5_vl.py)"
         )
+    check_config(path, config)
     try:
         processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} lacks image processor files: {error}") from None
-    return ModelFolder(
+        patchify = Patchify.from_processor(processor)
+        pixel_range = (int(processor.size["shortest_edge"]), int(processor.size["longest_edge"]))
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise ValueError(
+            f"{path} lacks image processor files, or they are damaged: {_reason(error)}; copy "
+            "preprocessor_config.json of the model it comes from"
+        ) from None
+    folder = ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
-        patchify=Patchify.from_processor(processor),
-        pixel_range=(processor.size["shortest_edge"], processor.size["longest_edge"]),
-        chat=Chat(tokenizer, config),
+        patchify=patchify,
+        pixel_range=pixel_range,
+        chat=_chat(path, tokenizer, config),
         banned=tuple(qwen.banned_ids(config, tokenizer)),
     )
+    check_weights(path, config)
+    _tell(path, folder)
+    return folder
 
 
-def open_text_model(path: str | Path) -> ModelFolder:
+def open_text_model(path: str | Path, key: str = "distill.teacher") -> ModelFolder:
     """Open the folder of a model that gets text only: any language model that the engine serves,
     or one of this family.
 
     Raises ValueError that says how to fix it.
     """
-    path = Path(path)
+    path = local_folder(path, key)
     config, tokenizer = _read_config(path)
     if config.model_type == qwen.MODEL_TYPE:
         return open_folder(path)
-    if not tokenizer.chat_template:
-        raise ValueError(f"{path} has no chat template, so there is no telling how to ask it")
-    rows = int(config.get_text_config().vocab_size)
-    return ModelFolder(
+    folder = ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
         patchify=None,
         pixel_range=(0, 0),
-        chat=Chat(tokenizer, config),
-        banned=tuple(range(len(tokenizer), rows)),  # rows of the head without a token
+        chat=_chat(path, tokenizer, config),
+        banned=tuple(qwen.rows_without_token(config, tokenizer)),
     )
+    _tell(path, folder)
+    return folder
+
+
+def local_folder(path: str | Path, key: str = "model.path") -> Path:
+    """Return the folder that a recipe's ``path`` names, downloaded if it is ``hf://owner/name``.
+
+    Raises ValueError if it is not set, not there, or not a model folder.
+    """
+    text = str(path) if isinstance(path, Path) else path
+    if not text:
+        raise ValueError(
+            f"{key} is not set: give the path of a Hugging Face folder (--{key}=...), or "
+            "hf://owner/name"
+        )
+    if hub.is_hub_name(text):
+        return Path(hub.download(text))
+    path = Path(text)
+    if not path.is_dir():
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+            hint = f"; if that is a name on the Hugging Face Hub, write hf://{text}"
+        raise ValueError(
+            f"no model folder at '{path}' ({key}): give the path of a Hugging Face folder with "
+            f"config.json, *.safetensors, tokenizer and preprocessor files{hint}"
+        )
+    if (adapter := path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is a LoRA adapter (it has {adapter.name}{_base_of(adapter)}): merge it first, "
+            "with peft's merge_and_unload() and save_pretrained() of model and processor, and give "
+            f"the merged folder; if the weights are merged already, delete {adapter.name}"
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} has no config.json, so it is not a Hugging Face model folder ({key})"
+        )
+    return path
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError, OSError):
+        return ""
+    return f", for the base {str(base)[:100]!r}"
+
+
+def _chat(path: Path, tokenizer: Tokenizer, config: qwen.Config) -> Chat:
+    try:
+        return Chat(tokenizer, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
     """Read configuration and tokenizer of a model folder. Raises ValueError."""
     from transformers import AutoConfig, AutoTokenizer  # here: its import takes a second
 
-    if not str(path) or not path.is_dir():
-        raise ValueError(
-            f"no model folder at '{path}': give the path of a Hugging Face folder with "
-            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
-        )
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
     try:
-        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} lacks configuration or tokenizer files: {error}") from None
-    return cast("qwen.Config", config), cast("Tokenizer", tokenizer)
+        config = cast("qwen.Config", AutoConfig.from_pretrained(path))
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise ValueError(f"{path}/config.json cannot be read: {_reason(error)}") from None
+    try:
+        tokenizer = cast("Tokenizer", AutoTokenizer.from_pretrained(path))
+    except Exception as error:
+        raise ValueError(
+            f"{path} lacks tokenizer files, or they are damaged: {_reason(error)}"
+        ) from None
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(
+            f"{path} has a tokenizer in Python only: ovlt needs tokenizer.json (save it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    if template := _processor_template(path):
+        tokenizer.chat_template = template
+    check_tokens(path, config, tokenizer)
+    return config, tokenizer
+
+
+def _processor_template(path: Path) -> str:
+    """Return the template in the processor's own files, which transformers prefers; "" if none.
+
+    In its order: processor_config.json, chat_template.jinja, then chat_template.json of older
+    folders.
+    """
+    for name in ("processor_config.json", "chat_template.jinja", "chat_template.json"):
+        file = path / name
+        if not file.is_file():
+            continue
+        try:
+            text = file.read_text(encoding="utf-8")
+            template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
+        except (ValueError, AttributeError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: {_reason(error)}") from None
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f"{file}: its chat_template is not a text")
+        if template:
+            return template
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of a library says, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+def _tell(path: Path, folder: ModelFolder) -> None:
+    """Print, on one rank, in what the files of a folder disagree without harm to a run."""
+    if os.environ.get("RANK", "0") == "0":
+        for text in disagreements(path, folder.chat.end, folder.chat.end_id, folder.tokenizer):
+            print(f"{path}: {text}", flush=True)
