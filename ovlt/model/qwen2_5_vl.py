@@ -25,6 +25,7 @@ from ovlt.model.tokenizer import Tokenizer
 
 MODEL_TYPE = "qwen2_5_vl"  # as config.json spells it
 
+
 class TextConfig(TextSizes, Protocol):
     max_position_embeddings: int
 

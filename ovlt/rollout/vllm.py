@@ -134,7 +134,7 @@ class VllmEngine(Engine):
 
     def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
         greedy = sampling.temperature == 0
-        params = SamplingParams(
+        return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
             top_p=1.0 if greedy else sampling.top_p,
@@ -143,13 +143,11 @@ class VllmEngine(Engine):
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the log-prob of the sampled token alone
             logit_bias=self._bans,  # ids that no response may hold
-            stop_token_ids=[self.folder.chat.end_id],
-            ignore_eos=sampling.ignore_stop,
+            # The end of a turn is what the chat template writes; the tokenizer's eos may be another.
+            stop_token_ids=[] if sampling.ignore_stop else [self.folder.chat.end_id],
+            ignore_eos=True,
             detokenize=False,
         )
-        if sampling.ignore_stop:
-            params.stop_token_ids = []
-        return params
 
     def _request(self, prompt: Prompt) -> Any:
         grids = [qwen.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]
