@@ -22,19 +22,21 @@ from ovlt.config import GrpoConfig, Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
-from ovlt.evaluate.validator import Validator, read_evaluation_rows
+from ovlt.evaluate.validator import Validator, longest_of, read_evaluation_rows
 from ovlt.model.batch import PackedBatch
+from ovlt.model.check import check_same_tokens
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
 from ovlt.rollout.groups import RolloutBatch, Rollouts
-from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
 from ovlt.train.advantage import score_groups
+from ovlt.train.contents import stage_contents
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import BatchPlan, pack
@@ -124,6 +126,31 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         suffix=cfg.suffix,
     )
+    reference_folder = model_folder  # held in memory only if the KL needs it
+    if cfg.loss.kl_coef > 0 and cfg.reference:
+        reference_folder = open_folder(recipe.expand(cfg.reference))
+        check_same_tokens(
+            model_folder.path, model_folder.tokenizer,
+            reference_folder.path, reference_folder.tokenizer,
+        )  # fmt: skip
+    longest = longest_of(cfg.rollout, recipe.evaluate, evaluation)
+    check_engine(
+        model_folder, engine_config, max_tokens=longest,
+        samplings=[sampling_of(cfg.rollout), sampling_of(recipe.evaluate)],
+    )  # fmt: skip
+    # A run that is resumed is made with the same rows, models and reward as before.
+    chooses = evaluation.validation if cfg.keep == "best" else None
+    stage_folder.compare(
+        stage_contents(
+            reader,
+            rows={
+                "grpo.data": (recipe.expand(cfg.data), rows),
+                "data.validation": (recipe.expand(recipe.data.validation), chooses),
+            },
+            models={"start": model_folder, "reference": reference_folder},
+            rewards={"reward.function": recipe.reward.function},
+        )
+    )
     pool = opened.enter_context(RewardPool(recipe.reward))
     judge = pool  # grades validation and held-out answers
     if recipe.reward.verdict:
@@ -131,9 +158,6 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
 
     # The engine before the model: vLLM measures the free memory and takes its share of it.
     sampling_dtype = engine_dtype(engine_config, recipe.model, model_folder, runtime.device)
-    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
-    if evaluation.held_out is not None:
-        longest = max(longest, recipe.evaluate.max_tokens)
     engine = opened.enter_context(
         open_engine(
             model_folder, engine_config, runtime, dtype=sampling_dtype, max_tokens=longest,
@@ -151,10 +175,9 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )  # fmt: skip
 
     model = load(model_folder, trainable=True)
-    reference = None  # held in memory only if the KL needs it
+    reference = None
     if cfg.loss.kl_coef > 0:
-        frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else model_folder
-        reference = load(frozen, trainable=False)
+        reference = load(reference_folder, trainable=False)
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(

@@ -9,7 +9,7 @@ from ovlt.config.training import SftOptimConfig
 class SyntheticConfig(Table):
     """The synthetic world that the smoke recipe learns in."""
 
-    folder: Place = field("runs/smoke/data", "Folder the generated files are written to and kept in.")
+    folder: Place = field("runs/smoke/data", "Folder the files are written to and kept in.")
     families: dict[str, float] = field(
         {"shapes": 0.7, "bars": 0.3}, "Families of images and their shares."
     )

@@ -18,6 +18,10 @@ class RunConfig(Table):
     resume: Literal["auto", "never"] = field(
         "never", "auto: continue from the newest complete checkpoint of the stage folder."
     )
+    accept_changes: bool = field(
+        False,
+        "Continue a run though its rows, reward or models hold other contents than when it began.",
+    )
     deterministic: bool = field(
         False, "Deterministic CUDA algorithms (slower); a CPU is always deterministic."
     )

@@ -105,6 +105,15 @@ def check_tokens(path: Path, config: qwen.Config, tokenizer: Tokenizer) -> None:
         )
 
 
+def check_same_tokens(path: Path, tokenizer: Tokenizer, other: Path, theirs: Tokenizer) -> None:
+    """Raise ValueError if two models that score the same tokens read them differently."""
+    if tokenizer.get_vocab() != theirs.get_vocab():
+        raise ValueError(
+            f"{other} has another tokenizer than {path}: log-probs of the two cannot be compared; "
+            "take a reference of the same family"
+        )
+
+
 def disagreements(path: Path, end: str, end_id: int, tokenizer: Tokenizer) -> list[str]:
     """Say where other files name another end of a turn than the chat template writes."""
     texts: list[str] = []

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ovlt.model import hub
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
 from ovlt.model.check import check_config, check_tokens, check_weights, disagreements
 from ovlt.model.patchify import Patchify
 from ovlt.model.tokenizer import Tokenizer
+from ovlt.system.hub import model_path
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,14 @@ class ModelFolder:
         return self.config.get_text_config()
 
 
-def open_folder(path: str | Path, key: str = "model.path") -> ModelFolder:
+def open_folder(path: str | Path) -> ModelFolder:
     """Read configuration, tokenizer and image processor, and check them and the weights' headers.
 
-    ``key`` is what the recipe calls the path; ``hf://owner/name`` is downloaded first. Raises
-    ValueError that says how to fix it.
+    ``hf://owner/name`` is downloaded first. Raises ValueError that says how to fix it.
     """
     from transformers import AutoImageProcessor  # here: its import takes a second
 
-    path = local_folder(path, key)
+    path = local_folder(path)
     config, tokenizer = _read_config(path)
     if config.model_type != qwen.MODEL_TYPE:
         raise ValueError(
@@ -74,13 +73,13 @@ def open_folder(path: str | Path, key: str = "model.path") -> ModelFolder:
     return folder
 
 
-def open_text_model(path: str | Path, key: str = "distill.teacher") -> ModelFolder:
+def open_text_model(path: str | Path) -> ModelFolder:
     """Open the folder of a model that gets text only: any language model that the engine serves,
     or one of this family.
 
     Raises ValueError that says how to fix it.
     """
-    path = local_folder(path, key)
+    path = local_folder(path)
     config, tokenizer = _read_config(path)
     if config.model_type == qwen.MODEL_TYPE:
         return open_folder(path)
@@ -97,7 +96,7 @@ def open_text_model(path: str | Path, key: str = "distill.teacher") -> ModelFold
     return folder
 
 
-def local_folder(path: str | Path, key: str = "model.path") -> Path:
+def local_folder(path: str | Path) -> Path:
     """Return the folder that a recipe's ``path`` names, downloaded if it is ``hf://owner/name``.
 
     Raises ValueError if it is not set, not there, or not a model folder.
@@ -105,19 +104,18 @@ def local_folder(path: str | Path, key: str = "model.path") -> Path:
     text = str(path) if isinstance(path, Path) else path
     if not text:
         raise ValueError(
-            f"{key} is not set: give the path of a Hugging Face folder (--{key}=...), or "
+            "model.path is not set: give the path of a Hugging Face folder (--model.path=...), or "
             "hf://owner/name"
         )
-    if hub.is_hub_name(text):
-        return Path(hub.download(text))
-    path = Path(text)
+    path = model_path(text)
     if not path.is_dir():
         hint = ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
             hint = f"; if that is a name on the Hugging Face Hub, write hf://{text}"
         raise ValueError(
-            f"no model folder at '{path}' ({key}): give the path of a Hugging Face folder with "
-            f"config.json, *.safetensors, tokenizer and preprocessor files{hint}"
+            f"no model folder at '{path}': give the path of a Hugging Face folder with "
+            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
+            f"{hint}"
         )
     if (adapter := path / "adapter_config.json").is_file():
         raise ValueError(
@@ -126,9 +124,7 @@ def local_folder(path: str | Path, key: str = "model.path") -> Path:
             f"the merged folder; if the weights are merged already, delete {adapter.name}"
         )
     if not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} has no config.json, so it is not a Hugging Face model folder ({key})"
-        )
+        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
     return path
 
 

@@ -8,7 +8,6 @@ So they are read off the template's own output.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +111,8 @@ def read_template(tokenizer: Tokenizer, *, images: bool) -> Template:
             "the chat template opens no turn for the model: it ignores add_generation_prompt"
         )
     end, end_id = _end(tokenizer, tail)
-    common = len(os.path.commonprefix([prompt, closed]))
+    pairs = zip(prompt, closed, strict=False)
+    common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(closed)))
     opening = prompt[common:] if closed[common:].startswith(_ANSWER) else ""
     turns = [*talk, turn("user", _MORE), turn("assistant", _LAST)]
     return Template(

@@ -48,7 +48,7 @@ def weight_index(path: Path) -> dict[str, Path]:
 
     Raises ValueError.
     """
-    files = _weight_files(path)
+    files = weight_files(path)
     names: dict[str, Path] = {}
     for file in files:
         try:
@@ -68,7 +68,7 @@ def weight_index(path: Path) -> dict[str, Path]:
     return names
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """List the safetensors files of a model folder. Raises ValueError."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file():

@@ -143,7 +143,7 @@ class VllmEngine(Engine):
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the log-prob of the sampled token alone
             logit_bias=self._bans,  # ids that no response may hold
-            # The end of a turn is what the chat template writes; the tokenizer's eos may be another.
+            # What the chat template writes; the tokenizer's eos may be another.
             stop_token_ids=[] if sampling.ignore_stop else [self.folder.chat.end_id],
             ignore_eos=True,
             detokenize=False,

@@ -1,4 +1,4 @@
-"""Rotary positions of every type that config.json can name: as transformers', or refused by name."""
+"""Rotary positions of every type in config.json: as transformers', or refused by name."""
 
 from __future__ import annotations
 

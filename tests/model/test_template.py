@@ -41,6 +41,10 @@ OPENS = (
 )
 ENDS = ("<|im_end|>", "<|endoftext|>", "<|quad_end|>", " <|box_end|>")
 AFTER = ("", "\n", "\n\n")
+TEXT_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -281,11 +285,8 @@ def test_a_text_only_model_is_asked_in_strings_or_in_parts(home: Path, tmp_path:
         folder = copy_of(home / "model", tmp_path / str(number))
         set_template(folder, whole(body(CONTENTS[kind], end="<|box_end|>")))
         size = json.loads((folder / "config.json").read_text())["text_config"]
-        keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
-        (folder / "config.json").write_text(
-            json.dumps({"model_type": "qwen2"} | {key: size[key] for key in keys})
-        )
+        config = {key: size[key] for key in TEXT_KEYS} | {"model_type": "qwen2"}
+        (folder / "config.json").write_text(json.dumps(config))
         (folder / "preprocessor_config.json").unlink()
         teacher = open_text_model(folder)
         assert teacher.chat.end == "<|box_end|>"

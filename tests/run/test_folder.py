@@ -15,14 +15,19 @@ from ovlt.run.version import FORMAT
 RECIPE: dict[str, Any] = {"run": {"seed": 0}, "grpo": {"steps": 4}}
 
 
+def claim(folder: Path, recipe: dict[str, Any], resume: str) -> None:
+    """Claim a folder and begin."""
+    claim_run_folder(folder, recipe, resume).record()
+
+
 def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "recipe.json").read_text())
 
 
 def test_a_record_says_which_version_made_it(tmp_path: Path) -> None:
-    claim_run_folder(tmp_path, RECIPE, "never")
+    claim(tmp_path, RECIPE, "never")
     assert record(tmp_path) == RECIPE | {"ovlt": __version__, "format": FORMAT}
-    claim_run_folder(tmp_path, RECIPE, "auto")  # and is no change of the recipe
+    claim(tmp_path, RECIPE, "auto")  # and is no change of the recipe
 
 
 @pytest.mark.parametrize(
@@ -38,17 +43,17 @@ def test_a_folder_of_another_version_is_refused_by_its_name(
     (tmp_path / "recipe.json").write_text(text)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=rf"was made by ovlt {version}, .*its own version") as told:
-        claim_run_folder(tmp_path, RECIPE, resume)
+        claim(tmp_path, RECIPE, resume)
     assert str(tmp_path) in str(told.value)
     assert (tmp_path / "recipe.json").read_text() == text
 
 
 def test_another_recipe_is_refused_and_a_longer_run_is_not(tmp_path: Path) -> None:
-    claim_run_folder(tmp_path, RECIPE, "never")
+    claim(tmp_path, RECIPE, "never")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"another recipe: run\.seed was 0, is 1"):
-        claim_run_folder(tmp_path, RECIPE | {"run": {"seed": 1}}, "auto")
+        claim(tmp_path, RECIPE | {"run": {"seed": 1}}, "auto")
     with pytest.warns(UserWarning, match=r"another length: grpo\.steps was 4, is 9"):
-        claim_run_folder(tmp_path, RECIPE | {"grpo": {"steps": 9}}, "auto")
+        claim(tmp_path, RECIPE | {"grpo": {"steps": 9}}, "auto")
     with pytest.raises(ValueError, match="continue it with `--resume auto`"):
-        claim_run_folder(tmp_path, RECIPE | {"grpo": {"steps": 9}}, "never")
+        claim(tmp_path, RECIPE | {"grpo": {"steps": 9}}, "never")
