@@ -136,7 +136,10 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     longest = longest_of(cfg.rollout, recipe.evaluate, evaluation)
     check_engine(
         model_folder, engine_config, max_tokens=longest,
-        samplings=[sampling_of(cfg.rollout), sampling_of(recipe.evaluate)],
+        samplings=[
+            sampling_of(cfg.rollout),
+            *([sampling_of(recipe.evaluate)] if evaluation.held_out else ()),
+        ],
     )  # fmt: skip
     # A run that is resumed is made with the same rows, models and reward as before.
     chooses = evaluation.validation if cfg.keep == "best" else None

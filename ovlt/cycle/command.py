@@ -28,6 +28,7 @@ from ovlt.run.provenance import write_about
 from ovlt.smoke.make import SmokeInputs, make_missing, run_stage
 from ovlt.system import env, launch
 from ovlt.system.files import write_whole
+from ovlt.system.hub import is_hub_name
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
                 f"missing: {', '.join(map(str, paths))}; --dry-run says which stage needs what"
             )
         write_about(folder, recipe.run.seed, "cycle")
+        check([stage for stage in stages if not record.is_done(stage)])
         for stage in stages:
             run(stage)
         if chosen:
@@ -100,6 +102,18 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
                     record.add([control])
                     run(control)
     print(folder / "report.html")
+
+
+def check(stages: Sequence[CycleStage]) -> None:
+    """Look at everything that ``stages`` name, before the first. Ends the process on a mistake."""
+    if not stages:
+        return
+    print("checking models, rows, rewards and limits of every stage", flush=True)
+    words = []
+    for stage in stages:
+        path = stage.recipe.folder / "recipes" / f"{stage.name}.json"
+        words.append(f"{stage.name}:{stage.table}={launch.write_recipe(stage.recipe, path)}")
+    launch.python_module("ovlt.cycle.check", words)
 
 
 def plan_text(folder: Path, stages: Sequence[CycleStage]) -> str:
@@ -115,7 +129,8 @@ def plan_text(folder: Path, stages: Sequence[CycleStage]) -> str:
             elif path in absent:
                 state = "MISSING"
             else:
-                state = "there" if path.exists() else "not there yet; made by the recipe itself"
+                made = "not there yet; made by the recipe itself"
+                state = "there" if path.exists() or is_hub_name(path) else made
             lines.append(f"      {role:<12} {path}  ({state})")
     if absent:
         lines.append(f"missing: {', '.join(map(str, absent))}")
@@ -130,6 +145,7 @@ def missing(stages: Sequence[CycleStage], cycle: Sequence[CycleStage]) -> list[P
         for stage in stages
         for _, path in inputs_of(stage)
         if path not in outputs and not path.exists() and not SmokeInputs(stage.recipe).makes(path)
+        if not is_hub_name(path)
     ]
     return list(dict.fromkeys(paths))
 

@@ -40,9 +40,10 @@ def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
     lock = contextlib.ExitStack()
     try:
         lock.enter_context(locked(folder / "cycle.lock", patience))
-    except TimeoutError:
+    except TimeoutError as error:
         raise ValueError(
-            f"another `ovlt cycle` runs in {folder}: wait for it, or give another --run.folder"
+            f"another `ovlt cycle` runs in {folder}: {error}; wait for it, or give another "
+            "--run.folder"
         ) from None
     with lock:
         yield
@@ -76,7 +77,7 @@ class CycleRecord:
             settings = settings_of(stage)
             before = self.entries.get(stage.name)
             changes: list[str] = []
-            if before and before["status"] != "waiting":
+            if before and before["status"] != "waiting" and has_result(stage):
                 changes = [
                     text
                     for key, text in changes_between(before["settings"], settings)
@@ -129,6 +130,16 @@ class CycleRecord:
     def _write(self) -> None:
         stages = list(self.entries.values())
         write_json(self.path, version_record() | {"seed": self.seed, "stages": stages})
+
+
+def has_result(stage: CycleStage) -> bool:
+    """Return whether a stage has come as far as a step, a record or a measurement."""
+    folder = stage.folder
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        return True
+    made = ("evaluation.json", "rows.parquet", "model", "checkpoints/step_*", "*/*-*.jsonl")
+    return any(next(folder.glob(pattern), None) for pattern in made)
 
 
 def settings_of(stage: CycleStage) -> Tree:

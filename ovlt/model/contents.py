@@ -41,6 +41,11 @@ def model_contents(folder: ModelFolder, key: str) -> dict[str, str]:
     }
 
 
+def folder_digest(folder: ModelFolder) -> str:
+    """Return one digest of all that ``model_contents`` tells apart."""
+    return digest_of(model_contents(folder, "").values())
+
+
 def _of_tensors(file: Path) -> str:
     if file.stat().st_size <= _WHOLE_BYTES:
         return file_digest(file)

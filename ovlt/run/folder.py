@@ -115,14 +115,15 @@ def claim_run_folder(
 
     def work() -> None:
         if rank_and_world_size()[0] == 0:
-            _lock(claim.folder)
+            lock_folder(claim.folder)
             _check(claim, resume, MAY_CHANGE + may_change, result)
 
     on_all_ranks(work)
     return claim
 
 
-def _lock(folder: Path) -> None:
+def lock_folder(folder: Path) -> None:
+    """Keep a folder for this process, and those that it starts, until it ends. ValueError."""
     place = folder.resolve()
     if place in _locks:
         return
