@@ -24,8 +24,7 @@ from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
 from ovlt.evaluate.validator import Validator, longest_of, read_evaluation_rows
 from ovlt.model.batch import PackedBatch
-from ovlt.model.check import check_same_tokens
-from ovlt.model.load import ModelFolder, open_folder
+from ovlt.model.load import ModelFolder, open_folder, open_reference
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
@@ -126,34 +125,18 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         suffix=cfg.suffix,
     )
-    reference_folder = model_folder  # held in memory only if the KL needs it
-    if cfg.loss.kl_coef > 0 and cfg.reference:
-        reference_folder = open_folder(recipe.expand(cfg.reference))
-        check_same_tokens(
-            model_folder.path, model_folder.tokenizer,
-            reference_folder.path, reference_folder.tokenizer,
-        )  # fmt: skip
+    frozen = open_reference(recipe.expand(cfg.reference) if cfg.loss.kl_coef else "", model_folder)
     longest = longest_of(cfg.rollout, recipe.evaluate, evaluation)
-    check_engine(
-        model_folder, engine_config, max_tokens=longest,
-        samplings=[
-            sampling_of(cfg.rollout),
-            *([sampling_of(recipe.evaluate)] if evaluation.held_out else ()),
-        ],
-    )  # fmt: skip
-    # A run that is resumed is made with the same rows, models and reward as before.
-    chooses = evaluation.validation if cfg.keep == "best" else None
-    stage_folder.compare(
-        stage_contents(
-            reader,
-            rows={
-                "grpo.data": (recipe.expand(cfg.data), rows),
-                "data.validation": (recipe.expand(recipe.data.validation), chooses),
-            },
-            models={"start": model_folder, "reference": reference_folder},
-            rewards={"reward.function": recipe.reward.function},
-        )
-    )
+    samplings = [sampling_of(cfg.rollout)]
+    samplings += [sampling_of(recipe.evaluate)] if evaluation.held_out else []
+    check_engine(model_folder, engine_config, max_tokens=longest, samplings=samplings)
+    # A run that is resumed is made with the same contents as before. Validation questions are part
+    # of them if they choose the model.
+    made_of = {"grpo.data": (recipe.expand(cfg.data), rows)}
+    if cfg.keep == "best" and evaluation.validation is not None:
+        made_of["data.validation"] = (recipe.expand(recipe.data.validation), evaluation.validation)
+    models, reward = {"start": model_folder, "reference": frozen}, recipe.reward.function
+    stage_folder.compare(stage_contents(reader, rows=made_of, models=models, reward=reward))
     pool = opened.enter_context(RewardPool(recipe.reward))
     judge = pool  # grades validation and held-out answers
     if recipe.reward.verdict:
@@ -178,9 +161,9 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )  # fmt: skip
 
     model = load(model_folder, trainable=True)
-    reference = None
+    reference = None  # held in memory only if the KL needs it
     if cfg.loss.kl_coef > 0:
-        reference = load(reference_folder, trainable=False)
+        reference = load(frozen, trainable=False)
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(

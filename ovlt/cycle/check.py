@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ovlt.config import Recipe, RewardConfig
 from ovlt.config.load import load_recipe
@@ -44,13 +46,14 @@ def main(arguments: Sequence[str]) -> None:
             name, _, table = head.rpartition(":")
             recipe = load_recipe(path)
             runtime = runtime or start(recipe.run)
-            files |= check_stage(runtime, recipe, table)  # pyright: ignore[reportArgumentType]
-            rewards |= dict.fromkeys(specs(recipe, table), recipe.reward)
-        for key, reward in rewards.items():
-            name = f"reward {key}"
-            RewardPool(
-                reward.model_copy(update={"function": key, "verdict": "", "workers": 1})
-            ).close()
+            check = StageCheck(runtime, recipe, cast("Kind", table))
+            check.inputs()
+            files |= check.files
+            rewards |= dict.fromkeys(check.rewards(), recipe.reward)
+        for spec, config in rewards.items():
+            name = f"reward {spec}"
+            changes = {"function": spec, "verdict": "", "workers": 1}
+            RewardPool(config.model_copy(update=changes)).close()
     except Exception as error:
         if not (text := sentence_of(error)):
             raise
@@ -66,80 +69,86 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def specs(recipe: Recipe, table: str) -> list[str]:
-    """Return the rewards that a stage uses, as the recipe names them."""
-    verdict = recipe.reward.verdict or recipe.reward.function
-    if table == "grpo":
-        return [recipe.reward.function, verdict]
-    measures = recipe.data.held_out or recipe.data.validation
-    return [verdict] if table != "sft" or measures else []
+@dataclass
+class StageCheck:
+    """What one stage names, as far as it is there. Methods raise ValueError."""
 
+    runtime: Runtime
+    recipe: Recipe
+    table: Kind
+    files: dict[str, int] = field(default_factory=dict)  # path -> rows
 
-def check_stage(runtime: Runtime, recipe: Recipe, table: Kind) -> dict[str, int]:
-    """Check one stage, as far as its inputs are there. Return the rows of the files it reads.
+    @property
+    def measures(self) -> bool:
+        """Whether the stage asks held-out questions."""
+        return self.table == "evaluate" or bool(self.recipe.data.held_out)
 
-    Raises ValueError.
-    """
-    section = getattr(recipe, table)
-    key = {"distill": "captioner", "evaluate": "model"}.get(table, "start")
-    base = recipe.expand(recipe.model.path)
-    path = recipe.expand(getattr(section, key)) or base
-    # A model that an earlier stage will make has the sizes and the template of the base.
-    model = _opened(path) or _opened(base)
-    if model is None:
-        return {}
-    longest = _check_limits(recipe, table, model)
-    reader = RowReader(runtime, recipe.model, recipe.data, model)
-    files: dict[str, int] = {}
-    questions = [recipe.data.held_out]
-    if table == "sft":
-        file, limits = recipe.expand(section.data), reader.limits(section.token_budget)
-        if Path(file).is_file():
-            load_conversations(file, model.chat, limits, limit=FIRST_ROWS).require(1.0)
-            files[file] = num_rows(Path(file))
-    else:
-        questions.append(section.data)
-    if table in ("sft", "grpo") and section.eval_every:
-        questions.append(recipe.data.validation)
-    for file in map(recipe.expand, filter(None, questions)):
-        if Path(file).is_file():
-            limits = reader.limits(longest)
-            suffix = recipe.data.suffix
-            rows = load_questions(file, model.chat, limits, suffix=suffix, limit=FIRST_ROWS)
+    def rewards(self) -> list[str]:
+        """Return the rewards that the stage uses, as the recipe names them."""
+        reward, table = self.recipe.reward, self.table
+        verdict = reward.verdict or reward.function
+        if table == "grpo":
+            return [reward.function, verdict]
+        validates = table == "sft" and bool(self.recipe.sft.eval_every)
+        return [verdict] if table != "sft" or self.measures or validates else []
+
+    def inputs(self) -> None:
+        """Open models, compare limits, and read the first rows of files."""
+        recipe, table = self.recipe, self.table
+        base = recipe.expand(recipe.model.path)
+        starts = {
+            "distill": recipe.distill.captioner, "evaluate": recipe.evaluate.model,
+            "sft": recipe.sft.start, "grpo": recipe.grpo.start,
+        }  # fmt: skip
+        # A model that an earlier stage will make has the sizes and the template of the base.
+        model = _opened(recipe.expand(starts[table]) or base) or _opened(base)
+        if model is None:
+            return
+        longest = self.limits(model)
+        reader = RowReader(self.runtime, recipe.model, recipe.data, model)
+        limits, suffix = reader.limits(longest), recipe.data.suffix
+        for path in self.questions():
+            rows = load_questions(path, model.chat, limits, suffix=suffix, limit=FIRST_ROWS)
             rows.require(1.0)
-            files[file] = num_rows(Path(file))
-    return files
+            self.files[path] = num_rows(Path(path))
+        path = recipe.expand(recipe.sft.data)
+        if table == "sft" and Path(path).is_file():
+            limits = reader.limits(recipe.sft.token_budget)
+            load_conversations(path, model.chat, limits, limit=FIRST_ROWS).require(1.0)
+            self.files[path] = num_rows(Path(path))
+
+    def questions(self) -> list[str]:
+        """Return the files of questions that the stage reads and that are there."""
+        recipe, table = self.recipe, self.table
+        asked = {"distill": recipe.distill.data, "grpo": recipe.grpo.data}
+        every = {"sft": recipe.sft.eval_every, "grpo": recipe.grpo.eval_every}
+        paths = [asked.get(table, ""), recipe.data.validation if every.get(table) else ""]
+        paths += [recipe.data.held_out] if self.measures else []
+        return [path for path in map(recipe.expand, paths) if path and Path(path).is_file()]
+
+    def limits(self, model: ModelFolder) -> int:
+        """Compare lengths with the model's context; return the longest prompt."""
+        recipe, engine, evaluate = self.recipe, self.recipe.engine, self.recipe.evaluate
+        longest, samplings = 0, [sampling_of(evaluate)] if self.measures else []
+        if self.table == "distill":
+            teacher = _opened(recipe.expand(recipe.distill.teacher), open_teacher_once) or model
+            check_contexts(recipe.distill, model, teacher)
+            check_engine(teacher, engine, max_tokens=0)
+            return recipe.distill.max_prompt_tokens
+        if self.table == "grpo":
+            rollout = recipe.grpo.rollout
+            _opened(recipe.expand(recipe.grpo.reference))
+            longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+            samplings.append(sampling_of(rollout))
+        if self.measures:
+            longest = max(longest, evaluate.max_tokens)
+        check_engine(model, engine, max_tokens=longest, samplings=samplings)
+        return max(evaluate.max_prompt_tokens, recipe.grpo.rollout.max_prompt_tokens)
 
 
-def _check_limits(recipe: Recipe, table: Kind, model: ModelFolder) -> int:
-    """Compare lengths with the model's context; return the longest prompt. Raises ValueError."""
-    evaluate, engine = recipe.evaluate, recipe.engine
-    measures = bool(recipe.data.held_out)
-    if table == "distill":
-        teacher = recipe.expand(recipe.distill.teacher)
-        there = is_hub_name(teacher) or Path(teacher).is_dir()
-        asked = open_teacher_once(teacher) if teacher and there else model
-        check_contexts(recipe.distill, model, asked)
-        check_engine(asked, engine, max_tokens=0)
-        return recipe.distill.max_prompt_tokens
-    if table == "grpo":
-        rollout = recipe.grpo.rollout
-        if reference := recipe.expand(recipe.grpo.reference):
-            _opened(reference)
-        longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-        longest = max(longest, evaluate.max_tokens if measures else 0)
-        check_engine(model, engine, max_tokens=longest, samplings=[sampling_of(rollout)])
-        return max(rollout.max_prompt_tokens, evaluate.max_prompt_tokens)
-    if measures or table == "evaluate":
-        samplings = [sampling_of(evaluate)]
-        check_engine(model, engine, max_tokens=evaluate.max_tokens, samplings=samplings)
-    return evaluate.max_prompt_tokens
-
-
-def _opened(path: str) -> ModelFolder | None:
-    """Open a model folder, or the Hub's; None if an earlier stage has yet to make it."""
-    there = is_hub_name(path) or not path or Path(path).is_dir()
-    return open_once(path) if there else None
+def _opened(path: str, opening: Callable[[str], ModelFolder] = open_once) -> ModelFolder | None:
+    """Open a model folder, or the Hub's; None if none is named or a stage has yet to make it."""
+    return opening(path) if path and (is_hub_name(path) or Path(path).is_dir()) else None
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ class CycleRecord:
             settings = settings_of(stage)
             before = self.entries.get(stage.name)
             changes: list[str] = []
-            if before and before["status"] != "waiting" and has_result(stage):
+            if before and (
+                before["status"] == "done" or (before["status"] == "running" and has_result(stage))
+            ):
                 changes = [
                     text
                     for key, text in changes_between(before["settings"], settings)

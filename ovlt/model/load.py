@@ -11,7 +11,13 @@ from typing import cast
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
-from ovlt.model.check import check_config, check_tokens, check_weights, disagreements
+from ovlt.model.check import (
+    check_config,
+    check_same_tokens,
+    check_tokens,
+    check_weights,
+    disagreements,
+)
 from ovlt.model.patchify import Patchify
 from ovlt.model.tokenizer import Tokenizer
 from ovlt.system.hub import model_path
@@ -71,6 +77,15 @@ def open_folder(path: str | Path) -> ModelFolder:
     check_weights(path, config)
     _tell(path, folder)
     return folder
+
+
+def open_reference(path: str | Path, model: ModelFolder) -> ModelFolder:
+    """Open the folder of the KL's reference, ``model`` itself for "". Raises ValueError."""
+    if not str(path):
+        return model
+    reference = open_folder(path)
+    check_same_tokens(model.path, model.tokenizer, reference.path, reference.tokenizer)
+    return reference
 
 
 def open_text_model(path: str | Path) -> ModelFolder:

@@ -139,22 +139,18 @@ def lock_folder(folder: Path) -> None:
 
 def _check(claim: Claim, resume: str, may_change: tuple[str, ...], result: str) -> None:
     folder, elsewhere = claim.folder, "or give another --run.folder"
-    metrics = folder / METRICS
-    holds = [METRICS] if metrics.is_file() and metrics.stat().st_size else []
-    for depth in ("", "*/"):  # and not `**`, which would not follow a link to a larger disk
-        holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
-    claim.holds = holds
-    made = bool(holds or (result and (folder / result).exists()))
-    changes = []
-    if made and (folder / RECIPE).exists():
-        earlier = read_object(folder / RECIPE)
-        check_format(folder, earlier)
-        changes = changes_between(without_version(earlier), claim.recipe)
-    elif holds and resume == "auto":
+    claim.holds = holds = _holdings(folder)
+    recorded = (folder / RECIPE).exists()
+    if holds and resume == "auto" and not recorded:
         raise ValueError(
             f"{folder} holds {some(holds)} but no {RECIPE}, so the run cannot be "
             f"identified: delete that folder, {elsewhere}"
         )
+    changes: list[tuple[str, str]] = []
+    if recorded and (holds or (result and (folder / result).exists())):
+        earlier = read_object(folder / RECIPE)
+        check_format(folder, earlier)
+        changes = changes_between(without_version(earlier), claim.recipe)
     changes = [(key, text) for key, text in changes if not matches(key, may_change)]
     places = PLACES if holds and (folder / CONTENTS).is_file() else ()
     claim.moved = [text for key, text in changes if matches(key, places)]
@@ -165,12 +161,21 @@ def _check(claim: Claim, resume: str, may_change: tuple[str, ...], result: str) 
             f"{folder} holds a run already ({some(holds)}): continue it with `--resume auto`, "
             f"{elsewhere}"
         )
-    if holds and (longer := [text for key, text in changes if matches(key, LENGTH)]):
+    if longer := [text for key, text in changes if holds and matches(key, LENGTH)]:
         warnings.warn(
             f"{folder} is continued with another length: {some(longer)}; a learning-rate schedule "
             "that ends with the run now ends there",
             stacklevel=5,
         )
+
+
+def _holdings(folder: Path) -> list[str]:
+    """Name what a run that has come as far as a step has left: metrics, checkpoints."""
+    metrics = folder / METRICS
+    holds = [METRICS] if metrics.is_file() and metrics.stat().st_size else []
+    for depth in ("", "*/"):  # and not `**`, which would not follow a link to a larger disk
+        holds += sorted(p.parent.name for p in folder.glob(f"{depth}step_*/manifest.json"))
+    return holds
 
 
 def _other_recipe(folder: Path, changes: list[str]) -> str:

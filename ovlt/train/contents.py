@@ -14,17 +14,16 @@ from ovlt.reward.contents import reward_digest
 def stage_contents(
     reader: RowReader,
     *,
-    rows: Mapping[str, tuple[str, GoodRows | None]],
+    rows: Mapping[str, tuple[str, GoodRows]],
     models: Mapping[str, ModelFolder],
-    rewards: Mapping[str, str] | None = None,
+    reward: str = "",
 ) -> dict[str, str]:
     """Return the digests of rows (path and good rows by key), models and rewards. Collective."""
     runtime = reader.runtime
     contents = {
         f"rows of {key}": rows_digest(path, good, runtime, reader.data.workers)
         for key, (path, good) in rows.items()
-        if good is not None
     }
     for name, folder in models.items():
         contents |= model_contents(folder, name)
-    return contents | {key: reward_digest(spec) for key, spec in (rewards or {}).items()}
+    return contents | ({"reward.function": reward_digest(reward)} if reward else {})
