@@ -7,7 +7,7 @@ Questions are spread over ranks; the engine opens the model folder without any t
 from __future__ import annotations
 
 from ovlt.config import Recipe
-from ovlt.data.contents import rows_digest
+from ovlt.data.digests import rows_digest
 from ovlt.data.rows import RowReader
 from ovlt.evaluate.accuracy import (
     measure_held_out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ovlt.data.contents import rows_digest
+from ovlt.data.digests import rows_digest
 from ovlt.data.rows import GoodRows, RowReader
 from ovlt.model.contents import model_contents
 from ovlt.model.load import ModelFolder
