@@ -151,6 +151,8 @@ def find_sizes(folder: Path, key: str) -> Path:
 
     ``key`` is the recipe key that names the folder. Raises ValueError if there is neither.
     """
+    if folder == Path():
+        raise ValueError(f"{key} is not set: name a model folder, or give its --sizes=FILE")
     if (folder / "config.json").is_file():
         return folder / "config.json"
     name = re.sub(r"\W+", "_", folder.name.lower().replace(".", "_"))

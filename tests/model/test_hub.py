@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.commands import environment
 from helpers.hub_server import COMMIT, serving
 from helpers.tiny import tiny_folder
+
+pytestmark = pytest.mark.slow
 
 OPEN = """
 import sys
@@ -25,7 +28,7 @@ def opened(tmp_path: Path, *names: str, **variables: str) -> list[str]:
     """What a process says that opens folders of these names."""
     done = subprocess.run(
         [sys.executable, "-c", OPEN, *names],
-        env=environment() | {"HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"} | variables,
+        env=environment() | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"} | variables,
         capture_output=True,
         text=True,
         check=False,
