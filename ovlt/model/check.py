@@ -125,7 +125,7 @@ def disagreements(path: Path, end: str, end_id: int, tokenizer: Tokenizer) -> li
         values = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except FileNotFoundError:
         return texts
-    except (ValueError, AttributeError, OSError):
+    except (ValueError, AttributeError, OSError, RecursionError):
         return [*texts, f"{file.name} cannot be read; ovlt does not use it"]
     ids = values if isinstance(values, list) else [values]
     if values is not None and end_id not in ids:

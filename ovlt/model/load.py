@@ -146,7 +146,7 @@ def local_folder(path: str | Path) -> Path:
 def _base_of(adapter: Path) -> str:
     try:
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         return ""
     return f", for the base {str(base)[:100]!r}"
 
@@ -196,7 +196,7 @@ def _processor_template(path: Path) -> str:
         try:
             text = file.read_text(encoding="utf-8")
             template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
-        except (ValueError, AttributeError, OSError) as error:
+        except (ValueError, AttributeError, OSError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read: {_reason(error)}") from None
         if template is not None and not isinstance(template, str):
             raise ValueError(f"{file}: its chat_template is not a text")

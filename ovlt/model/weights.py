@@ -79,7 +79,7 @@ def weight_files(path: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         files = sorted(path / name for name in names if Path(name).name == name)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(
             f"{index} is damaged ({type(error).__name__}: {error}): copy or download it again"
         ) from None

@@ -119,7 +119,7 @@ def read_json(path: Path) -> Any:
     """Read a file of ours. Raises ValueError, naming the file, if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it or restore it") from error
 
 
