@@ -40,13 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for i in range(6):
         Image.fromarray(random_image(rng, 56, 84)).save(home / f"{i}.png")
-        rows.append(
-            {
-                "problem": f"<image>How many {i}?" + " Why?" * 4 * i,
-                "answer": str(i),
-                "images": [f"{i}.png"],
-            }
-        )
+        question = f"<image>How many {i}?" + " Why?" * 4 * i
+        rows.append({"problem": question, "answer": str(i), "images": [f"{i}.png"]})
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return home
 

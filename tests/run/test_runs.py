@@ -88,7 +88,7 @@ def changed(path: Path, change: Callable[[str], str]) -> Callable[[], object]:
     return lambda: path.write_text(before)
 
 
-# --- E: a run is its contents --------------------------------------------------------------------
+# --- E: a run is its contents -------------------------------------------------------------------
 
 
 def test_sft_goes_on_with_its_own_rows_only(home: Home) -> None:
@@ -133,7 +133,7 @@ def test_grpo_goes_on_with_its_own_reward_reference_and_template_only(home: Home
     home.start("grpo", "reward", "--grpo.steps=2").finish()
 
 
-# --- R2, R1: a failed start, and what is looked at first -------------------------------------------
+# --- R2, R1: a failed start, and what is looked at first ----------------------------------------
 
 
 def test_a_failed_start_leaves_nothing_that_blocks_the_next(home: Home) -> None:
@@ -167,11 +167,15 @@ def test_everything_is_looked_at_before_the_first_step(home: Home) -> None:
         ("grpo", [f"--grpo.reference={home.folder}/held.jsonl"], "no model folder"),
         ("evaluate", ["--evaluate.data=none.jsonl"], "none.jsonl"),
     ]
-    for command, overrides, words in mistakes:
-        said = refusal(home, command, "looked", *overrides)
+    started = [  # side by side
+        (home.start(command, f"looked{i}", *overrides), words)
+        for i, (command, overrides, words) in enumerate(mistakes)
+    ]
+    for command, words in started:
+        said = command.refusal()
         assert words in said, said
-    for stage in ("sft", "grpo", "evaluate"):
-        folder = home.stage(stage, "looked")
+    for i, (stage, _, _) in enumerate(mistakes):
+        folder = home.stage(stage, f"looked{i}")
         assert not folder.is_dir() or [path.name for path in folder.iterdir()] == [".lock"]
 
 
@@ -188,7 +192,7 @@ def test_one_live_run_per_folder(home: Home) -> None:
     home.start("sft", "twice", "--sft.steps=1", "--sft.save_every=400").finish()
 
 
-# --- G: lengths, image counts and ends of turns come from one place --------------------------------
+# --- G: lengths, image counts and ends of turns come from one place -----------------------------
 
 
 def evaluation(home: Home, stage: str, run: str) -> dict[str, Any]:
