@@ -180,16 +180,16 @@ def test_everything_is_looked_at_before_the_first_step(home: Home) -> None:
 
 
 def test_one_live_run_per_folder(home: Home) -> None:
-    first = home.start("sft", "twice", "--sft.steps=400", "--sft.save_every=400")
+    first = home.start("sft", "twice", "--sft.steps=90000", "--sft.save_every=0")
     stage = home.stage("sft", "twice")
     lock = stage / ".lock"
     while not (stage / "metrics.jsonl").is_file():
         assert first.running(), first.stderr()
-    said = refusal(home, "sft", "twice", "--sft.steps=400", "--sft.save_every=400")
+    said = refusal(home, "sft", "twice", "--sft.steps=90000", "--sft.save_every=0")
     assert f"process {first.pids[0]} on {os.uname().nodename}" in said
     first.kill()
     assert lock.is_file()
-    home.start("sft", "twice", "--sft.steps=1", "--sft.save_every=400").finish()
+    home.start("sft", "twice", "--sft.steps=1", "--sft.save_every=0").finish()
 
 
 # --- G: lengths, image counts and ends of turns come from one place -----------------------------
