@@ -57,7 +57,7 @@ def open_folder(path: str | Path) -> ModelFolder:
         )
     check_config(path, config)
     try:
-        processor = AutoImageProcessor.from_pretrained(path)
+        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
         patchify = Patchify.from_processor(processor)
         pixel_range = (int(processor.size["shortest_edge"]), int(processor.size["longest_edge"]))
     except Exception as error:  # transformers raises many kinds for damaged files
@@ -163,11 +163,11 @@ def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
     from transformers import AutoConfig, AutoTokenizer  # here: its import takes a second
 
     try:
-        config = cast("qwen.Config", AutoConfig.from_pretrained(path))
+        config = cast("qwen.Config", AutoConfig.from_pretrained(path, trust_remote_code=False))
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(f"{path}/config.json cannot be read: {_reason(error)}") from None
     try:
-        tokenizer = cast("Tokenizer", AutoTokenizer.from_pretrained(path))
+        tokenizer = cast("Tokenizer", AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     except Exception as error:
         raise ValueError(
             f"{path} lacks tokenizer files, or they are damaged: {_reason(error)}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovlt.config.command_line import split_words
+from ovlt.config.fields import expanded
 from ovlt.config.load import REPOSITORY, SMOKE_RECIPE, load_recipe
 from ovlt.model.qwen2_5_vl_sizes import FileSizes, read_config
 from ovlt.plan.assumed import Assumptions
@@ -87,7 +88,7 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
         raise ValueError(
             "only the vLLM engine can be planned; add --engine.backend=vllm to the command"
         )
-    file = Path(options["sizes"]) if options["sizes"] else None
+    file = Path(expanded(options["sizes"])) if options["sizes"] else None
     file = file or find_sizes(Path(recipe.expand(recipe.model.path)), "model.path")
     run = Run(recipe, read_config(file), node(options["hardware"]), assumptions(assumed))
     stages = planned_stages(run)

@@ -96,13 +96,19 @@ class VllmEngine(Engine):
         images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
         # The lines that are dropped are those of vLLM's CPU worker.
         noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
-        with guarded_rng(), noise:
-            self.llm = LLM(
-                model=str(folder.path),
-                dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-                **(images if folder.patchify else {}),
-                **settings,
-            )
+        try:
+            with guarded_rng(), noise:
+                self.llm = LLM(
+                    model=str(folder.path),
+                    dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+                    **(images if folder.patchify else {}),
+                    **settings,
+                )
+        except ValueError as error:  # of the model, or of sizes that do not fit its memory
+            raise ValueError(
+                f"vLLM cannot open {folder.path}: {error} (the keys are those of [engine]: "
+                "gpu_memory, kv_cache_gib, max_sequences)"
+            ) from error
         self._bans = dict.fromkeys(folder.banned, BAN)
         self.sleep()
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovlt import __version__
 from ovlt.config.changes import LENGTH, MAY_CHANGE, PLACES, changes_between, matches
-from ovlt.run.version import other_version, version_record, without_version
+from ovlt.run.version import check_format, version_record, without_version
 from ovlt.system.collectives import on_all_ranks, rank_and_world_size
 from ovlt.system.files import locked, read_object, write_json
 
@@ -184,16 +183,6 @@ def _other_recipe(folder: Path, changes: list[str]) -> str:
         "give the former values and `--resume auto`; else delete that folder, or give another "
         "--run.folder"
     )
-
-
-def check_format(folder: Path, record: dict[str, Any]) -> None:
-    """Raise ValueError if ``folder`` was made by a version whose records differ from ours."""
-    if version := other_version(record):
-        raise ValueError(
-            f"{folder} was made by ovlt {version}, and this is {__version__}, whose recipes have "
-            "other keys: finish that run with its own version, delete the folder, or give another "
-            "--run.folder"
-        )
 
 
 def require_json(value: Any, where: str) -> None:

@@ -29,9 +29,7 @@ class StageFolder:
     ) -> None:
         self.runtime = runtime
         self.path: Path = recipe.folder / name
-        graded = ("engine", "reward") if kind == "grpo" else ()  # other stages only measure by them
-        resolved = recipe.resolved()
-        self.tables = {table: resolved[table] for table in ("run", "model", "data", *graded, kind)}
+        self.tables = recipe.decisive_tables(kind)
         chooses = kind == "grpo" and recipe.grpo.keep == "best"  # the model, by its validations
         self._accept = recipe.run.accept_changes
         self._claim = claim_run_folder(

@@ -89,6 +89,29 @@ def test_log_probs_are_those_of_transformers(
     assert (ours - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["default", "linear", "yarn by its old name"])
+def test_the_hubs_flat_configuration_means_the_same(home: Path, tmp_path: Path, name: str) -> None:
+    """As Qwen2.5-VL's folders on the Hub have it: one table, and rope_scaling."""
+    nested = copy_of(home / "model", tmp_path / "nested")
+    rope(nested, **TYPES[name])
+    flat = copy_of(nested, tmp_path / "flat")
+
+    def flatten(config: dict[str, Any]) -> None:
+        text = config.pop("text_config")
+        table = text.pop("rope_parameters")
+        config |= {k: v for k, v in text.items() if k != "model_type"}
+        config |= {"rope_theta": table.pop("rope_theta"), "rope_scaling": table}
+        if table.get("rope_type") == "default":
+            config["rope_scaling"] = {"type": "mrope", "mrope_section": table["mrope_section"]}
+
+    edit_json(flat / "config.json", flatten)
+    ours, theirs = (
+        packed(open_folder(folder)).model.language_model.rotary_emb for folder in (flat, nested)
+    )
+    assert torch.equal(ours.inv_freq, theirs.inv_freq)
+    assert ours.attention_scaling == theirs.attention_scaling
+
+
 def test_the_types_matter(home: Path, tmp_path: Path) -> None:
     """So the test above sees a type that is left out."""
     model = packed(open_folder(home / "model"))
