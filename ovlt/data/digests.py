@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ovlt.data.rows import GoodRows
 from ovlt.system.digest import digest_of, file_digest, tree_digest
+from ovlt.system.hub import is_hub_name
 from ovlt.system.runtime import Runtime
 
 _IMAGE_BYTES = 1 << 20  # larger images are sampled
@@ -21,9 +22,10 @@ def rows_digest(path: str, rows: GoodRows, runtime: Runtime, workers: int) -> st
     Each rank reads its share of the images, the same on any number of ranks.
     """
     place = Path(path)
-    if not place.exists() and ":" in path:  # folder:split, or a name on the Hub
+    if not place.exists() and ":" in path and not is_hub_name(path):  # folder:split
         place = Path(path.rpartition(":")[0])
-    contents = tree_digest(place) if place.exists() else path
+    # On one rank, whose digest is the one that is compared; of a name on the Hub it is the name.
+    contents = tree_digest(place) if runtime.is_main and place.exists() else path
     images = list(_image_files(rows))
     mine = range(runtime.rank, len(images), runtime.world_size)
     with ThreadPoolExecutor(workers) as pool:

@@ -44,6 +44,8 @@ def tree_digest(path: Path) -> str:
     if path.is_file():
         return file_digest(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
+    total = sum(file.stat().st_size for file in files)
+    whole = WHOLE_BYTES if total <= 4 * WHOLE_BYTES else WHOLE_BYTES // 16
     return digest_of(
-        part for file in files for part in (str(file.relative_to(path)), file_digest(file))
+        part for file in files for part in (str(file.relative_to(path)), file_digest(file, whole))
     )
