@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import environment
-from helpers.hub_server import COMMIT, serving
+from helpers.model_hub import COMMIT, serving
 from helpers.tiny import tiny_folder
 
 pytestmark = pytest.mark.slow
