@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
 from ovlt.model import attention, liger
+from ovlt.model.segments import segments_of
 
 __test__ = DEVICE.type == "cuda"
 
@@ -41,6 +42,7 @@ PARTS = [
 
 
 @functools.cache  # as in a model, whose layers share them
+@functools.cache
 def boundaries(rows: int) -> Tensor:
     return torch.arange(0, rows + 1, SEGMENT, dtype=torch.int32, device=DEVICE)
 
@@ -98,8 +100,7 @@ class Layer(nn.Module):
             return self.layer(
                 x,
                 position_embeddings=(cos, sin),
-                ovlt_cu=boundaries(rows),
-                ovlt_max_len=SEGMENT,
+                ovlt_segments=segments_of(boundaries(rows)),
             )
         return self.layer(
             x[0],

@@ -35,10 +35,11 @@ from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
 from ovlt.train.advantage import score_groups
+from ovlt.train.balance import BatchPlan
 from ovlt.train.contents import stage_contents
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
-from ovlt.train.pack import BatchPlan, pack
+from ovlt.train.pack import pack, sharing
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
 from ovlt.types import Group
@@ -81,7 +82,8 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             # Validate, log, save: figures and the best model, the step's line, a checkpoint.
             validation = stage.validate_if_due(step + 1, parts.validator.measure)
             seconds = timer.take()
-            values = step_metrics(batch, updates, results, seconds, runtime)
+            frozen = recipe.model.freeze_vision
+            values = step_metrics(batch, updates, results, seconds, runtime, frozen_tower=frozen)
             values |= {"mismatch/probe": mismatch, **validation}
             stage.log(step + 1, values, seconds, batch.groups[: cfg.log_groups])
             if batch.no_signal_frac == 1:
@@ -110,6 +112,8 @@ class Parts:
 def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Parts:
     """Open everything; ``opened`` closes it. Collective."""
     cfg, engine_config = recipe.grpo, recipe.engine
+    # Look at everything that the recipe names before anything large is opened: folder, models,
+    # every file of rows, limits, rewards. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "grpo", name=cfg.stage, title=cfg.title)
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
@@ -126,6 +130,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         suffix=cfg.suffix,
     )
     frozen = open_reference(recipe.expand(cfg.reference) if cfg.loss.kl_coef else "", model_folder)
+    # The longest prompt and response of all who ask this engine: rollouts, held-out questions.
     longest = longest_of(cfg.rollout, recipe.evaluate, evaluation)
     samplings = [sampling_of(cfg.rollout)]
     samplings += [sampling_of(recipe.evaluate)] if evaluation.held_out else []
@@ -222,6 +227,15 @@ def pack_updates(
     # Samples of advantage 0 have no gradient, unless another term of the loss gives them one.
     other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
     skip = cfg.skip_zero_advantage and not other_terms
+    if cfg.share_prompts:
+        strangers = [g.prompt.id for g in groups if len(sharing(g.samples)) > 1]
+        if strangers:
+            runtime.say_once(
+                "share_prompts",
+                f"grpo.share_prompts: the samples of {strangers[0]} (and of {len(strangers) - 1} "
+                "more groups of this step) do not start with the same prompt and images, so each "
+                "is packed with a prompt of its own",
+            )
     size = len(groups) // cfg.updates_per_rollout  # groups per optimizer step
     updates = []
     for u in range(cfg.updates_per_rollout):
@@ -236,8 +250,9 @@ def pack_updates(
             useful = [i for i, s in enumerate(samples) if s.advantage != 0]
             samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
         batches, plan = pack(
-            samples, weights, runtime, cfg.token_budget, model_folder.config, model_folder.patchify
-        )
+            samples, weights, runtime, cfg.token_budget, model_folder.config, model_folder.patchify,
+            share_prompts=cfg.share_prompts,
+        )  # fmt: skip
         updates.append(PackedUpdate(batches, plan, len(samples)))
     return updates
 
@@ -265,13 +280,16 @@ def step_metrics(
     results: Sequence[Update],
     seconds: dict[str, float],
     runtime: Runtime,
+    *,
+    frozen_tower: bool,
 ) -> dict[str, float]:
     """Return the metrics of a step; docs/metrics.md explains each name."""
     plans = [update.plan for update in updates]
     num_samples = sum(len(g.samples) for g in batch.groups)
     idle = ("validation", "checkpoint")
     # Throughput excludes validation and checkpoints.
-    working = sum(value for phase, value in seconds.items() if phase not in idle)
+    working = max(1e-9, sum(value for phase, value in seconds.items() if phase not in idle))
+    computed = sum(plan.tokens for plan in plans)
     return {
         **batch.metrics(),
         # The policy: mean over the step's updates, or per token of all of them.
@@ -291,12 +309,14 @@ def step_metrics(
         # Throughput and packing.
         "update/samples_frac": sum(update.num_samples for update in updates) / num_samples,
         "tokens": batch.num_tokens,
-        "tokens_per_second": batch.num_tokens / max(1e-9, working),
+        "tokens_per_second": batch.num_tokens / working,
+        "tokens_computed": computed,
+        "tokens_computed_per_second": computed / working,
         "pack/fill": sum(plan.fill for plan in plans) / len(plans),
         "pack/filler_frac": max(plan.filler for plan in plans),
         "pack/imbalance": max(plan.imbalance for plan in plans),
         "pack/micro_batches": sum(len(update.batches) for update in updates),
-        **mfu(sum(plan.cost for plan in plans), seconds["update"], runtime),
+        **mfu(plans, seconds["update"], runtime, frozen_tower=frozen_tower),
     }
 
 

@@ -27,10 +27,12 @@ from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tol
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
+from ovlt.train.balance import BatchPlan, Extent, plan
 from ovlt.train.contents import stage_contents
 from ovlt.train.loss import CROSS_ENTROPY, loss_weights
 from ovlt.train.optim import build_adamw
-from ovlt.train.pack import BatchPlan, Extent, collate, plan
+from ovlt.train.pack import collate
+from ovlt.train.prompts import prompt_length, shared_prompts
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, mfu, optimizer_step, token_mean
 from ovlt.types import Sample
@@ -39,10 +41,12 @@ from ovlt.types import Sample
 def train(runtime: Runtime, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""
     cfg = recipe.sft
-    # Everything that the recipe names is looked at before the model is loaded.
+    # Look at everything that the recipe names before the model is loaded: the folder, the rows, and
+    # in the validator questions, limits and reward. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
+    # A row beyond the model's context would be trained on positions that no engine serves.
     context = int(model_folder.text_config.max_position_embeddings)
     path = recipe.expand(cfg.data)
     rows = reader.conversations(path, max_tokens=min(cfg.token_budget, context))
@@ -90,8 +94,8 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             # Validate, log, save: figures, the step's line, a checkpoint.
             validation = stage.validate_if_due(step + 1, validator.measure)
             seconds = timer.take()
-            tokens = sum(len(rows[i].token_ids) for i in chosen)
-            values = step_metrics(update, packing, tokens, seconds, runtime)
+            frozen = recipe.model.freeze_vision
+            values = step_metrics(update, packing, seconds, runtime, frozen_tower=frozen)
             values["pack/micro_batches"] = len(micro_batches)
             stage.log(step + 1, values | validation, seconds)
             stage.save_if_due(step + 1, (step + 1) * cfg.batch_samples)
@@ -113,7 +117,24 @@ class Batches:
     def plan(self, chosen: Sequence[int]) -> BatchPlan:
         """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
         rows = [self.rows[i] for i in chosen]
-        extents = [Extent(len(r.token_ids), r.grids, i, r.id) for i, r in enumerate(rows)]
+        # Several traces of one question share its prompt: a group, as GRPO's samples are.
+        before = [prompt_length(row.loss_mask) for row in rows]
+        groups = shared_prompts(
+            [row.token_ids[:n] for row, n in zip(rows, before, strict=True)],
+            [row.images for row in rows],
+        )
+        group_of = {i: number for number, group in enumerate(groups) for i in group}
+        extents = [
+            Extent(
+                tokens=len(row.token_ids),
+                grids=row.grids,
+                group=group_of[i],
+                name=row.id,
+                prompt=before[i],
+                labels=row.num_labels,
+            )
+            for i, row in enumerate(rows)
+        ]
         return plan(
             extents,
             ranks=self.runtime.world_size,
@@ -177,7 +198,8 @@ def open_validator(
         return sampler, WeightSync(sampler, load(), model_folder, tolerance=tolerance)
 
     pool = None
-    if rows.any:  # now, so that a broken reward or an impossible limit fails before the training
+    # Now, so that a broken reward or an impossible limit fails before the training.
+    if rows.any:
         samplings = [sampling_of(cfg)]
         check_engine(model_folder, recipe.engine, max_tokens=cfg.max_tokens, samplings=samplings)
         pool = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
@@ -193,9 +215,15 @@ def open_validator(
 
 
 def step_metrics(
-    update: Update, packing: BatchPlan, tokens: int, seconds: dict[str, float], runtime: Runtime
+    update: Update,
+    packing: BatchPlan,
+    seconds: dict[str, float],
+    runtime: Runtime,
+    *,
+    frozen_tower: bool,
 ) -> dict[str, float]:
     """Return the metrics of a step; docs/metrics.md explains each name."""
+    working = max(1e-9, seconds["data"] + seconds["update"])
     return {
         # Means over the step's labelled tokens, of all ranks.
         "loss": update.sums["loss"],
@@ -204,12 +232,14 @@ def step_metrics(
         "nll": token_mean([update], "nll"),
         "entropy": token_mean([update], "entropy"),
         # Throughput, and what packing costs: empty places, and ranks that wait for others.
-        "tokens": tokens,
-        "tokens_per_second": tokens / max(1e-9, seconds["data"] + seconds["update"]),
+        "tokens": packing.sample_tokens,
+        "tokens_per_second": packing.sample_tokens / working,
+        "tokens_computed": packing.tokens,
+        "tokens_computed_per_second": packing.tokens / working,
         "pack/fill": packing.fill,
         "pack/filler_frac": packing.filler,
         "pack/imbalance": packing.imbalance,
-        **mfu(packing.cost, seconds["update"], runtime),
+        **mfu([packing], seconds["update"], runtime, frozen_tower=frozen_tower),
     }
 
 

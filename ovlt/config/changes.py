@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "*.save_every",
     "*.log_groups",
     "*.token_budget",
+    "*.share_prompts",
 )
 # What a run is measured by. Training does not depend on it, unless the best model is kept.
 MEASURES = (

@@ -177,6 +177,11 @@ class GrpoConfig(Table):
         "Leave samples of advantage 0 out of the update if the loss has no KL and no entropy term, "
         "which would give them a gradient: the same gradient for less compute.",
     )
+    share_prompts: bool = field(
+        True,
+        "Compute a prompt once for all its responses, in every pass; off: once for each. The "
+        "gradient is the same.",
+    )
     eval_every: NonNegative = field(5, "Steps between validations; 0: never.")
     save_every: NonNegative = field(10, "Steps between checkpoints; 0: one at the end.")
     keep: Literal["last", "best"] = field(

@@ -1,4 +1,4 @@
-"""PackedBatch: samples joined end to end without padding."""
+"""PackedBatch: samples joined end to end without padding, a shared prompt once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ovlt.model.attention import to_device
 from ovlt.model.qwen2_5_vl import VisionPlan
+from ovlt.model.segments import Segments, to_device
 
 
 @dataclass
@@ -20,13 +20,18 @@ class PackedBatch:
     optimizer step, so the loss is the plain weighted sum and is the same for every split of the
     same samples over micro-batches and ranks.
 
+    Samples that share their prompt are laid out as the prompt, once, and their responses: the last
+    hidden state of the prompt then predicts the first token of each response, and appears several
+    times in ``loss_index``.
+
     Shapes: T tokens, S samples, R rows that carry loss (R <= T), P vision patches, I images.
     """
 
     input_ids: Tensor  # int64 [T]
-    position_ids: Tensor  # int64 [3, T]  M-RoPE: time, height, width, restarting per sample
-    cu_seqlens: Tensor  # int32 [S + 1]  sample s is the tokens cu_seqlens[s] .. cu_seqlens[s + 1]
-    segment_ids: Tensor  # int64 [R]  sample of each loss row
+    position_ids: Tensor  # int64 [3, T]  M-RoPE: time, height, width; a response goes on from its
+    # prompt, and a sample starts at 0
+    segments: Segments  # which tokens see which: samples, or prompts with their responses
+    sample_ids: Tensor  # int64 [R]  sample of each loss row
     loss_index: Tensor  # int64 [R]  token whose hidden state predicts the label
     labels: Tensor  # int64 [R]
     loss_weight: Tensor  # float32 [R]
@@ -34,14 +39,12 @@ class PackedBatch:
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
     grid_thw: Tensor | None  # int64 [I, 3]  (time, height, width) in patches
     vision_plan: VisionPlan | None  # the tower's window order and boundaries, made on the CPU
-    max_len: int = 0  # longest sample, tokens
     advantage: Tensor | None = None  # float32 [R]
     engine_logp: Tensor | None = None  # float32 [R]
     old_logp: Tensor | None = None  # float32 [R], once computed
     ref_logp: Tensor | None = None  # float32 [R], once computed
     num_samples: int = 0  # S
     is_filler: bool = False  # runs forward and backward with zero loss weight
-    cost: float = 0.0  # FLOPs, text + vision tower, forward
 
     @property
     def num_tokens(self) -> int:
@@ -55,7 +58,7 @@ class PackedBatch:
 
         return replace(
             self,
-            segment_ids=self.segment_ids[block],
+            sample_ids=self.sample_ids[block],
             loss_index=self.loss_index[block],
             labels=self.labels[block],
             loss_weight=self.loss_weight[block],
@@ -67,10 +70,10 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with every tensor on ``device``."""
-        moved: dict[str, Tensor | VisionPlan] = {}
+        moved: dict[str, Tensor | VisionPlan | Segments] = {}
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 moved[name] = to_device(value, device)
-            elif isinstance(value, VisionPlan):
+            elif isinstance(value, VisionPlan | Segments):
                 moved[name] = value.to(device)
         return replace(self, **moved)

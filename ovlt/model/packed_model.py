@@ -115,10 +115,12 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
             inputs_embeds=hidden[None],  # [1, T, H]: one packed row is a batch of one
             position_ids=batch.position_ids[:, None],  # [3, 1, T]
             use_cache=False,
-            ovlt_cu=batch.cu_seqlens,
-            ovlt_max_len=batch.max_len,
+            ovlt_segments=batch.segments,
         ).last_hidden_state[0]  # [T, H]
-        rows = hidden.index_select(0, batch.loss_index)  # [R, H]
+        if batch.segments.shared:  # a prompt's last hidden state serves all its responses
+            rows = attention.gather_rows(hidden, batch.loss_index)  # [R, H]
+        else:
+            rows = hidden.index_select(0, batch.loss_index)  # [R, H]
         weight = self.lm_head.weight  # [V, H]
         if objective is None or not objective.by_row:
             head = linear_logp(rows, weight, batch.labels, self.head_options)

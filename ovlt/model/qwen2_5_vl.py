@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ovlt.model.attention import to_device
 from ovlt.model.qwen2_5_vl_sizes import Grid, Sizes, TextSizes, tokens_per_image
-from ovlt.model.qwen2_5_vl_sizes import forward_flops as forward_flops
 from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
 from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
+from ovlt.model.segments import to_device
 from ovlt.model.template import VISION_TOKENS
 from ovlt.model.tokenizer import Tokenizer
 

@@ -142,20 +142,34 @@ def tokens_per_image(config: Sizes, grid: Grid) -> int:
     return grid[0] * grid[1] * grid[2] // (merge * merge)
 
 
-def forward_flops(config: Sizes, num_tokens: int, grids: Sequence[Grid]) -> float:
-    """Return the FLOPs of one forward over one sample: decoder, head and vision tower.
+def decoder_flops(config: Sizes, num_tokens: int, context: int = 0) -> float:
+    """Return the FLOPs of one forward of the decoder's layers over ``num_tokens`` tokens.
 
-    A multiply-add counts as two. Attention counts the causal half in the decoder, and in the tower
-    every window or, in its full-attention blocks, the whole image. Used to balance ranks, for MFU
-    and for planning.
+    A multiply-add counts as two. The tokens see each other causally, and all of ``context`` tokens
+    before them, whose own FLOPs are not counted here (a prompt that several responses share). Used
+    to balance ranks, for MFU and for planning.
     """
-    text, vision = config.text_config, config.vision_config
+    text = config.text_config
     hidden, layers = text.hidden_size, text.num_hidden_layers
     kv = hidden * text.num_key_value_heads // text.num_attention_heads
     per_token = 2 * layers * (2 * hidden * hidden + 2 * hidden * kv)
     per_token += 2 * layers * 3 * hidden * text.intermediate_size
-    per_token += head_flops(config, 1)
-    total = float(num_tokens * per_token + 2 * layers * hidden * num_tokens * num_tokens)
+    pairs = num_tokens * num_tokens / 2 + num_tokens * context  # of a query and a key
+    return num_tokens * per_token + 4 * layers * hidden * pairs
+
+
+def head_flops(config: Sizes, rows: int) -> int:
+    """Return the FLOPs of the head over ``rows`` hidden states."""
+    return 2 * rows * config.text_config.hidden_size * config.text_config.vocab_size
+
+
+def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
+    """Return the FLOPs of one forward of the vision tower over images with these patch grids.
+
+    Attention counts every window or, in the full-attention blocks, the whole image.
+    """
+    vision = config.vision_config
+    total = 0.0
     vh, merge = vision.hidden_size, vision.spatial_merge_size
     full = len(set(vision.fullatt_block_indexes) & set(range(vision.depth)))
     window = (vision.window_size // vision.patch_size) ** 2
@@ -169,11 +183,6 @@ def forward_flops(config: Sizes, num_tokens: int, grids: Sequence[Grid]) -> floa
         keys = full * (grid[1] * grid[2]) + (vision.depth - full) * min(window, patches)
         total += 4 * vh * patches * keys  # q k^T and its product with v, over all blocks
     return total
-
-
-def head_flops(config: Sizes, rows: int) -> int:
-    """Return the FLOPs of the head over ``rows`` tokens; ``forward_flops`` counts every token."""
-    return 2 * rows * config.text_config.hidden_size * config.text_config.vocab_size
 
 
 @dataclass(frozen=True)
@@ -251,13 +260,18 @@ class Activations:
         return self.blocks * (self.input if checkpointing else self.block) + self.rest
 
 
-def decoder_activations(config: Sizes, itemsize: int, *, liger: bool = False) -> Activations:
-    """Return the bytes that the decoder keeps per token; ``itemsize`` is an activation's."""
+def decoder_activations(
+    config: Sizes, itemsize: int, *, liger: bool = False, keys: float = 1.0
+) -> Activations:
+    """Return the bytes that the decoder keeps per token; ``itemsize`` is an activation's.
+
+    ``keys``: keys per token; more than 1 if attention gathers those of a prompt for each response.
+    """
     text = config.text_config
     h, b = text.hidden_size, itemsize
     kv = h * text.num_key_value_heads // text.num_attention_heads
     norm, last, rows = _norm_and_mlp(h, b, liger)
-    attention = b * (2 * h + 2 * kv) + 4 * text.num_attention_heads
+    attention = round(b * (2 * h + 2 * kv * keys)) + 4 * text.num_attention_heads
     return Activations(
         block=2 * norm + attention + rows * b * text.intermediate_size,
         input=b * h,

@@ -75,7 +75,7 @@ def engine_seconds(work: SamplingWork, gpu: Gpu, assumed: Assumptions) -> float:
     weights = work.itemsize * (p.decoder + (p.head or p.embedding)) / gpus  # bytes read per step
     rate = gpu.bandwidth * assumed.decode_efficiency
     read = (weights + batch * context * work.kv_bytes) / rate
-    flops = sizes.forward_flops(config, 1, ())
+    flops = sizes.decoder_flops(config, 1) + sizes.head_flops(config, 1)
     compute = batch * flops / (gpus * gpu.flops * assumed.decode_efficiency)
     full = work.prompts * work.n * work.response_tokens / batch  # decoding steps of a full batch
     tail = max(0.0, work.longest - full)  # and of the longest response alone
@@ -88,8 +88,7 @@ def engine_seconds(work: SamplingWork, gpu: Gpu, assumed: Assumptions) -> float:
 
 def _prefill_flops(work: SamplingWork) -> float:
     """FLOPs of one prompt's prefill: the head sees its last token only."""
-    flops = sizes.forward_flops(work.config, work.prompt_tokens, ())
-    flops -= sizes.head_flops(work.config, work.prompt_tokens - 1)
+    flops = sizes.decoder_flops(work.config, work.prompt_tokens) + sizes.head_flops(work.config, 1)
     if work.images:
-        flops += sizes.forward_flops(work.config, 0, [work.grid]) * work.images
+        flops += sizes.tower_flops(work.config, [work.grid]) * work.images
     return flops

@@ -1,11 +1,13 @@
-"""How the samples of one update are laid out in micro-batches."""
+"""How the samples of one update are laid out in micro-batches, by the packer that training uses."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from ovlt.model import qwen2_5_vl_sizes as sizes
 from ovlt.plan.run import Run, StageKind
+from ovlt.train.balance import Extent, plan
 
 
 @dataclass(frozen=True)
@@ -15,24 +17,29 @@ class Layout:
     samples: int  # of all ranks
     sample_tokens: int
     response_tokens: int
+    tokens: int  # computed for all samples: a shared prompt counts once in each micro-batch
+    keys: float  # that attention gathers, per computed token: a prompt's for each response
     budget: int  # tokens that a micro-batch may have
-    per_micro_batch: int  # samples that fit
+    per_micro_batch: int  # samples in one, at most
     micro_batches: int  # of each rank
-    images: int  # of a full micro-batch, at most
-    towers: int  # runs of the tower for one image: the parts that its group is split into
+    images: int  # of one, at most
+    # FLOPs of a forward over all samples.
+    decoder: float
+    head: float
+    tower: float
 
 
 def layout(run: Run, kind: StageKind) -> Layout:
-    """Lay out samples of equal length as ``ovlt.train.pack.plan`` does.
+    """Lay out samples of equal length.
 
     Raises ValueError if a sample is longer than the token budget.
     """
     if kind == "sft":
-        n, budget = 1, run.recipe.sft.token_budget
+        n, budget, shared = 1, run.recipe.sft.token_budget, False
         samples, response = run.recipe.sft.batch_samples, run.assumed.sft_response_tokens
     else:
         cfg = run.recipe.grpo
-        n, budget = cfg.rollout.n, cfg.token_budget
+        n, budget, shared = cfg.rollout.n, cfg.token_budget, cfg.share_prompts
         samples = cfg.prompts_per_step // cfg.updates_per_rollout * n
         response = run.response_tokens
     length = run.prompt_tokens + response
@@ -41,20 +48,33 @@ def layout(run: Run, kind: StageKind) -> Layout:
             f"an expected sample of {length} tokens exceeds {kind}.token_budget={budget}: raise "
             f"it to --{kind}.token_budget={-(-length // 1024) * 1024}"
         )
-    fit = budget // length
-    micro_batches = math.ceil(samples / (fit * run.node.count))
-    # The packer keeps groups whole if they fit into so few micro-batches. Otherwise it splits them
-    # into parts of at most four and spreads these, so a micro-batch may hold one sample of each
-    # group, and with it one image.
-    whole = fit // n * micro_batches * run.node.count >= samples // n
-    images = math.ceil((fit // n if whole else fit) * run.assumed.images_per_question)
+    images = run.assumed.images_per_question
+    whole = math.ceil(images)  # the packer takes whole images; their FLOPs are scaled below
+    extents = [
+        Extent(
+            tokens=length,
+            grids=(run.grid,) * whole,
+            group=i // n,
+            prompt=run.prompt_tokens if shared else 0,
+            labels=response,
+        )
+        for i in range(samples)
+    ]
+    planned = plan(extents, ranks=run.node.count, budget=budget, config=run.config)
+    bins = [bin_ for rank in planned.bins for bin_ in rank]
+    copies = samples * length
+    head = sizes.head_flops(run.config, samples * response)
     return Layout(
         samples=samples,
         sample_tokens=length,
         response_tokens=response,
+        tokens=planned.tokens,
+        keys=1 + (samples * run.prompt_tokens / planned.tokens if planned.tokens < copies else 0),
         budget=budget,
-        per_micro_batch=fit,
-        micro_batches=micro_batches,
-        images=images,
-        towers=1 if whole else math.ceil(n / 4),
+        per_micro_batch=max(len(bin_) for bin_ in bins),
+        micro_batches=len(planned.bins[0]),
+        images=math.ceil(max(len({i // n for i in bin_}) for bin_ in bins) * images),
+        decoder=planned.text - head,
+        head=head,
+        tower=planned.tower * images / max(1, whole),
     )

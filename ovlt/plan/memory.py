@@ -81,7 +81,7 @@ def _update_memory(run: Run, kind: StageKind) -> dict[str, dict[str, float]]:
     p, b, batch = run.parameters, run.itemsize, layout(run, kind)
     model = run.recipe.model
     liger = model.liger != "off"  # 'auto' uses it on a GPU, where the requirements install it
-    text = sizes.decoder_activations(run.config, b, liger=liger)
+    text = sizes.decoder_activations(run.config, b, liger=liger, keys=batch.keys)
     tower = sizes.tower_activations(run.config, b, liger=liger)
     patches = batch.images * run.patches
     checkpointing = model.activation_checkpointing
@@ -106,6 +106,8 @@ def _update_memory(run: Run, kind: StageKind) -> dict[str, dict[str, float]]:
     rows = batch.budget  # as if every token had a loss
     vocab, hidden = run.config.text_config.vocab_size, run.config.text_config.hidden_size
     items["hidden states and gradient of the head's rows"] = 2 * b * rows * hidden
+    if batch.keys > 1 and b < 4:  # gather_rows sums the gradients of a repeated row in float32
+        items["float32 gradient of hidden states"] = 4 * rows * hidden
     # At most eight float32 numbers per row.
     items["log-probs: new, old, reference, engine; weights"] = 4 * 8 * rows
     head = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ovlt.model import qwen2_5_vl_sizes as sizes
 from ovlt.plan.engine import engine_seconds
 from ovlt.plan.layout import Layout, layout
 from ovlt.plan.run import Run, StageKind, sampling_work
@@ -11,14 +10,13 @@ from ovlt.plan.run import Run, StageKind, sampling_work
 def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
     """Expected seconds of each phase of one step (SFT: one update; GRPO: one rollout batch)."""
     batch, assumed, gpu = layout(run, kind), run.assumed, run.node.gpu
-    n = 1 if kind == "sft" else run.recipe.grpo.rollout.n
-    forward = _forward_flops(run, batch, n)
-    update = _update_seconds(run, batch, *forward)
+    update = _update_seconds(run, batch)
     if kind == "sft":
         return {"update": update}
-    cfg, ranks = run.recipe.grpo, run.node.count
+    cfg, ranks, n = run.recipe.grpo, run.node.count, run.recipe.grpo.rollout.n
     updates = cfg.updates_per_rollout
-    log_probs = updates * sum(forward) / ranks / (gpu.flops * assumed.forward_efficiency)
+    forward = batch.decoder + batch.head + batch.tower
+    log_probs = updates * forward / ranks / (gpu.flops * assumed.forward_efficiency)
     answers = cfg.prompts_per_step * n / ranks
     rounds = assumed.rounds if cfg.dynamic_sampling else 1.0
     phases = {
@@ -34,14 +32,13 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
     return phases
 
 
-def _update_seconds(run: Run, batch: Layout, decoder: float, tower: float) -> float:
-    """Expected seconds of one update, from the FLOPs of its forward (decoder and head, tower)."""
+def _update_seconds(run: Run, batch: Layout) -> float:
+    """Expected seconds of one update, from the FLOPs of its forward."""
     model, assumed, gpu, ranks = run.recipe.model, run.assumed, run.node.gpu, run.node.count
     # A backward takes twice the FLOPs of its forward; a frozen tower has none.
-    work = 3 * decoder + (1 if model.freeze_vision else 3) * tower
+    work = 3 * (batch.decoder + batch.head) + (1 if model.freeze_vision else 3) * batch.tower
     if model.activation_checkpointing:  # blocks run forward once more; the head does not
-        head = sizes.head_flops(run.config, batch.response_tokens * batch.samples)
-        work += decoder - head + (0 if model.freeze_vision else tower)
+        work += batch.decoder + (0 if model.freeze_vision else batch.tower)
     compute = work / ranks / (gpu.flops * assumed.update_efficiency)
     # All weights are gathered in the forward and, if resharded, in the backward again; float32
     # gradients are reduced once.
@@ -51,14 +48,6 @@ def _update_seconds(run: Run, batch: Layout, decoder: float, tower: float) -> fl
     # Adam reads four float32 numbers (weight, two moments, gradient) and writes three back.
     adam = 28 * run.trainable / ranks / gpu.bandwidth
     return max(compute, wire) + adam  # collectives overlap with the products
-
-
-def _forward_flops(run: Run, batch: Layout, n: int) -> tuple[float, float]:
-    """(decoder with the head over the responses, tower): FLOPs of one update, over all ranks."""
-    text = sizes.forward_flops(run.config, batch.sample_tokens, ())
-    text -= sizes.head_flops(run.config, batch.sample_tokens - batch.response_tokens)
-    tower = sizes.forward_flops(run.config, 0, [run.grid]) * run.assumed.images_per_question
-    return batch.samples * text, batch.samples / n * batch.towers * tower
 
 
 def generation_seconds(run: Run, prompts: int, n: int, longest: int = 0) -> float:

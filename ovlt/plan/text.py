@@ -84,12 +84,14 @@ def _training_lines(stage: PlannedStage, kind: StageKind) -> list[str]:
 
 def _layout_lines(run: Run, kind: StageKind, batch: Layout) -> list[str]:
     updates = 1 if kind == "sft" else run.recipe.grpo.updates_per_rollout
-    mean = batch.samples * batch.sample_tokens / batch.micro_batches / run.node.count
+    mean = batch.tokens / batch.micro_batches / run.node.count
+    copies = batch.samples * batch.sample_tokens
+    shared = f"; {batch.tokens / copies:.0%} of these, since prompts are shared"
     return [
         (
             f"  {_count(updates, 'update')} per step, each of {batch.samples} samples x "
             f"{batch.sample_tokens} tokens (image {run.image_tokens}, prompt {run.prompt_tokens}, "
-            f"response {batch.response_tokens})"
+            f"response {batch.response_tokens}){shared if batch.tokens < copies else ''}"
         ),
         (
             f"  {_count(batch.micro_batches, 'micro-batch', 'es')} per rank and update, each of at "

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +36,7 @@ class Runtime:
     world_size: int
     device: torch.device
     mesh: DeviceMesh
+    _topics: set[str] = field(default_factory=set[str], repr=False)  # of say_once
 
     @property
     def is_main(self) -> bool:
@@ -45,6 +46,12 @@ class Runtime:
         """Print a line once for all ranks."""
         if self.is_main:
             print(text, flush=True)
+
+    def say_once(self, topic: str, text: str) -> None:
+        """Print a line once for all ranks, the first time that something is said on ``topic``."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            self.say(text)
 
     def barrier(self) -> None:
         dist.barrier()

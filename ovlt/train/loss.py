@@ -250,9 +250,9 @@ def _k3(log_ratio: Tensor) -> Tensor:
 def _sample_mean(value: Tensor, active: Tensor, batch: PackedBatch) -> Tensor:
     """Mean over the active rows of each sample, given back to each of its rows, ``[R]``."""
     zeros = value.new_zeros(batch.num_samples)  # [S]
-    total = zeros.index_add(0, batch.segment_ids, value)  # [S]
-    count = zeros.index_add(0, batch.segment_ids, active.to(value.dtype))  # [S]
-    return (total / count.clamp(min=1)).index_select(0, batch.segment_ids)
+    total = zeros.index_add(0, batch.sample_ids, value)  # [S]
+    count = zeros.index_add(0, batch.sample_ids, active.to(value.dtype))  # [S]
+    return (total / count.clamp(min=1)).index_select(0, batch.sample_ids)
 
 
 def _sum(value: Tensor) -> Tensor:

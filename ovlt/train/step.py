@@ -17,6 +17,7 @@ from ovlt.model.objective import Objective
 from ovlt.model.packed_model import PackedModel
 from ovlt.system.hardware import PEAK_FLOPS
 from ovlt.system.runtime import Runtime
+from ovlt.train.balance import BatchPlan
 from ovlt.train.optim import clip_gradients, learning_rate, set_lr
 
 # Before the first update of a rollout the policy ratio is 1 up to rounding: bfloat16 recomputes a
@@ -143,9 +144,17 @@ def token_mean(updates: Sequence[Update], *names: str) -> float:
     return sum(update.sums[name] for update in updates for name in names) / max(1.0, tokens)
 
 
-def mfu(forward_flops: float, seconds: float, runtime: Runtime) -> dict[str, float]:
-    """Model FLOP/s of forward and backward; and their share of the chips' peak, if it is known."""
-    rate = FORWARD_AND_BACKWARD * forward_flops / max(seconds, 1e-9)
+def mfu(
+    plans: Sequence[BatchPlan], seconds: float, runtime: Runtime, *, frozen_tower: bool
+) -> dict[str, float]:
+    """Model FLOP/s of forward and backward; and their share of the chips' peak, if it is known.
+
+    What is computed counts: a shared prompt once, the head's rows that carry loss, no backward of a
+    frozen tower; activations that are computed again do not.
+    """
+    tower = 1 if frozen_tower else FORWARD_AND_BACKWARD
+    flops = sum(FORWARD_AND_BACKWARD * plan.text + tower * plan.tower for plan in plans)
+    rate = flops / max(seconds, 1e-9)
     values = {"model_gflops_per_second": rate / 1e9}
     if runtime.device.type == "cuda":
         name = torch.cuda.get_device_name(runtime.device)

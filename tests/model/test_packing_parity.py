@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.model.weights import read_weights
-from ovlt.train.pack import collate
+from ovlt.train.pack import collate, sharing
 from ovlt.types import Sample
 
 SIZES = [[(84, 84)], [], [(56, 140), (196, 112)], [(28, 28)], [], [(252, 140), (84, 84), (56, 56)]]
@@ -72,13 +73,29 @@ def test_packed_equals_one_by_one(folder: ModelFolder, temperature: float) -> No
     shared = samples[2]
     twin_ids = np.concatenate([shared.prompt.token_ids, shared.token_ids[-1:], [17, 23]])
     twin = Sample(shared.prompt, twin_ids, np.arange(len(twin_ids)) >= len(shared.prompt.token_ids))
-    samples.insert(3, twin)
-    samples.sort(key=lambda s: len(s.token_ids))  # the order in which they are packed
+    samples.append(twin)
+    # an answer without tokens; and two conversations whose second image is in a later turn
+    samples.append(
+        replace(shared, token_ids=shared.prompt.token_ids, loss_mask=twin.loss_mask[:-3])
+    )
+    turns = random_sample(folder, rng, [(84, 56), (56, 56)], 6)
+    between = np.flatnonzero(turns.token_ids == folder.config.image_token_id)[5] + 2
+    turns = Sample(
+        turns.prompt,
+        np.insert(turns.token_ids, between, [17, 18]),
+        np.insert(turns.loss_mask, between, [False, True]),
+    )
+    other = replace(turns, token_ids=turns.token_ids.copy())
+    other.token_ids[-3:] = [5, 6, 7]
+    samples += [turns, other]
+    assert sharing(samples) == [[0], [1], [2, 6, 7], [3], [4], [5], [8, 9]]
+    samples = [samples[i] for group in sharing(samples) for i in group]  # as they are packed
     weights = [float(w) for w in rng.normal(size=len(samples))]
     packed, plain = packed_model(folder, temperature), plain_model(folder)
     batch = collate(samples, weights, config=folder.config, patchify=folder.patchify)
     assert batch.grid_thw is not None
-    assert len(batch.grid_thw) == 7  # the twin's two images are not seen twice
+    assert len(batch.grid_thw) == 9  # those of a prompt are not seen twice
+    assert batch.segments.prefix.count(-1) == 7
 
     head = packed(batch)
     expected = torch.cat([one_by_one(plain, folder, s, temperature) for s in samples])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.planned import P7, V1, V2, run_of, stage_of
 
-from ovlt.model.qwen2_5_vl_sizes import forward_flops, head_flops, parameters
+from ovlt.model.qwen2_5_vl_sizes import decoder_flops, head_flops, parameters
 from ovlt.plan.command import main
 from ovlt.plan.distill import phase_seconds, planned_phases, question_count
 from ovlt.plan.engine import GIB, engine_seconds
@@ -87,7 +87,7 @@ def test_seconds_of_a_spread_teacher_by_hand() -> None:
     weights = 2 * (p.decoder + p.head) / 4 / rate
     wire = 2 * 64 * 5120 * 2 * (2 * 3 / 4) / (450e9 * 0.7)  # a token, over a ring of four
     step = 0.003 + 2 * 64 * 2e-5
-    prefill = forward_flops(work.config, 350, ()) - head_flops(work.config, 349)
+    prefill = decoder_flops(work.config, 350) + head_flops(work.config, 1)
     expected = 5 * (prefill / (4 * gpu.flops * 0.4) + 350 * wire)
     expected += 800 * (weights + 20 * (350 + 400) * work.kv_bytes / rate + 20 * wire + step)
     expected += (8192 - 800) * (weights + wire + step)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from helpers.planned import P7, V1, V2, run_of
 
-from ovlt.model.qwen2_5_vl_sizes import forward_flops, head_flops, kv_bytes_per_token, parameters
+from ovlt.model.qwen2_5_vl_sizes import (
+    decoder_flops,
+    head_flops,
+    kv_bytes_per_token,
+    parameters,
+    tower_flops,
+)
 from ovlt.plan.engine import GIB
 from ovlt.plan.fit import with_settings
 from ovlt.plan.fit_distill import Setting
@@ -16,7 +22,6 @@ from ovlt.plan.layout import layout
 from ovlt.plan.memory import checkpoint_bytes, logit_rows, memory
 from ovlt.plan.seconds import generation_seconds, seconds_per_step, sync_seconds
 from ovlt.system.hardware import node
-from ovlt.train.pack import Extent, plan
 from ovlt_kernels import blocks
 
 
@@ -36,7 +41,12 @@ def test_memory_of_the_published_recipe_by_hand() -> None:
     # Checkpointed: a bfloat16 row for each of 28 layers, the last norm, cosines and sines.
     assert head["activations, decoder"] == 16384 * (28 * 2 * 3584 + 6 * 3584 + 512)
     # Recomputed: two norms of 8 bytes, q, k, v and output, 28 sums, four rows of SwiGLU.
-    name, attention = "one block recomputed or in backward", 2 * 2 * (3584 + 512) + 4 * 28
+    # Each of a group's 6 segments gathers its keys: those of the prompt 6 times, not once.
+    keys = (6 * 424 + 5 * 400) / (424 + 5 * 400)
+    name, attention = (
+        "one block recomputed or in backward",
+        round(2 * 2 * (3584 + 512 * keys)) + 4 * 28,
+    )
     assert block[name] == 16384 * (2 * 8 * 3584 + attention + 4 * 2 * 18944)
     # Liger: a norm keeps input, output and one number, SwiGLU three rows.
     with_liger = with_settings(run, ("model.liger", "auto"))
@@ -75,37 +85,57 @@ def test_logit_rows_are_those_of_the_kernels() -> None:
         assert logit_rows(vocab) == rows
 
 
-@pytest.mark.parametrize("hardware", ["h100x8", "h200x3"])
-@pytest.mark.parametrize("response", [150, 400, 1703])
-@pytest.mark.parametrize("budget", [8192, 16384])
-def test_micro_batches_are_those_of_the_packer(hardware: str, response: int, budget: int) -> None:
-    words = [f"--grpo.token_budget={budget}", f"--assume.response_tokens={response}"]
-    run = run_of(V2, hardware, *words, "--grpo.prompts_per_step=256")
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_the_layout_is_the_packers(shared: str) -> None:
+    """Prompts of 424 tokens, 5 responses of 400 each: 2,424 tokens a group, or 4,120 as copies."""
+    run = run_of(V2, "h100x8", f"--grpo.share_prompts={shared}")
     batch = layout(run, "grpo")
-    grids = (run.grid,)
-    samples = [Extent(batch.sample_tokens, grids, i // 5) for i in range(batch.samples)]
-    real = plan(samples, ranks=run.node.count, budget=budget, config=run.config)
-    assert {len(rank) for rank in real.bins} == {batch.micro_batches}
-    filled = [b for rank in real.bins for b in rank]
-    assert max(len(b) for b in filled) <= batch.per_micro_batch
-    assert max(len({i // 5 for i in b}) for b in filled) <= batch.images
-    if batch.towers == 1:  # no group is split: each image is seen once
-        assert sum(len({i // 5 for i in b}) for b in filled) == batch.samples // 5
+    assert (batch.samples, batch.sample_tokens) == (640, 824)
+    group = 2424 if shared == "true" else 4120
+    assert batch.tokens == 128 * group
+    # As copies three whole groups fit into a micro-batch: one more, and no image is seen twice.
+    assert batch.micro_batches == {"true": 3, "false": 6}[shared]
+    assert batch.micro_batches * 8 * batch.budget >= batch.tokens
+    assert batch.per_micro_batch * batch.micro_batches * 8 >= 640
+    # Text: the tokens, and the pairs of a query and a key that it sees.
+    pairs = 128 * (
+        5 * 824**2 / 2 if shared == "false" else 424**2 / 2 + 5 * (400**2 / 2 + 400 * 424)
+    )
+    width = 28 * 3584
+    linear = (decoder_flops(run.config, 2) - 4 * width * 2) / 2  # of a token
+    assert batch.decoder == pytest.approx(batch.tokens * linear + 4 * width * pairs)
+    assert batch.head == head_flops(run.config, 640 * 400)
+
+
+def test_sharing_prompts_saves_what_it_is_said_to() -> None:
+    """The v2 recipe on 8 H100: old log-probs, reference and update of a step, 69.8 s as copies."""
+    copies, shared = (
+        seconds_per_step(run_of(V2, "h100x8", f"--grpo.share_prompts={on}"), "grpo")
+        for on in ("false", "true")
+    )
+    passes = ("old log-probs", "reference log-probs", "update")
+    before, after = (sum(s[name] for name in passes) for s in (copies, shared))
+    assert after <= 45 < 60 < before
+    assert {k: v for k, v in copies.items() if k not in passes} == {
+        k: v for k, v in shared.items() if k not in passes
+    }
 
 
 # --- seconds -----------------------------------------------------------------------------------
 def test_seconds_by_hand() -> None:
     run = run_of(V2, "h200x8", "--grpo.updates_per_rollout=1", "--grpo.prompts_per_step=128")
-    tokens, response = 424 + 400, 400
-    assert layout(run, "grpo").sample_tokens == tokens
-    decoder = forward_flops(run.config, tokens, ()) - head_flops(run.config, tokens - response)
-    tower = forward_flops(run.config, 0, [run.grid]) * layout(run, "grpo").towers / 5
-    recomputed = decoder - head_flops(run.config, response)  # checkpointing
-    flops = 640 * (3 * decoder + tower + recomputed)  # a frozen tower has no backward
+    prompt, response = 424, 400
+    decoder = decoder_flops(run.config, prompt)
+    decoder += 5 * decoder_flops(run.config, response, context=prompt)
+    decoder *= 128  # groups, none of which is divided
+    head = 640 * head_flops(run.config, response)
+    tower = 128 * tower_flops(run.config, [run.grid])
+    # A frozen tower has no backward; checkpointed blocks run forward once more.
+    flops = 3 * (decoder + head) + tower + decoder
     adam = 28 * run.trainable / 8 / 4.3e12
     seconds = seconds_per_step(run, "grpo")
     assert seconds["update"] == pytest.approx(flops / 8 / (790e12 * 0.40) + adam)
-    passes = 640 * (decoder + tower) / 8 / (790e12 * 0.45)
+    passes = (decoder + head + tower) / 8 / (790e12 * 0.45)
     assert seconds["reference log-probs"] == pytest.approx(passes)
     assert seconds["reward"] == pytest.approx(80 * 0.005 / 2)
     gathered, cast, host = 4 * P7 * 7 / 8 / 315e9, 6 * P7 / 4.3e12, 4 * P7 / 44.8e9

@@ -85,10 +85,10 @@ def test_a_fix_counts_only_if_the_iteration_leaves_the_key_to_the_recipe(
     )  # fmt: skip
     (tmp_path / "mine.toml").write_text(text)
     (first, *_) = problems(run_of(V1, "h100x4"))
-    assert first.endswith("set --grpo.token_budget=10240")
+    assert first.endswith("set --grpo.token_budget=12288")
     (first, *others) = problems(run_of(str(tmp_path / "mine.toml"), "h100x4"))
     assert "set --grpo.token_budget" not in first
-    assert any(line.startswith("grpo3: the update needs 81.7 GiB") for line in others)
+    assert any(line.startswith("grpo3: the update needs 80.4 GiB") for line in others)
     (node,) = {line.partition("take --hardware=")[2] for line in (first, *others)}
     assert problems(run_of(str(tmp_path / "mine.toml"), *node.split())) == []
 

@@ -14,11 +14,12 @@ from helpers.tiny import tiny_folder
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.packed_model import empty_model
 from ovlt.model.qwen2_5_vl_sizes import (
-    forward_flops,
+    decoder_flops,
     head_flops,
     kv_bytes_per_token,
     parameters,
     read_config,
+    tower_flops,
 )
 from ovlt.plan.command import SIZES
 
@@ -56,7 +57,9 @@ def test_a_folder_is_read_as_transformers_reads_it(tmp_path: Path, tied: bool) -
     assert parameters(ours).total == sum(p.numel() for p in empty_model(folder.config).parameters())
     assert parameters(ours).head == (0 if tied else parameters(ours).embedding)
     grid = qwen.image_grid(ours, 84, 140)
-    assert forward_flops(ours, 37, [grid]) == forward_flops(folder.config, 37, [grid])
+    assert decoder_flops(ours, 37) == decoder_flops(folder.config, 37)
+    assert head_flops(ours, 37) == head_flops(folder.config, 37)
+    assert tower_flops(ours, [grid]) == tower_flops(folder.config, [grid])
 
 
 def test_the_old_layout_of_a_configuration_is_read(tmp_path: Path) -> None:
@@ -100,7 +103,6 @@ def test_sizes_of_a_text_only_teacher_are_those_of_transformers(file: Path, tmp_
     # a key and a value row of each layer, and twice the weights of a token
     heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     assert kv_bytes_per_token(ours, 2) == 2 * 2 * config.num_hidden_layers * heads
-    flops = forward_flops(ours, 1, ()) - head_flops(ours, 1)
-    assert flops == pytest.approx(2 * counted.decoder, rel=0.001)
+    assert decoder_flops(ours, 1) == pytest.approx(2 * counted.decoder, rel=0.001)
     with pytest.raises(ValueError, match="'qwen2'"):
         read_config(file)  # no model to train

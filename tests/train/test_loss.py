@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ovlt.config import LossConfig
 from ovlt.model.batch import PackedBatch
+from ovlt.model.segments import Segments
 from ovlt.train.loss import LossOutput, cross_entropy, kl_penalty, loss_weights, policy_loss
 from ovlt_kernels.head import HeadOutput
 from ovlt_kernels.linear_logp import linear_logp
@@ -37,18 +38,18 @@ def make_batch(lengths: list[int], weights: list[float], seed: int = 0) -> Packe
         return torch.randn(rows, generator=generator, dtype=torch.float64) * scale
 
     owners = [sample for sample, length in enumerate(lengths) for _ in range(length)]
-    segment_ids = torch.tensor(owners, dtype=torch.int64)
-    advantage = torch.randn(len(lengths), generator=generator, dtype=torch.float64)[segment_ids]
+    sample_ids = torch.tensor(owners, dtype=torch.int64)
+    advantage = torch.randn(len(lengths), generator=generator, dtype=torch.float64)[sample_ids]
     old = -rand(1.0).abs() - 0.5
     empty = torch.zeros(0, dtype=torch.int64)
     return PackedBatch(
         input_ids=empty,
         position_ids=empty.expand(3, 0),
-        cu_seqlens=empty.int(),
-        segment_ids=segment_ids,
+        segments=Segments([1]),
+        sample_ids=sample_ids,
         loss_index=torch.arange(rows),
         labels=torch.zeros(rows, dtype=torch.int64),
-        loss_weight=torch.tensor(weights, dtype=torch.float64)[segment_ids],
+        loss_weight=torch.tensor(weights, dtype=torch.float64)[sample_ids],
         patches=None,
         feature_index=None,
         grid_thw=None,
@@ -74,7 +75,7 @@ def by_hand(head: HeadOutput, batch: PackedBatch, config: LossConfig) -> dict[st
     """The definition, one token at a time; keys as in LossOutput, and 'loss'."""
     rows = (head.logp, head.entropy, batch.old_logp, batch.engine_logp, batch.ref_logp)
     logp, entropy, old, engine, ref = (t.tolist() for t in rows)
-    samples = batch.segment_ids.tolist()
+    samples = batch.sample_ids.tolist()
     names = "loss tokens entropy kl_ref clip_low clip_high dual_clip is_truncated mismatch_kl"
     out = dict.fromkeys([*names.split(), "mismatch_abs", "mismatch_max", "ratio_dev"], 0.0)
     for t, weight in enumerate(batch.loss_weight.tolist()):
@@ -235,7 +236,7 @@ def test_gspo_gradient_is_that_of_its_objective() -> None:
     (gradient,) = torch.autograd.grad(output.loss, head.logp)
     objective = torch.zeros((), dtype=torch.float64)
     for sample in range(len(LENGTHS)):
-        own = batch.segment_ids == sample
+        own = batch.sample_ids == sample
         s = (head.logp[own] - batch.old_logp[own]).mean().exp()
         a = batch.advantage[own][0]
         objective = objective + torch.minimum(s * a, s.clamp(0.95, 1.04) * a) / len(LENGTHS)
@@ -248,7 +249,7 @@ def test_gspo_gradient_is_that_of_its_objective() -> None:
 
 def take(batch: PackedBatch, head: HeadOutput, chosen: list[int]) -> tuple[PackedBatch, Tensor]:
     """A micro-batch of some samples, and which rows of the whole it holds."""
-    rows = torch.cat([(batch.segment_ids == sample).nonzero()[:, 0] for sample in chosen])
+    rows = torch.cat([(batch.sample_ids == sample).nonzero()[:, 0] for sample in chosen])
     part = make_batch([LENGTHS[sample] for sample in chosen], [0.0] * len(chosen))
     for name in ("loss_weight", "advantage", "old_logp", "engine_logp", "ref_logp"):
         setattr(part, name, getattr(batch, name)[rows])
@@ -287,7 +288,7 @@ def test_filler_rows_are_nothing_even_as_nan(variant: str) -> None:
     weights = loss_weights(LENGTHS, "token_mean")
     batch, clean = make_batch(LENGTHS, weights), make_batch(LENGTHS, weights)
     head, clean_head = make_head(batch), make_head(batch)
-    filler = batch.segment_ids == 2
+    filler = batch.sample_ids == 2
     for part in (batch, clean):
         part.loss_weight = part.loss_weight.masked_fill(filler, 0.0)
     for name in ("advantage", "old_logp", "engine_logp", "ref_logp"):
@@ -448,4 +449,4 @@ def test_a_token_level_loss_is_the_sum_over_blocks_of_its_rows(name: str) -> Non
     parts = loss_and_gradients([slice(0, 4), slice(4, 5), slice(5, 17), slice(17, None)])
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
-    assert batch.loss_rows(slice(5, 17)).segment_ids.tolist() == [1] + [2] * 9 + [3] * 2
+    assert batch.loss_rows(slice(5, 17)).sample_ids.tolist() == [1] + [2] * 9 + [3] * 2

@@ -23,6 +23,7 @@ from ovlt.model import liger
 from ovlt.model.load import open_folder
 from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.parallel import load_sharded
+from ovlt.model.segments import Segments
 from ovlt.model.weights import read_weights
 from ovlt.system.runtime import running
 from ovlt.train.pack import collate
@@ -79,8 +80,7 @@ def decoder(model: Any, hidden: Tensor) -> Tensor:
     return text.layers[0](
         hidden[None],
         position_embeddings=text.rotary_emb(hidden[None], positions),
-        ovlt_cu=torch.tensor([0, 2, TOKENS], dtype=torch.int32, device=DEVICE),
-        ovlt_max_len=3,
+        ovlt_segments=Segments([2, TOKENS - 2], device=DEVICE),
     )[0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from ovlt.rollout.groups import Rollouts
 from ovlt.rollout.open import open_engine
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime, leave, start
+from ovlt.train.balance import plan
 from ovlt.train.loss import CROSS_ENTROPY, loss_weights, policy_objective
-from ovlt.train.pack import collate, extent, plan
+from ovlt.train.pack import collate, extents
 from ovlt.train.step import forward_backward, forward_only
 from ovlt.types import Sample
 
@@ -50,30 +52,45 @@ LOSS = LossConfig(kl_coef=0.1, entropy_coef=0.01, ratio="sequence")
 def make_samples(folder: ModelFolder) -> list[Sample]:
     rng = np.random.default_rng(17)
     samples = [random_sample(folder, rng, s, r) for s, r in zip(SIZES, RESPONSES, strict=True)]
-    ids = np.concatenate([samples[0].prompt.token_ids, [17, 23, 29]])  # shares its images
-    mask = np.arange(len(ids)) >= len(samples[0].prompt.token_ids)
-    samples.insert(1, Sample(samples[0].prompt, ids, mask))
+    # Groups: two answers to one image; two images, with a long, a middling and an empty answer; and
+    # two answers to a text, apart from each other.
+    two_images, text = samples[2], samples[3]
+    samples.insert(1, answer(samples[0], [17, 23, 29]))
+    samples.append(answer(text, [31]))
+    samples += [answer(two_images, rng.integers(5, 200, n)) for n in (60, 0)]
     for sample in samples:
         sample.engine_logp = -3 - rng.random(len(sample.token_ids)).astype(np.float32) * 5
         sample.advantage = float(rng.normal())
     return samples
 
 
+def answer(other: Sample, response: Sequence[int] | np.ndarray) -> Sample:
+    """Another answer to the prompt of a sample."""
+    prompt = other.prompt.token_ids
+    ids = np.concatenate([prompt, response]).astype(np.int64)
+    return Sample(other.prompt, ids, np.arange(len(ids)) >= len(prompt))
+
+
 def budgets(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[list[list[int]]]]:
-    """Bins of 1, 2 and 5 micro-batches per rank, as ``plan`` makes them."""
-    extents = [extent(s, config) for s in samples]
-    found: dict[str, list[list[list[int]]]] = {}
-    for budget in range(sum(e.tokens for e in extents), max(e.tokens for e in extents) - 1, -1):
-        bins = plan(extents, ranks=ranks, budget=budget, config=config).bins
-        found.setdefault(f"micro{len(bins[0])}", bins)
-    return {name: found[name] for name in ("micro1", "micro2", "micro5")}
+    """Bins of 1, 2 and many micro-batches per rank, as ``plan`` makes them."""
+    lengths = extents(samples, config)
+    found: dict[int, list[list[list[int]]]] = {}
+    for budget in range(sum(e.tokens for e in lengths), max(e.tokens for e in lengths) - 1, -1):
+        bins = plan(lengths, ranks=ranks, budget=budget, config=config).bins
+        found.setdefault(len(bins[0]), bins)
+    assert max(found) > 2
+    return {"micro1": found[1], "micro2": found[2], "many": found[max(found)]}
 
 
 def splits(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[list[list[int]]]]:
     pictured = [i for i, s in enumerate(samples) if s.prompt.images]
     text = [i for i, s in enumerate(samples) if not s.prompt.images]
     everything = [*pictured, *text]
-    by_hand = {"no_image": [pictured, text], "filler": [everything, []]}
+    by_hand = {
+        "no_image": [pictured, text],
+        "filler": [everything, []],
+        "divided": [everything[::2], everything[1::2]],  # groups over two micro-batches or ranks
+    }
     if ranks == 1:
         hand = {name: [bins] for name, bins in by_hand.items()}
     else:
@@ -91,7 +108,9 @@ class Case:
             temperature=0.9,
         )  # fmt: skip
 
-    def batches(self, samples: list[Sample], bins: list[list[int]]) -> list[PackedBatch]:
+    def batches(
+        self, samples: list[Sample], bins: list[list[int]], *, share: bool = True
+    ) -> list[PackedBatch]:
         weights = loss_weights([s.num_response_tokens for s in samples], "sequence_mean")
         return [
             collate(
@@ -99,6 +118,7 @@ class Case:
                 [weights[i] for i in b],
                 config=self.folder.config,
                 patchify=self.folder.patchify,
+                share_prompts=share,
             )
             for b in bins
         ]
@@ -130,8 +150,13 @@ def main(home: Path, out: Path) -> None:
             open_folder(home / f"{head}_reference"), runtime.mesh, runtime.device, ModelConfig(),
             dtype=torch.float32, temperature=0.9, trainable=False,
         )  # fmt: skip
-        for name, bins in splits(samples, folder.config, runtime.world_size).items():
-            batches = case.batches(samples, bins[runtime.rank])
+        every = splits(samples, folder.config, runtime.world_size)
+        every["copies"] = every["micro1"]
+        for name, bins in every.items():
+            batches = case.batches(samples, bins[runtime.rank], share=name != "copies")
+            if name in ("micro1", "copies"):
+                shared = runtime.gather_json([b.segments.shared for b in batches])
+                assert any(map(any, shared)) == (name == "micro1")
             whole = replace(CROSS_ENTROPY, by_row=False)
             note(f"{head}/{name}/sft", case.update(batches, whole))
             note(f"{head}/{name}/sft_by_row", case.update(batches, CROSS_ENTROPY))
@@ -159,9 +184,9 @@ def main(home: Path, out: Path) -> None:
         whole = replace(CROSS_ENTROPY, by_row=False)
         note(f"{name}/no_image/sft", case.update(batches, whole))
 
-    extents = [extent(s, folder.config) for s in samples]  # groups are addresses of this process
-    planned = plan(extents, ranks=3, budget=90, config=folder.config).bins
-    facts["plans"] = runtime.gather_json(planned)
+    lengths = extents(samples, folder.config)
+    planned = plan(lengths, ranks=3, budget=max(e.tokens for e in lengths), config=folder.config)
+    facts["plans"] = runtime.gather_json(planned.bins)
     draw(runtime, home, out)
     if runtime.is_main:
         save_file(seen, out / "numbers.safetensors")
