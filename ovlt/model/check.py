@@ -84,6 +84,41 @@ def _check_rope(path: Path, text: qwen.TextConfig) -> None:
         )
 
 
+def check_processor(path: Path, config: qwen.Config, processor: object) -> None:
+    """Raise ValueError if the image processor makes other pixels or patches than the trainer does.
+
+    The engine follows preprocessor_config.json, the trainer has one way to prepare an image.
+    """
+    vision = config.vision_config
+    expected = {
+        "patch_size": int(vision.patch_size),
+        "merge_size": int(vision.spatial_merge_size),
+        "temporal_patch_size": int(vision.temporal_patch_size),
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+    }
+    for name, value in expected.items():
+        actual = getattr(processor, name, value)
+        if not isinstance(actual, int | float) or abs(actual - value) > 1e-9:
+            raise ValueError(
+                f"{path}: the image processor's {name} is {actual}, the model and the trainer have "
+                f"{value}: the engine would see other pixels; copy preprocessor_config.json of the "
+                "model it comes from"
+            )
+    for name, least in (("image_mean", -1e9), ("image_std", 1e-9)):
+        numbers = getattr(processor, name, None)
+        good = isinstance(numbers, list | tuple) and len(numbers) == 3
+        if not good or not all(isinstance(x, int | float) and x > least for x in numbers):
+            raise ValueError(
+                f"{path}: the image processor's {name} is {numbers}, not three numbers"
+                + (" above 0" if name == "image_std" else "")
+            )
+
+
 def check_tokens(path: Path, config: qwen.Config, tokenizer: Tokenizer) -> None:
     """Raise ValueError if the tokenizer has ids that the embedding or the configuration lacks."""
     vocabulary = tokenizer.get_vocab()

@@ -13,6 +13,7 @@ from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
 from ovlt.model.check import (
     check_config,
+    check_processor,
     check_same_tokens,
     check_tokens,
     check_weights,
@@ -58,18 +59,18 @@ def open_folder(path: str | Path) -> ModelFolder:
     check_config(path, config)
     try:
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
-        patchify = Patchify.from_processor(processor)
         pixel_range = (int(processor.size["shortest_edge"]), int(processor.size["longest_edge"]))
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(
             f"{path} lacks image processor files, or they are damaged: {_reason(error)}; copy "
             "preprocessor_config.json of the model it comes from"
         ) from None
+    check_processor(path, config, processor)
     folder = ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
-        patchify=patchify,
+        patchify=Patchify.from_processor(processor),
         pixel_range=pixel_range,
         chat=_chat(path, tokenizer, config),
         banned=tuple(qwen.banned_ids(config, tokenizer)),

@@ -71,6 +71,16 @@ def of_text(**keys: object) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "config.json", lambda c: c["text_config"].update(keys))
 
 
+def of_processor(**keys: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        edit_json(folder / "preprocessor_config.json", lambda c: c.update(keys))
+        edit_json(
+            folder / "processor_config.json", lambda c: c.get("image_processor", {}).update(keys)
+        )
+
+    return change
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "adapter alone": (only_adapter, "LoRA adapter.*Qwen2.5-VL-3B-Instruct.*merge it first"),
     "adapter beside a config": (adapter, "LoRA adapter.*merge it first"),
@@ -140,6 +150,11 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "chat_template.jinja").rename(f / "chat_template.json"),
         "chat_template.json cannot be read",
     ),
+    "another patch size": (of_processor(patch_size=16), "patch_size is 16.*have 14"),
+    "no normalisation": (of_processor(do_normalize=False), "do_normalize is False"),
+    "bilinear": (of_processor(resample=2), "resample is"),
+    "other grey values": (of_processor(rescale_factor=1.0), "rescale_factor is 1.0"),
+    "a deviation of zero": (of_processor(image_std=[1.0, 0.0, 1.0]), "image_std"),
     "processor without sizes": (
         lambda f: [
             edit_json(f / n, lambda c: c.update(size=7, image_processor={"size": 7}))
