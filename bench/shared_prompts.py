@@ -3,7 +3,7 @@
 Times the passes of a GRPO step on the model of recipes/smoke.toml (random weights): the update,
 forward and backward, and the pass for reference log-probs, forward only. Both ways take turns in
 one process, and the shortest time of each counts. Then the peak of memory of an update in one
-micro-batch, and beside it what the saved tokens would keep for backward.
+micro-batch.
 
 "smoke": the first questions of its world, each with eight traces as responses, packed as the recipe
 says. "long prompts": prompts of 256 tokens with eight responses of 64.
@@ -35,7 +35,6 @@ from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
-from ovlt.model.qwen2_5_vl_sizes import decoder_activations
 from ovlt.smoke.base import make_folder
 from ovlt.system.runtime import start
 from ovlt.train.balance import BatchPlan
@@ -147,11 +146,12 @@ def measure(
     few = samples[: 4 * N]
     ways = [Way(few, folder, 10**6, share=share) for share in (False, True)]
     peaks = [min(peak_mib(lambda w=w: w.update(model, recipe)) for _ in range(5)) for w in ways]
-    saved = ways[0].plan.tokens - ways[1].plan.tokens
-    kept = decoder_activations(folder.config, 4).kept(checkpointing=False) * saved / 2**20
+    tokens = [way.plan.tokens for way in ways]
+    each, saved = peaks[0] / tokens[0], (peaks[0] - peaks[1]) / (tokens[0] - tokens[1])
     lines.append(
-        f"  peak of one micro-batch of 4 groups: {peaks[0]:.0f} -> {peaks[1]:.0f} MiB, "
-        f"{peaks[0] - peaks[1]:.0f} less; {saved} tokens less keep {kept:.0f} MiB"
+        f"  peak of one micro-batch of 4 groups: {peaks[0]:.0f} -> {peaks[1]:.0f} MiB for "
+        f"{tokens[0]} -> {tokens[1]} tokens: {each * 1024:.0f} KiB for each token, "
+        f"{saved * 1024:.0f} KiB less for each token less"
     )
     return lines
 

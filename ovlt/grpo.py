@@ -227,7 +227,7 @@ def pack_updates(
     # Samples of advantage 0 have no gradient, unless another term of the loss gives them one.
     other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
     skip = cfg.skip_zero_advantage and not other_terms
-    if cfg.share_prompts:
+    if cfg.share_prompts:  # ids decide, not what user code says that a sample answers
         strangers = [g.prompt.id for g in groups if len(sharing(g.samples)) > 1]
         if strangers:
             runtime.say_once(
@@ -236,6 +236,7 @@ def pack_updates(
                 "more groups of this step) do not start with the same prompt and images, so each "
                 "is packed with a prompt of its own",
             )
+    # Groups stay whole: the samples of one are in the same update, and share its prompt there.
     size = len(groups) // cfg.updates_per_rollout  # groups per optimizer step
     updates = []
     for u in range(cfg.updates_per_rollout):
@@ -308,6 +309,7 @@ def step_metrics(
         "ratio/max_dev": max(r.maxima["ratio_dev"] for r in results),
         # Throughput and packing.
         "update/samples_frac": sum(update.num_samples for update in updates) / num_samples,
+        # "computed": what the update runs through the decoder, a shared prompt once.
         "tokens": batch.num_tokens,
         "tokens_per_second": batch.num_tokens / working,
         "tokens_computed": computed,

@@ -118,6 +118,7 @@ class Batches:
         """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
         rows = [self.rows[i] for i in chosen]
         # Several traces of one question share its prompt: a group, as GRPO's samples are.
+        # It ends where the first assistant turn begins; images are told apart by their place.
         before = [prompt_length(row.loss_mask) for row in rows]
         groups = shared_prompts(
             [row.token_ids[:n] for row, n in zip(rows, before, strict=True)],
@@ -232,6 +233,7 @@ def step_metrics(
         "nll": token_mean([update], "nll"),
         "entropy": token_mean([update], "entropy"),
         # Throughput, and what packing costs: empty places, and ranks that wait for others.
+        # "computed": a shared prompt counts once.
         "tokens": packing.sample_tokens,
         "tokens_per_second": packing.sample_tokens / working,
         "tokens_computed": packing.tokens,

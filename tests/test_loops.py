@@ -109,7 +109,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """What was logged of each step, without what the clock has a part in."""
-    clock = ("tokens_per_second", "model_gflops_per_second")
+    clock = ("tokens_per_second", "tokens_computed_per_second", "model_gflops_per_second")
     return [
         {"step": line["step"]} | {k: v for k, v in line["metrics"].items() if k not in clock}
         for line in read_metrics(folder)
@@ -267,6 +267,18 @@ def test_samples_of_advantage_zero_can_be_left_out_of_the_update(
     assert figures(home.stage("grpo", "skip-kl"))[0]["update/samples_frac"] == 1
     line = figures(home.stage("grpo", "skip-all"))[0]
     assert line["update/samples_frac"] == line["grad_norm"] == line["loss"] == 0
+
+
+def test_shared_prompts_and_copies_take_the_same_first_step(
+    home: Home, finished: Callable[[str, int], Path]
+) -> None:
+    home.start("grpo", "copies", "--grpo.share_prompts=false").finish()
+    shared, copies = figures(finished("grpo", 1))[0], figures(home.stage("grpo", "copies"))[0]
+    assert shared["tokens"] == copies["tokens"] == copies["tokens_computed"]
+    assert shared["tokens_computed"] < 0.8 * copies["tokens_computed"]
+    assert shared["reward/mean"] == copies["reward/mean"]
+    for name in ("loss", "grad_norm", "entropy", "mismatch/kl"):
+        assert shared[name] == pytest.approx(copies[name], rel=1e-4, abs=1e-6), name
 
 
 def test_a_suffix_of_grpo_is_asked_in_its_rollouts(

@@ -31,7 +31,7 @@ MAY_CHANGE = (
     "*.save_every",
     "*.log_groups",
     "*.token_budget",
-    "*.share_prompts",
+    "*.share_prompts",  # the same gradient; runs of before it do not have the key
 )
 # What a run is measured by. Training does not depend on it, unless the best model is kept.
 MEASURES = (

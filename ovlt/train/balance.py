@@ -190,6 +190,11 @@ def _cost(bin_: Sequence[Part]) -> float:
     return sum(part.cost for part in bin_)
 
 
+def _idle_tokens(bin_: Sequence[Part]) -> int:
+    """Tokens computed for nothing: fillers if it is empty, a dummy image if it has none."""
+    return (0 if bin_ else FILLER_TOKENS) + (0 if any(part.tower for part in bin_) else 1)
+
+
 def _batch_plan(
     samples: Sequence[Extent], assigned: list[list[list[Part]]], budget: int, fixed: float
 ) -> BatchPlan:
@@ -200,9 +205,7 @@ def _batch_plan(
     bins = [bin_ for rank in assigned for bin_ in rank]
     parts = [part for bin_ in bins for part in bin_]
     tokens = sum(part.tokens for part in parts)
-    # An empty micro-batch runs filler tokens; one without images the smallest dummy image.
-    idle = sum(FILLER_TOKENS for bin_ in bins if not bin_)
-    idle += sum(1 for bin_ in bins if not any(part.tower for part in bin_))
+    idle = sum(map(_idle_tokens, bins))
     return BatchPlan(
         bins=[[[i for part in bin_ for i in part.indices] for bin_ in rank] for rank in assigned],
         tokens=tokens,

@@ -36,6 +36,7 @@ def pack(
     share_prompts: bool = True,
 ) -> tuple[list[PackedBatch], BatchPlan]:
     """Pack the samples of one step, equal on all ranks; this rank's micro-batches and the plan."""
+    # Plan by lengths alone, the same on every rank; then build only this rank's micro-batches.
     lengths = extents(samples, config, share_prompts=share_prompts)
     planned = plan(lengths, ranks=runtime.world_size, budget=budget, config=config)
     batches = [
@@ -106,6 +107,7 @@ def collate(
     """
     if not samples:
         return _filler()
+    # Lay out: group after group, a prompt before its responses; a single sample is one segment.
     groups = sharing(samples) if share_prompts else [[i] for i in range(len(samples))]
     row, images = _Row(), _Images(config)
     predicted: list[np.ndarray] = []  # of each sample, the tokens that are trained on
@@ -121,11 +123,13 @@ def collate(
             positions = qwen.mrope_positions(sample.token_ids, grids, config)  # [3, tokens], from 0
             # Samples of one prompt have equal images; one array stands for all.
             features = images.add(first.prompt.images, grids)
+            # Split its placeholders: those of the prompt get features once, a later turn's always.
             in_prompt = int((sample.token_ids[:shared] == config.image_token_id).sum())
             if i == group[0] and shared:
                 before = row.add(sample.token_ids[:shared], positions[:, :shared])
                 prompt = len(row.lengths) - 1
                 images.use(features[:in_prompt])
+            # Positions go on from the prompt's, as if this were the only response to it.
             own = row.add(sample.token_ids[shared:], positions[:, shared:], prompt)
             images.use(features[in_prompt:])
             tokens = np.flatnonzero(sample.loss_mask[1:]) + 1  # token 0 has none before it
@@ -133,6 +137,7 @@ def collate(
             # The hidden state one before a token predicts it: for the first token of a response
             # that of the shared prompt's last.
             states.append(np.concatenate([before, own])[tokens - 1])
+    # Loss rows: in the order of the layout, each with what the loss needs of its sample.
     order = [i for group in groups for i in group]
     samples, weights = [samples[i] for i in order], [weights[i] for i in order]
     counts = [len(tokens) for tokens in predicted]  # loss rows of each sample; their sum is R

@@ -152,6 +152,7 @@ def mfu(
     What is computed counts: a shared prompt once, the head's rows that carry loss, no backward of a
     frozen tower; activations that are computed again do not.
     """
+    # Of a plan's FLOPs, those of one forward, the backward costs twice as much again.
     tower = 1 if frozen_tower else FORWARD_AND_BACKWARD
     flops = sum(FORWARD_AND_BACKWARD * plan.text + tower * plan.tower for plan in plans)
     rate = flops / max(seconds, 1e-9)

@@ -64,6 +64,14 @@ def test_another_recipe_is_refused_and_a_longer_run_is_not(tmp_path: Path) -> No
         claim(tmp_path, RECIPE | {"grpo": {"steps": 9}}, "never")
 
 
+def test_a_run_from_before_prompts_were_shared_goes_on(tmp_path: Path) -> None:
+    claim(tmp_path, RECIPE, "never")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    shared = RECIPE | {"grpo": RECIPE["grpo"] | {"share_prompts": True}}
+    claim(tmp_path, shared, "auto")
+    assert record(tmp_path)["grpo"]["share_prompts"]
+
+
 # ---- contents ----------------------------------------------------------------------------------
 
 
