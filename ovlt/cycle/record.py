@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from ovlt import __version__
 from ovlt.config.changes import MAY_CHANGE, changes_between, matches
@@ -29,6 +29,7 @@ class StageEntry(TypedDict):
     comparison: str
     title: str
     settings: Tree
+    inputs: NotRequired[dict[str, str]]  # path -> digest, of a stage that is done
 
 
 @contextlib.contextmanager
@@ -100,6 +101,7 @@ class CycleRecord:
                 "comparison": stage.comparison,
                 "title": stage.title,
                 "settings": settings,
+                **({"inputs": before["inputs"]} if before and "inputs" in before else {}),
             }
         self._write()
 
@@ -124,6 +126,16 @@ class CycleRecord:
         finally:
             entry["seconds"] = round(before + time.monotonic() - started, 1)
             self._write()
+
+    def made_of(self, name: str, inputs: dict[str, str]) -> None:
+        """Keep the digests of what a stage was made of, by path."""
+        self.entries[name]["inputs"] = inputs
+        self._write()
+
+    def changed_inputs(self, name: str, inputs: Mapping[str, str]) -> list[str]:
+        """Return the paths whose contents are others than when a stage was made."""
+        before = self.entries[name].get("inputs", {})
+        return [path for path, now in inputs.items() if before.get(path, now) != now]
 
     def seconds(self, name: str) -> float:
         """Return the total seconds of a stage over all attempts; 0 if it never ran."""
