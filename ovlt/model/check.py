@@ -111,8 +111,8 @@ def check_processor(path: Path, config: qwen.Config, processor: object) -> None:
             )
     for name, least in (("image_mean", -1e9), ("image_std", 1e-9)):
         numbers = getattr(processor, name, None)
-        good = isinstance(numbers, list | tuple) and len(numbers) == 3
-        if not good or not all(isinstance(x, int | float) and x > least for x in numbers):
+        values = numbers if isinstance(numbers, list | tuple) else ()
+        if len(values) != 3 or not all(isinstance(x, int | float) and x > least for x in values):
             raise ValueError(
                 f"{path}: the image processor's {name} is {numbers}, not three numbers"
                 + (" above 0" if name == "image_std" else "")
