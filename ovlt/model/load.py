@@ -127,7 +127,7 @@ def local_folder(path: str | Path) -> Path:
     if not path.is_dir():
         hint = ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-            hint = f"; if that is a name on the Hugging Face Hub, write hf://{text}"
+            hint = f"; from the Hugging Face Hub it is 'hf://{text}'"
         raise ValueError(
             f"no model folder at '{path}': give the path of a Hugging Face folder with "
             "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"

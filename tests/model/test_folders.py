@@ -182,7 +182,7 @@ def test_paths_that_are_no_folder_say_what_to_do(tmp_path: Path) -> None:
         open_folder("")
     with pytest.raises(ValueError, match=r"no model folder at.*nowhere"):
         open_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"write hf://Qwen/Qwen2\.5-VL"):
+    with pytest.raises(ValueError, match=r"it is .hf://Qwen/Qwen2\.5-VL"):
         open_folder("Qwen/Qwen2.5-VL-3B-Instruct")
 
 

@@ -63,5 +63,5 @@ def test_a_name_on_the_hub_is_downloaded_once_and_pickles_never(tmp_path: Path) 
 def test_a_plain_name_asks_no_network(tmp_path: Path) -> None:
     with serving({}) as (address, asked):
         (said,) = opened(tmp_path, "some/model", HF_ENDPOINT=address)
-        assert "write hf://some/model" in said
+        assert "it is 'hf://some/model'" in said
         assert asked == []
