@@ -48,6 +48,11 @@ def check_config(path: Path, config: qwen.Config) -> None:
             f"{path} holds quantised weights (quantization_config in config.json): ovlt trains "
             "float weights; take the folder that it was quantised from"
         )
+    for table in (text, config.vision_config):
+        if dropout := getattr(table, "attention_dropout", 0):
+            raise ValueError(
+                f"{path}/config.json: attention_dropout {dropout} is not supported: set it to 0"
+            )
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds - {"full_attention"}:
         raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.chain import reader_folder, write_questions
 from helpers.tiny import tiny_folder
 
@@ -17,6 +18,7 @@ from ovlt.config.load import recipe_from
 from ovlt.config.trees import merged
 from ovlt.cycle import check
 from ovlt.cycle.stages import cycle_stages
+from ovlt.model import attention
 from ovlt.system import launch
 from ovlt.system.runtime import sentence_of
 
@@ -143,3 +145,13 @@ def test_only_mistakes_become_sentences(error: Callable[[], object], told: str) 
     assert isinstance(caught.value, Exception)
     text = sentence_of(caught.value)
     assert (told in text) if told else text == ""
+
+
+def test_what_ovlt_stops_by_itself_is_a_sentence_too() -> None:
+    x, causal = torch.zeros(1, 2, 3, 4), torch.nn.Module()
+    causal.is_causal = True  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError) as caught:
+        attention.varlen(causal, x, x, x, None)
+    assert sentence_of(caught.value).startswith("attention was called without")
+    assert "token_budget" in sentence_of(torch.OutOfMemoryError("CUDA out of memory. Tried ..."))
+    assert "make room" in sentence_of(OSError("[Errno 28] No space left on device"))

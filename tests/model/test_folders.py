@@ -150,6 +150,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "chat_template.jinja").rename(f / "chat_template.json"),
         "chat_template.json cannot be read",
     ),
+    "dropout": (of_text(attention_dropout=0.1), "attention_dropout 0.1 is not supported"),
     "another patch size": (of_processor(patch_size=16), "patch_size is 16.*have 14"),
     "no normalisation": (of_processor(do_normalize=False), "do_normalize is False"),
     "bilinear": (of_processor(resample=2), "resample is"),
