@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovlt.config.fields import NonNegative, Positive, Rate, Share, Table, field
+from ovlt.config.fields import NonNegative, Place, Positive, Rate, Share, Table, field
 
 
 class EngineConfig(Table):
@@ -39,8 +39,8 @@ class SoloEngineConfig(Table):
 class RewardConfig(Table):
     """The verifiable reward, and who judges answers when no reward is needed."""
 
-    function: str = field("answer", "'answer', 'released', 'exact', or file.py:function.")
-    verdict: str = field(
+    function: Place = field("answer", "'answer', 'released', 'exact', or file.py:function.")
+    verdict: Place = field(
         "",
         "Reward whose part `accuracy` judges answers in traces, validation and held-out sets; "
         "empty: the same as function.",
