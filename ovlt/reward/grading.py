@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from ovlt.reward import choices
 from ovlt.reward.clock import compare_clock
 from ovlt.reward.lists import Elements, elements, is_equation, split_name
-from ovlt.reward.mathematics import Verdict, compare_union
+from ovlt.reward.mathematics import Verdict, compare_relations
 from ovlt.reward.mathematics import compare as compare_mathematics
 from ovlt.reward.numbers import number
 from ovlt.reward.quantities import compare_quantities, compare_ranges, read_quantity
@@ -121,10 +121,12 @@ def _is_option(label: str | None, option: str) -> bool:
 
 _SENTENCE = re.compile(
     r"(?P<lead>(?:[^\W\d_]|[\s,'()\-])*?\b(?:is|are|was|were|equals|be|becomes|has|have|total of|answer|ans|result|"
-    r"solution)\b(?:\s+(?:equal\s+to|equals|approximately|about))?\s*:?|[^\W\d_]*答案[是为]?:?)"
+    r"solution|gives?|gets?|got|makes?|measures?|weighs?|costs?|contains?|shows?|finds?|found|obtains?|"
+    r"needs?|takes?)\b(?:\s+(?:equal\s+to|equals|approximately|about))?\s*:?|[^\W\d_]*答案[是为]?:?|[A-Za-z][A-Za-z ]{2,40}:)"
     r"\s*(?P<value>\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_THEREFORE = re.compile(r"^(?:so|thus|therefore|hence|then|finally|ergo)\b\W*", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(?:not|never|no|wrong|incorrect|cannot)\b|n't\b", re.IGNORECASE)
 _REASON = re.compile(r"[,;.]?\s+(?:because|since)\b.*", re.IGNORECASE | re.DOTALL)
 
@@ -132,8 +134,9 @@ _REASON = re.compile(r"[,;.]?\s+(?:because|since)\b.*", re.IGNORECASE | re.DOTAL
 def _readings(given: str) -> Iterator[str]:
     """Yield an answer, without the sentence around it: "There are 5" is also read as "5"."""
     yield given
-    for _ in range(3):
+    for _ in range(4):
         before = given
+        given = _THEREFORE.sub("", given)
         if (match := _SENTENCE.fullmatch(given)) and not _DENIAL.search(match.group("lead")):
             given = undress(match.group("value"))
         given = undress(_REASON.sub("", given))
@@ -178,17 +181,18 @@ def _compare_labelled(given: str, truth: str) -> Verdict | None:
     return _compare(given, text, 1)
 
 
-_WORD = re.compile(r"[^\W\d_]+(?:[ '\-][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]+(?:(?:[ ']|(?<=\w\w)-(?=\w\w))[^\W\d_]+)*")
+_FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt)\b")
 _RUN = re.compile(r"[^\W\d_]+")
 _NO_WORDS = {"infinity", "sqrt", "pi", "inf"}
 
 
 def _compare_words(given: str, truth: str) -> Verdict | None:
     """Compare texts of words, whatever their case; None unless one side is made of words."""
-    wordy = [_WORD.fullmatch(text) is not None for text in (given, truth)]
+    wordy = [_is_wordy(text) for text in (given, truth)]
     if _fold(given) == _fold(truth):
         return True, "words"
-    if all(wordy) and elements(given) and elements(truth):
+    if elements(given) and elements(truth):
         return None
     if all(wordy) and (number(given) is None or number(truth) is None):
         return False, "words"
@@ -205,9 +209,14 @@ def _compare_words(given: str, truth: str) -> Verdict | None:
     return None
 
 
+def _is_wordy(text: str) -> bool:
+    return _WORD.fullmatch(text) is not None and _FUNCTION.search(text) is None
+
+
 def _fold(text: str) -> str:
     """Return a text without the case of its words; letters that may be symbols keep theirs."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}|\s*(\\[A-Za-z]+)\s*", r" \1\2 ", text)
+    text = re.sub(r"(?<=[A-Za-z])_\{?(\d+)\}?", r"\1", text)  # H_2O
     text = re.sub(
         r"^(?:the|an?)\s+(?=[^\W\d_]{2})", "", " ".join(text.split()).strip(" .,!"), flags=re.I
     )
@@ -218,9 +227,12 @@ def _fold(text: str) -> str:
     )
 
 
+_OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])|\\(?:lor|vee)")
+
+
 def _compare_equations(given: str, truth: str, depth: int) -> Verdict:
     lists = elements(given), elements(truth)
-    if lists[0] and lists[1] and not (lists[0].ordered or lists[1].ordered):
+    if lists[0] and lists[1] and not (lists[0].ordered or lists[1].ordered) and depth < 3:
         return _compare_lists(lists[0], lists[1], depth)
     for text, other in ((given, truth), (truth, given)):
         # "2 + 3 = 5" states 5
@@ -230,9 +242,9 @@ def _compare_equations(given: str, truth: str, depth: int) -> Verdict:
             return (
                 _compare(sides[-1].strip(), other, depth + 1) if depth < 2 else (False, "equation")
             )
-    for listed, other in zip(lists, (truth, given), strict=True):
+    for listed, text, other in zip(lists, (given, truth), (truth, given), strict=True):
         if listed and not listed.brackets and all(map(is_equation, listed.items)):
-            return compare_union(listed.items, other)
+            return compare_relations(listed.items, other, is_or=_OR.search(text) is not None)
     return compare_mathematics(given, truth)
 
 
@@ -291,7 +303,7 @@ def _compare_values(given: str, truth: str, depth: int) -> Verdict:
                 text = given if one is lists[0] else truth
                 return _compare(text, other.items[0], depth + 1)
         if lists[0] is None or lists[1] is None:
-            if re.search(r"\\(?:cup|cap|setminus|begin)", given + truth):
+            if re.search(r"\\(?:cup|cap|setminus|begin|mathbb|emptyset)", given + truth):
                 return compare_mathematics(given, truth)
             return False, "one value against several"
         return _compare_lists(lists[0], lists[1], depth)
@@ -303,6 +315,8 @@ def _with_signs(text: str) -> Elements | None:
     """Return the elements of a list; "\\pm 3" has two."""
     listed = elements(text)
     items = [text] if listed is None else listed.items
+    if r"\pm" not in text:
+        items = [item.replace(r"\mp", r"\pm") for item in items]
     if not any(r"\pm" in item for item in items):
         return listed
     both: list[str] = []

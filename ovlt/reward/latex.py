@@ -128,6 +128,8 @@ def _depth(text: str) -> int:
 
 
 def _without_outer_brackets(text: str) -> str:
-    while text[:1] == "(" and _closing(text, 0) == len(text) - 1 and "," not in text:
+    matrix = text[:1] == "[" and text[1:].lstrip().startswith(r"\begin")
+    while (text[:1] == "(" or matrix) and _closing(text, 0) == len(text) - 1 and "," not in text:
+        matrix = False
         text = text[1:-1].strip()
     return text

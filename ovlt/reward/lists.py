@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_OPEN, _CLOSE = "([{", ")]}"
 _SEPARATOR = re.compile(
     r"(?P<open>\\\{|[(\[{])|(?P<close>\\\}|[)\]}])"
     r"|(?P<semicolon>;)|(?P<comma>,)"

@@ -57,8 +57,8 @@ def compare(given: str, truth: str) -> Verdict:
         return _equal(left, right), "mathematics"
 
 
-def compare_union(relations: Sequence[str], other: str) -> Verdict:
-    """Return whether "x < 1 or x > 2", taken apart at "or", describes the set ``other``."""
+def compare_relations(relations: Sequence[str], other: str, *, is_or: bool) -> Verdict:
+    """Return whether "x < 1 or x > 2", taken apart, describes the set or relation ``other``."""
     import sympy
     from sympy.core.relational import Relational
 
@@ -68,7 +68,10 @@ def compare_union(relations: Sequence[str], other: str) -> Verdict:
         return False, f"refused: {error}"
     if not all(isinstance(part, Relational | sympy.And) and _is_small(part) for part in parts):
         return False, "one value against several"
-    left = sympy.Union(*(part.as_set() for part in parts))
+    join = sympy.Union if is_or else sympy.Intersection
+    left = join(*(part.as_set() for part in parts))
+    if isinstance(right, Relational | sympy.And) and _is_small(right):
+        right = right.as_set()
     return isinstance(right, sympy.Set) and _verified(left, right), "mathematics"
 
 
@@ -111,7 +114,9 @@ def _equal(a: Basic, b: Basic) -> bool:
     if isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr):
         return _same_value(a, b)
     if isinstance(a, Relational) and isinstance(b, Relational):
-        return _same_relation(a, b) or _verified(a, b)
+        return _same_relation(a, b) or _same_solutions(a, b) or _verified(a, b)
+    if isinstance(a, Relational | sympy.And) and isinstance(b, Relational | sympy.And):
+        return _same_solutions(a, b)
     if isinstance(a, sympy.Interval) and isinstance(b, sympy.Interval):
         ends = (a.left_open, a.right_open) == (b.left_open, b.right_open)
         return ends and _equal(a.start, b.start) and _equal(a.end, b.end)
@@ -144,6 +149,19 @@ def _verified(a: Basic, b: Basic) -> bool:
     if isinstance(a, Rel) and isinstance(b, Rel) and a.free_symbols != b.free_symbols:
         return False
     return bool(verify(b, a, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _same_solutions(a: Basic, b: Basic) -> bool:
+    """Return whether two small relations in one and the same variable have the same solutions."""
+    if len(a.free_symbols) != 1 or a.free_symbols != b.free_symbols:
+        return False
+    if not _is_small(a) or not _is_small(b):
+        return False
+    try:
+        sets = a.as_set(), b.as_set()
+    except Exception:  # sympy raises many kinds on what it cannot solve
+        return False
+    return _equal(*sets)
 
 
 def _is_small(expression: Basic) -> bool:
@@ -216,6 +234,8 @@ def _close(a: object, b: object) -> bool:
 
     if a == b:  # both infinite, too
         return True
+    if mpmath.isinf(a) or mpmath.isinf(b):
+        return False
     difference = abs(a - b)
     scale = max(abs(a), abs(b))
     return bool(difference <= scale * mpmath.mpf(10) ** -30 or scale < mpmath.mpf(10) ** -42)
@@ -227,8 +247,10 @@ def _variables(*expressions: Basic) -> list[Basic]:
 
 
 def _imaginary(symbols: set[Basic]) -> set[Basic]:
-    """Return the symbol i, which is the imaginary unit unless it counts beside j or k."""
+    """Return the symbol i, or j alone, which are the imaginary unit unless they count."""
     names = {str(symbol): symbol for symbol in symbols}
+    if set(names) in ({"j"}, {"i", "j"}):
+        return set(symbols)
     return {names["i"]} if "i" in names and not {"j", "k", "n"} & set(names) else set()
 
 

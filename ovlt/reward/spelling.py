@@ -50,6 +50,7 @@ _CHARACTERS = {
     "∠": r"\angle ",
     "△": r"\triangle ",
     "⟂": r"\perp ",
+    "∥": r"\parallel ",
     "⟨": "(",
     "⟩": ")",
     "→": r"\to ",
@@ -116,6 +117,15 @@ _COMMANDS = [
         (r"\\(?:approxeq|simeq|cong)(?![A-Za-z])", r"\\approx"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\measuredangle(?![A-Za-z])", r"\\angle"),
+        (r"\\lg(?![A-Za-z])|(?<![A-Za-z\\])lg(?=\s*[\d(])", r"\\log_{10} "),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"^([^{}]*)\\over(?![A-Za-z])([^{}]*)$", r"\\frac{\1}{\2}"),
+        (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"),
+        (r"\\end\{array\}", r"\\end{pmatrix}"),
+        (r"\bper cent\b", "percent"),
+        (r"\b(?:the set of )?all real(?:s| numbers)\b", r"\\mathbb{R}"),
+        (r"^\](?=[^\[\]()]*[,;][^\[\]()]*[\[\]]$)", "("),  # ]a, b[ is open
+        (r"(?<=^[\[(])([^\[\]()]*[,;][^\[\]()]*)\[$", r"\1)"),
         (r"\\backslash(?![A-Za-z])", r"\\setminus"),
         (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", "/"),
@@ -164,7 +174,7 @@ _WRAPPERS = [
         r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}",
         r"[\"\u201c]([^\"\u201c\u201d]+)[\"\u201d]",
         r"['\u2018]([^'\u2018\u2019]+)['\u2019]",
-        r"\{([^{},;]*)\}",  # braces around one value are LaTeX's, around several a set
+        r"\{([^{},;]+)\}",  # braces around one value are LaTeX's, around several a set
         r"<(\w+)>",
     )
 ]

@@ -168,6 +168,10 @@ def _spelled(word: str) -> str:
 
 
 _TEXT_GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
+# "5 years old", "3 m long"
+_EXTENT = re.compile(
+    r"(?<=[A-Za-z])\s+(?:old|long|tall|wide|high|deep|thick|away|apart|ago|in total|in all|altogether)$"
+)
 _TAIL = re.compile(
     rf"[A-Za-z°%ÅµμΩ(\\每平立{re.escape(MONEY)}¢{''.join({key[0] for key in _CHINESE})}度元摄华]"
 )
@@ -189,6 +193,7 @@ def split_unit(text: str, is_number: Callable[[str], bool]) -> tuple[str, Unit |
         unit = parse_unit(_TEXT_GROUP.sub(r" \1 ", text[group.start() :]))
         if unit is not None:
             return text[: group.start()].strip(), unit
+    text = _EXTENT.sub("", text)
     first = max(1, len(text) - _MAX_UNIT)
     for at in range(first, len(text)):
         if not _TAIL.match(text[at]) or (text[at].isalpha() and _is_letter(text[at - 1])):
