@@ -42,9 +42,8 @@ def to_latex(text: str) -> str:
     text = re.sub(rf"(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_GREEK})(?![A-Za-z])", r"\\\g<0> ", text)
     text = re.sub(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<![A-Za-z\\])(sqrt|cbrt)(?![A-Za-z])", r"\\\1 ", text)
-    for name, pattern in _REFUSED:
-        if pattern.search(text):
-            raise ValueError(name)
+    if danger := danger_in(text):
+        raise ValueError(danger)
     if unknown := set(re.findall(r"\\([A-Za-z]+|.)", text)) - _ALLOWED - {"cbrt", ","}:
         raise ValueError(f"\\{min(unknown)}")
     if _WORD.search(re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}", "", text)):
@@ -63,9 +62,15 @@ def to_latex(text: str) -> str:
     text = re.sub(r"(?<=[\d)}])\s+(?=\\frac)", "", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))(?![^()]*[)\]])", "", text)
     text = re.sub(r"(\d*)\.(\d+)", _exact_decimal, text).replace("*", r"\cdot ")
-    if _depth(text) > _MAX_DEPTH:
-        raise ValueError("deep nesting")
     return _without_outer_brackets(text.strip())
+
+
+def danger_in(text: str) -> str | None:
+    """Return what in a text could make sympy run away; None if nothing does."""
+    for name, pattern in _REFUSED:
+        if pattern.search(text):
+            return name
+    return "deep nesting" if _depth(text) > _MAX_DEPTH else None
 
 
 def _degrees(text: str) -> str:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ovlt.reward.latex import to_latex
+from ovlt.reward.latex import MAX_CHARS, danger_in, to_latex
 
 if TYPE_CHECKING:
     from sympy import Basic
@@ -55,6 +57,28 @@ def compare(given: str, truth: str) -> Verdict:
 
     with mpmath.workdps(_DIGITS):
         return _equal(left, right), "mathematics"
+
+
+def ask_math_verify(given: str, truth: str) -> Verdict:
+    """Return Math-Verify's own verdict, with its own extraction, within the limits of ``compare``.
+
+    Its limits in time need the main thread; elsewhere there are none.
+    """
+    if given.strip() == truth.strip():
+        return bool(truth.strip()), "equal text"
+    if max(len(given), len(truth)) > 2 * MAX_CHARS:
+        return False, "too long"
+    if danger := danger_in(given) or danger_in(truth):
+        return False, f"refused: {danger}"
+    from math_verify import parse, verify
+
+    is_main = threading.current_thread() is threading.main_thread()
+    seconds = 2 if is_main else None
+    sides = []
+    for text in (truth, given):
+        wrapped = text if re.search(r"\$|\\\(|\\\[|\\boxed", text) else f"${text}$"
+        sides.append(parse(wrapped, parsing_timeout=seconds))
+    return bool(verify(sides[0], sides[1], timeout_seconds=seconds)), "math_verify"
 
 
 def compare_relations(relations: Sequence[str], other: str, *, is_or: bool) -> Verdict:

@@ -118,9 +118,20 @@ def dressings() -> list[Callable[[str], str]]:
 def option_spellings(letter: str, text: str) -> list[str]:
     """Return ways to choose an option whose text is ``text``."""
     return [
-        *(letter, f"({letter})", f"{letter}.", f"[{letter}]", f"**{letter}**", f"({letter}) {text}"),
+        *(
+            letter,
+            f"({letter})",
+            f"{letter}.",
+            f"[{letter}]",
+            f"**{letter}**",
+            f"({letter}) {text}",
+        ),
         *(f"{letter}. {text}", f"{letter}: {text}", f"{letter}) {text}", f"{letter}\n{text}"),
-        *(f"Option {letter}", f"The answer is {letter}.", f"The correct answer is ({letter}) {text}"),
+        *(
+            f"Option {letter}",
+            f"The answer is {letter}.",
+            f"The correct answer is ({letter}) {text}",
+        ),
         *(f"{letter}, because it is {text}", f"{letter} because of the {text}", f"<{letter}>"),
         *(rf"\text{{{letter}}}", rf"\boxed{{\text{{({letter})}}}}", f"{letter} - {text}"),
         *(f"I think it is {letter}", f"答案是{letter}", f"Choice {letter}", f"${letter}$"),

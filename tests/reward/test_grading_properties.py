@@ -11,7 +11,9 @@ from ovlt.reward.grading import grade
 DRESSINGS = spellings.dressings()
 
 
-def wrong_verdicts(groups: list[list[str]], seed: int, pairs: int = 6) -> list[tuple[str, str, str]]:
+def wrong_verdicts(
+    groups: list[list[str]], seed: int, pairs: int = 6
+) -> list[tuple[str, str, str]]:
     """Return the pairs that are graded wrong: inside a group all are equal, between them none."""
     draw = random.Random(seed)
     wrong = []
@@ -43,7 +45,8 @@ def test_a_neighbour_of_a_number_is_wrong():
     for value in spellings.rationals(seed=3, count=60):
         for change in (Fraction(1), Fraction(1, 10), Fraction(1, 1000), -2 * value):
             truth, given = (
-                random.Random(4).choice(spellings.number_spellings(v)) for v in (value, value + change)
+                random.Random(4).choice(spellings.number_spellings(v))
+                for v in (value, value + change)
             )
             if value + change in (0, value * 100, value / 100):
                 continue
