@@ -1,7 +1,8 @@
 """Rewards: functions of one response and its question, run in processes that can be killed.
 
-A reward is ``f(x: RewardInput) -> RewardOutput``. Shipped are "answer", "math_verify",
-"mathruler", "judges", "released" and "exact"; your own is a function in a file, ``function = "my_reward.py:score"`` in the recipe's ``[reward]``:
+A reward is ``f(x: RewardInput) -> RewardOutput``. Shipped are "answer", "math_verify", "mathruler",
+"judges", "released" and "exact"; your own is a function in a file,
+``function = "my_reward.py:score"`` in the recipe's ``[reward]``:
 
     from ovlt.reward import RewardInput, RewardOutput
 

@@ -11,7 +11,8 @@ _NEGATED = re.compile(
 # What may stand before a label: "Option C", "So, the answer is C", "I think it is C", "答案是C".
 _LEAD = re.compile(
     r"(?P<lead>.*?(?:\b(?:is|be|are|option|choice|choose|answer|select|pick|letter|so|thus|therefore|"
-    r"hence|figure|graph|diagram|image|picture|panel|point|line|curve|shape|region|statement)\b|:|[选為为是]|\\Rightarrow|\\therefore))[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
+    r"hence|figure|graph|diagram|image|picture|panel|point|line|curve|shape|region|statement)\b"
+    r"|:|[选為为是]|\\Rightarrow|\\therefore))[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
     r"(?=[\[(<{*$\"'\\]*(?:text\{)?[\[(]?[A-Za-z](?![A-Za-z]))",
     re.IGNORECASE | re.DOTALL,
 )
@@ -22,9 +23,10 @@ _LABEL = re.compile(
 )
 _CLOSERS = "])}>*$\"'\u201d\u2019"
 _SEPARATOR = r"(?:\bor\b|\band\b|\bnor\b|\bvs\b|[,;/&|+])"
-_ONLY_LETTERS = re.compile(rf"(?:\W*(?:\b(?:or|and)\b\W*)?\b[A-Z]\b)+\W*")
+_ONLY_LETTERS = re.compile(r"(?:\W*(?:\b(?:or|and)\b\W*)?\b[A-Z]\b)+\W*")
 _NEXT_LETTER = re.compile(
-    rf"\s*{_SEPARATOR}\s*(?:(?:then|also|maybe|perhaps|possibly|option|choice)\s+)*[\[(]?(?:(?![AI]\b)[A-Z]\b(?!['\u2019])|[AI]\b(?!['\u2019]|\s+[a-z]))"
+    rf"\s*{_SEPARATOR}\s*(?:(?:then|also|maybe|perhaps|possibly|option|choice)\s+)*[\[(]?"
+    r"(?:(?![AI]\b)[A-Z]\b(?!['\u2019])|[AI]\b(?!['\u2019]|\s+[a-z]))"
 )
 _OTHER_LABEL = re.compile(
     rf"(?:{_SEPARATOR}|\bbut\b|\bmaybe\b|\bperhaps\b)\s*(?:option |choice |answer )?"

@@ -1,4 +1,4 @@
-"""Write an answer as LaTeX that latex2sympy reads, and refuse what is no mathematics or explodes."""
+"""Write an answer as LaTeX for latex2sympy; refuse what is no mathematics or explodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 
 MAX_CHARS = 128  # of one expression; the parser's time grows with length and depth
 _MAX_DEPTH = 10
-_FUNCTIONS = "arcsin|arccos|arctan|arsinh|arcosh|artanh|sinh|cosh|tanh|coth|sin|cos|tan|cot|sec|csc|ln|log|exp"
+_FUNCTIONS = (
+    "arcsin|arccos|arctan|arsinh|arcosh|artanh|sinh|cosh|tanh|coth|sin|cos|tan|cot|sec|csc|"
+    "ln|log|exp"
+)
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|"
     "phi|chi|psi|omega|pi"

@@ -66,7 +66,7 @@ def _is_thousands(text: str, at: int) -> bool:
 
 def _outer_brackets(text: str) -> tuple[str, str]:
     """Return the brackets around the whole text, "" without any, and what is inside."""
-    level, first = 0, ""
+    level, first, inside = 0, "", 0
     for match in _SEPARATOR.finditer(text):
         kind, token = match.lastgroup, match.group()
         if kind not in ("open", "close"):
@@ -96,7 +96,8 @@ _NAME = (
     r"(?:m\s*)?\\(?:angle|triangle|overline|vec|hat|bar|overrightarrow|text|arc|widehat)"
     r"(?![A-Za-z])\s*(?:\{[^{}]{1,40}\}|[A-Za-z0-9]{1,5})"
     r"|\|[A-Za-z\\{} ]{1,20}\|"
-    r"|\\?[^\W\d_](?:[^\W\d_]|['\u2019 ]|\d(?![\d.]))*(?:_(?:\{[^{}]{1,20}\}|\w))?'*(?:\s*\([^()=]{1,20}\))?"
+    r"|\\?[^\W\d_](?:[^\W\d_]|['\u2019 ]|\d(?![\d.]))*(?:_(?:\{[^{}]{1,20}\}|\w))?"
+    r"'*(?:\s*\([^()=]{1,20}\))?"
 )
 _NAMED = re.compile(
     rf"(?P<name>{_NAME})\s*(?::?(?<![<>!])=|\\approx(?![A-Za-z])|\\in(?![A-Za-z])|:=)\s*(?P<rest>.+)",

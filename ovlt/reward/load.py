@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import cast
 
 from ovlt.reward import mathematics, symbolic, units
-from ovlt.reward.grading import grade
 from ovlt.reward.functions import (
     AnyRewardFunction,
     RewardFunction,
@@ -30,6 +29,7 @@ from ovlt.reward.functions import (
     mathruler_reward,
     released_reward,
 )
+from ovlt.reward.grading import grade
 
 _SHIPPED: dict[str, RewardFunction] = {
     "answer": answer_reward,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from ovlt.reward.number_words import SCALES, number_of_words
+
 _DECIMAL = re.compile(
     r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?"  # 1,234.5
     r"|\d{1,3}(?: \d{3})+(?![\d/])(?:\.\d+)?"  # 1 234.5
@@ -17,11 +19,7 @@ _DECIMAL = re.compile(
 )
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\dot\s*\{?(\d)\}?|\((\d+)\))")
 _EXPONENT = re.compile(r"[eE]([+-]?\d{1,3})(?![\d.\w])")
-_SCALES = {
-    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-    "trillion": 10**12,
-}  # fmt: skip
-_SCALE = re.compile(rf"\s*\b({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+_SCALE = re.compile(rf"\s*\b({'|'.join(SCALES)})s?\b", re.IGNORECASE)
 _MAX_BITS = 4096  # of a numerator or denominator
 _MAX_DEPTH = 20
 
@@ -127,7 +125,7 @@ class _Reader:
         if exponent := self.match(_EXPONENT):
             return value * Fraction(10) ** int(exponent.group(1))
         while scale := self.match(_SCALE):
-            value *= _SCALES[scale.group(1).lower()]
+            value *= SCALES[scale.group(1).lower()]
         return self.mixed(value) if digits.group().isdigit() else value
 
     def mixed(self, whole: Fraction) -> Fraction:
@@ -190,97 +188,3 @@ def number(text: str) -> Fraction | None:
     except (_NoNumber, ValueError):
         return None
     return value if not text[reader.at :].strip() else None
-
-
-_UNITS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen".split()
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
-    )
-}
-_PARTS = {
-    word: value
-    for value, word in enumerate(
-        "third fourth fifth sixth seventh eighth ninth tenth".split(), start=3
-    )
-} | {"half": 2, "halve": 2, "quarter": 4, "hundredth": 100, "thousandth": 1000}
-_CHINESE_DIGITS = dict(zip("零〇一二三四五六七八九两", (0, 0, *range(1, 10), 2), strict=True))
-_CHINESE_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8, "萬": 10**4}
-
-
-def number_of_words(text: str) -> Fraction | None:
-    """Return the value of "twenty-one", "minus two thirds", "three and a half", "十五"; or None."""
-    if text and all(char in _CHINESE_DIGITS or char in _CHINESE_SCALES for char in text):
-        return _chinese(text)
-    words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text.casefold()).split()
-    if not words or len(words) > 20:
-        return None
-    if words[0] in ("minus", "negative"):
-        value = number_of_words(" ".join(words[1:]))
-        return None if value is None or value < 0 else -value
-    if "point" in words:
-        at = words.index("point")
-        whole, digits = _cardinal(words[:at]), [_UNITS.get(word, 10) for word in words[at + 1 :]]
-        if whole is None or not digits or max(digits) > 9:
-            return None
-        return Fraction(f"{whole}.{''.join(map(str, digits))}")
-    last = words[-1]
-    part = _PARTS.get(last) or _PARTS.get(last.removesuffix("s"))
-    if part is None:
-        cardinal = _cardinal(words)
-        return None if cardinal is None else Fraction(cardinal)
-    whole = 0
-    if "and" in words[1:-1] and (count := _cardinal(words[: words.index("and")])) is not None:
-        whole, words = count, words[words.index("and") + 1 :]  # three and a half
-    top = 1 if words[:-1] in ([], ["a"], ["an"]) and part in (2, 4) else _cardinal(words[:-1])
-    if top is None or (len(words) == 1 and part not in (2, 4)):  # "third" is a place
-        return None
-    return whole + Fraction(top, part)
-
-
-def _cardinal(words: list[str]) -> int | None:
-    """Return the value of English words for a whole number; None if one of them is no such word."""
-    if words[:1] in (["a"], ["an"]) and len(words) > 1:
-        words = ["one", *words[1:]]
-    total, group, room, scale_limit = 0, 0, 100, 10**15
-    for at, word in enumerate(words):
-        if word == "and" and 0 < at < len(words) - 1 and room == 100 and total + group > 0:
-            continue
-        if word in _UNITS and _UNITS[word] < room and (room == 100 or _UNITS[word] > 0):
-            group, room = group + _UNITS[word], 0
-        elif word in _TENS and room == 100:
-            group, room = group + _TENS[word], 10
-        elif word == "hundred" and 0 < group < 100:
-            group, room = group * 100, 100
-        elif word == "dozen" and 0 < group < 100:
-            group, room = group * 12, 0
-        elif _SCALES.get(word, 0) >= 1000 and group and _SCALES[word] < scale_limit:
-            scale_limit = _SCALES[word]
-            total, group, room = total + group * scale_limit, 0, 100
-        else:
-            return None
-    return total + group if words else None
-
-
-def _chinese(text: str) -> Fraction | None:
-    """Return the value of Chinese numerals: 三, 十五, 二百零三, 三万五千."""
-    if all(char in _CHINESE_DIGITS for char in text):  # digit by digit, as in 二〇二四
-        return Fraction("".join(str(_CHINESE_DIGITS[char]) for char in text))
-    total, section, digit = 0, 0, 0
-    for char in text:
-        if char in _CHINESE_DIGITS:
-            digit = _CHINESE_DIGITS[char]
-            continue
-        scale = _CHINESE_SCALES[char]
-        if scale >= 10**4:
-            total, section, digit = (total + section + digit or 1) * scale, 0, 0
-        else:
-            section, digit = section + (digit or 1) * scale, 0
-    return Fraction(total + section + digit)

@@ -25,10 +25,10 @@ _READ_BYTES = 1 << 16  # what a Linux pipe holds
 class WorkerProcess:
     """A running ``ovlt.reward.worker``.
 
-    ``job`` holds the ids of the responses that it scores, empty while it has none; ``deadline`` is when
-    it must have answered, or started, in seconds of the monotonic clock. The kernel kills the child
-    when the *thread* that made this object ends, so a pool that is used from short-lived threads
-    starts its workers again in each of them.
+    ``job`` holds the ids of the responses that it scores, empty while it has none; ``deadline`` is
+    when it must have answered, or started, in seconds of the monotonic clock. The kernel kills the
+    child when the *thread* that made this object ends, so a pool that is used from short-lived
+    threads starts its workers again in each of them.
     """
 
     def __init__(self, spec: str, memory_mb: int, start_timeout_s: float) -> None:

@@ -1,7 +1,7 @@
 """Read and compare quantities: a number or an expression, and its unit, percent sign or currency.
 
-A unit is equal or left out: "5 cm" is right for "5", "0.05 m" for "5 cm", "5 kg" is not. A percentage
-equals both its number and its hundredth.
+A unit is equal or left out: "5 cm" is right for "5", "0.05 m" for "5 cm", "5 kg" is not. A
+percentage equals both its number and its hundredth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ovlt.reward.mathematics import Verdict
 from ovlt.reward.mathematics import compare as compare_mathematics
 from ovlt.reward.numbers import number
-from ovlt.reward.units import PERCENT, Unit, parse_unit, split_unit
+from ovlt.reward.units import PERCENT, Measure, parse_unit, split_unit
 
 
 class Quantity(NamedTuple):
@@ -21,7 +21,7 @@ class Quantity(NamedTuple):
 
     body: str
     value: Fraction | None
-    unit: Unit | None
+    unit: Measure | None
 
 
 _ABOUT = re.compile(
@@ -57,7 +57,7 @@ _DEGREE = (("degree", 1),)
 
 
 def _compound(text: str) -> Quantity | None:
-    """Return the sum of "3 hours 20 minutes", "5 ft 3 in", "5'3\\"", "30°15'"; None if it is none."""
+    """Return the sum of "3 hours 20 minutes", "5 ft 3 in", "30°15'"; None for other text."""
     at, total, powers, last = 0, Fraction(0), None, None
     count = 0
     while at < len(text):
@@ -67,7 +67,7 @@ def _compound(text: str) -> Quantity | None:
             return None
         sign = match.group("unit")
         if sign in _MINUTE_SIGNS and powers == _DEGREE:
-            unit = Unit(_DEGREE, _MINUTE_SIGNS[sign])
+            unit = Measure(_DEGREE, _MINUTE_SIGNS[sign])
         else:
             unit = parse_unit({"'": "foot", '"': "inch"}.get(sign, sign))
         if unit is None or (powers is not None and powers != unit.powers):
@@ -76,7 +76,7 @@ def _compound(text: str) -> Quantity | None:
             return None
         total, powers, last = total + value * unit.factor, unit.powers, unit.factor
         at, count = match.end(), count + 1
-    return Quantity(text, total, Unit(powers or ())) if count > 1 else None
+    return Quantity(text, total, Measure(powers or ())) if count > 1 else None
 
 
 def compare_quantities(given: Quantity, truth: Quantity) -> Verdict:

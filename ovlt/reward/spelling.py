@@ -17,7 +17,7 @@ _CHARACTERS = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-"),
     **dict.fromkeys("⁄∕", "/"),
     **dict.fromkeys("·⋅∙×✕✖∗", "*"),
-    **dict.fromkeys("º˚", "°"),  # noqa: RUF001
+    **dict.fromkeys("º˚", "°"),
     **dict.fromkeys("\u2018\u2019\u02bc\u2032", "'"),
     **dict.fromkeys("\u201c\u201d\u2033", '"'),
     **dict.fromkeys("\u3001\uff0c\u060c\ufe50", ","),

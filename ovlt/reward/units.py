@@ -20,29 +20,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Unit:
+class Measure:
     """Powers of base units, sorted by name, and the factor to them."""
 
     powers: tuple[tuple[str, int], ...]
     factor: Fraction = Fraction(1)
 
 
-PERCENT = Unit((("%", 1),))
+PERCENT = Measure((("%", 1),))
 _OWN = {
     **dict.fromkeys(("%", "percent", "pct", "percentage"), PERCENT),
-    **dict.fromkeys(("°", "deg", "degs", "degree", "degrees", "°T", "度"), Unit((("degree", 1),))),
-    **dict.fromkeys(("°C", "degC", "celsius", "centigrade", "摄氏度"), Unit((("celsius", 1),))),
-    **dict.fromkeys(("°F", "degF", "fahrenheit", "华氏度"), Unit((("fahrenheit", 1),))),
-    **dict.fromkeys(("unit", "units"), Unit((("unit", 1),))),
-    **dict.fromkeys(("$", "usd", "dollar", "dollars", "bucks"), Unit((("dollar", 1),))),
-    **dict.fromkeys(("¢", "cent", "cents"), Unit((("dollar", 1),), Fraction(1, 100))),
-    **dict.fromkeys(("€", "eur", "euro", "euros"), Unit((("euro", 1),))),
-    **dict.fromkeys(("£", "gbp"), Unit((("pound sterling", 1),))),
-    **dict.fromkeys(("¥", "yen", "jpy"), Unit((("yen", 1),))),
-    **dict.fromkeys(("yuan", "rmb", "cny", "元"), Unit((("yuan", 1),))),
-    **dict.fromkeys(("₹", "rs", "inr", "rupee", "rupees"), Unit((("rupee", 1),))),
-    **dict.fromkeys(("₩", "won", "krw"), Unit((("won", 1),))),
-    **dict.fromkeys(("₽", "ruble", "rubles"), Unit((("ruble", 1),))),
+    **dict.fromkeys(
+        ("°", "deg", "degs", "degree", "degrees", "°T", "度"), Measure((("degree", 1),))
+    ),
+    **dict.fromkeys(("°C", "degC", "celsius", "centigrade", "摄氏度"), Measure((("celsius", 1),))),
+    **dict.fromkeys(("°F", "degF", "fahrenheit", "华氏度"), Measure((("fahrenheit", 1),))),
+    **dict.fromkeys(("unit", "units"), Measure((("unit", 1),))),
+    **dict.fromkeys(("$", "usd", "dollar", "dollars", "bucks"), Measure((("dollar", 1),))),
+    **dict.fromkeys(("¢", "cent", "cents"), Measure((("dollar", 1),), Fraction(1, 100))),
+    **dict.fromkeys(("€", "eur", "euro", "euros"), Measure((("euro", 1),))),
+    **dict.fromkeys(("£", "gbp"), Measure((("pound sterling", 1),))),
+    **dict.fromkeys(("¥", "yen", "jpy"), Measure((("yen", 1),))),
+    **dict.fromkeys(("yuan", "rmb", "cny", "元"), Measure((("yuan", 1),))),
+    **dict.fromkeys(("₹", "rs", "inr", "rupee", "rupees"), Measure((("rupee", 1),))),
+    **dict.fromkeys(("₩", "won", "krw"), Measure((("won", 1),))),
+    **dict.fromkeys(("₽", "ruble", "rubles"), Measure((("ruble", 1),))),
 }
 _CHINESE = {
     "毫米": "mm", "厘米": "cm", "分米": "dm", "千米": "km", "公里": "km", "米": "m", "毫克": "mg",
@@ -52,12 +54,13 @@ _CHINESE = {
 MONEY = "$€£¥₹₩₽"
 # A letter or two after a number is algebra far more often than a rare unit ("2a" is no 2 years).
 _SHORT = set(
-    "m g s h t l L N J W V A K C F T H B Ω ft in yd mi lb oz hr yr hp Pa Hz eV cd lm lx Wb Sv Gy Bq "
-    "kn cc pt qt ha ly au AU px Å sr dB".split()
+    "m g s h t l L N J W V A K C F T H B Ω ft in yd mi lb oz hr yr hp Pa Hz eV cd lm lx Wb Sv Gy "
+    "Bq kn cc pt qt ha ly au AU px Å sr dB".split()
 )
 _PREFIXES = {"n", "µ", "μ", "u", "m", "c", "d", "k", "M", "G", "T", "p", "h"}
 _PREFIXED = set(
-    "m g s t l L N J W V A C F T H B Ω Hz Pa eV S mol cd lm lx Wb Sv Gy Bq bar cal Wh bit rad ohm b".split()
+    "m g s t l L N J W V A C F T H B Ω Hz Pa eV S mol cd lm lx Wb Sv Gy Bq bar cal Wh "
+    "bit rad ohm b".split()
 )
 _LONG_PREFIX = re.compile(
     "(?:pico|nano|micro|milli|centi|deci|deca|hecto|kilo|mega|giga|tera)[a-z]{3}", re.IGNORECASE
@@ -78,7 +81,7 @@ def warm_up() -> None:
 
 
 @functools.lru_cache(4096)
-def _word(word: str) -> Unit | None:
+def _word(word: str) -> Measure | None:
     """Return the unit that a word names, else None."""
     for form in (word, word.lower()):
         if unit := _OWN.get(form) or _pint_unit(form):
@@ -86,7 +89,7 @@ def _word(word: str) -> Unit | None:
     return None
 
 
-def _pint_unit(word: str) -> Unit | None:
+def _pint_unit(word: str) -> Measure | None:
     if (len(word) < 3 and word not in _SHORT and not _is_prefixed(word)) or word == "pi":
         return None
     registry = _registry()
@@ -98,7 +101,7 @@ def _pint_unit(word: str) -> Unit | None:
             return None
         powers = {str(key): int(power) for key, power in base._units.items() if power == int(power)}
         if len(powers) == len(base._units):
-            return Unit(tuple(sorted(powers.items())), Fraction(factor))
+            return Measure(tuple(sorted(powers.items())), Fraction(factor))
     return None
 
 
@@ -117,13 +120,12 @@ _TOKEN = re.compile(
 
 
 @functools.lru_cache(4096)
-def parse_unit(text: str) -> Unit | None:
+def parse_unit(text: str) -> Measure | None:
     """Return the unit of "cm", "m/s^2", "kg m^2", "sq. ft", "miles per hour", "cubic meters"."""
     text = text.strip()
     if text[:1] == "(" and text[-1:] == ")":
         text = text[1:-1].strip()
-    powers: Counter[str] = Counter()
-    factor, sign, pending, last = Fraction(1), 1, 0, None
+    total, sign, pending, last = Measure(()), 1, 0, None
     at = words = 0
     while at < len(text):
         token = _TOKEN.match(text, at)
@@ -134,31 +136,24 @@ def parse_unit(text: str) -> Unit | None:
             sign = -1
         elif kind in ("square", "cubic"):
             pending = 2 if kind == "square" else 3
-        elif kind in ("squared", "cubed"):
-            if last is None:
-                return None
-            extra = (1 if kind == "squared" else 2) * sign
-            factor *= last.factor**extra
-            powers.update({name: power * extra for name, power in last.powers})
         elif kind != "times":
-            last = _word(_spelled(token.group("word")))
+            power = {"squared": 1, "cubed": 2}.get(kind or "", 0)
+            if not power:
+                last = _word(_spelled(token.group("word")))
+                power = int(token.group("power") or token.group("digit") or pending or 1)
+                pending, words = 0, words + 1
             if last is None:
                 return None
-            power = int(token.group("power") or token.group("digit") or pending or 1) * sign
-            factor *= last.factor**power
-            for name, exponent in last.powers:
-                powers[name] += exponent * power
-            pending, words = 0, words + 1
-    if not words or pending:
-        return None
-    return Unit(tuple(sorted((name, power) for name, power in powers.items() if power)), factor)
+            total = _times(total, last, power * sign)
+    return total if words and not pending else None
 
 
-def _times(one: Unit, other: Unit) -> Unit:
+def _times(one: Measure, other: Measure, power: int = 1) -> Measure:
+    """Return the product of a unit and a power of another one."""
     powers = Counter(dict(one.powers))
-    powers.update(dict(other.powers))
-    pairs = ((name, power) for name, power in powers.items() if power)
-    return Unit(tuple(sorted(pairs)), one.factor * other.factor)
+    powers.update({name: exponent * power for name, exponent in other.powers})
+    pairs = ((name, exponent) for name, exponent in powers.items() if exponent)
+    return Measure(tuple(sorted(pairs)), one.factor * other.factor**power)
 
 
 def _spelled(word: str) -> str:
@@ -170,7 +165,8 @@ def _spelled(word: str) -> str:
 _TEXT_GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
 # "5 years old", "3 m long"
 _EXTENT = re.compile(
-    r"(?<=[A-Za-z])\s+(?:old|long|tall|wide|high|deep|thick|away|apart|ago|in total|in all|altogether)$"
+    r"(?<=[A-Za-z])\s+(?:old|long|tall|wide|high|deep|thick|away|apart|ago|"
+    r"in total|in all|altogether)$"
 )
 _TAIL = re.compile(
     rf"[A-Za-z°%ÅµμΩ(\\每平立{re.escape(MONEY)}¢{''.join({key[0] for key in _CHINESE})}度元摄华]"
@@ -178,7 +174,7 @@ _TAIL = re.compile(
 _MAX_UNIT = 60  # characters
 
 
-def split_unit(text: str, is_number: Callable[[str], bool]) -> tuple[str, Unit | None]:
+def split_unit(text: str, is_number: Callable[[str], bool]) -> tuple[str, Measure | None]:
     """Return ("5", metre) for "5 m" or "5\\text{ m}", and (text, None) if no unit ends the text.
 
     ``is_number`` tells a number, after which a bare letter is a unit: "3x + 2m" has none.
@@ -225,7 +221,8 @@ def _may_carry_unit(body: str) -> bool:
 
 
 _ENDS = set(
-    "pi hundred thousand million billion trillion half quarter third thirds quarters halves zero one "
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety dozen".split()
+    "pi hundred thousand million billion trillion half quarter third thirds quarters halves zero "
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
+    "dozen".split()
 )

@@ -1,7 +1,8 @@
 """The child process that runs a reward: ``python -m ovlt.reward.worker SPEC MEMORY_MB PARENT_PID``.
 
-It writes ``{"ready": true, "form": FORM}`` or ``{"fatal": reason}``, then answers each request line,
-a list of inputs, with one reply line, a list of outputs. It first moves the pipes away from stdin and stdout, so a reward may print and read.
+It writes ``{"ready": true, "form": FORM}`` or ``{"fatal": reason}``, then answers each request
+line, a list of inputs, with one reply line, a list of outputs. It first moves the pipes away from
+stdin and stdout, so a reward may print and read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import resource
 import signal
 import sys
-
 from collections.abc import Awaitable, Callable
 from typing import cast
 

@@ -99,7 +99,7 @@ class Rollouts:
         return batch
 
     def _checked(self, failures: Failures, step: int) -> Failures:
-        """Return the failures of all ranks, and say the first ones. RuntimeError if they are many."""
+        """Return the failures of all ranks; say the first ones. RuntimeError if they are many."""
         failures = failures.of_all_ranks(self.runtime)
         failures.check(
             f"step {step + 1}",

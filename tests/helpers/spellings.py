@@ -6,11 +6,14 @@ import random
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-FULL_WIDTH = str.maketrans("0123456789/", "０１２３４５６７８９／")  # noqa: RUF001
+FULL_WIDTH = str.maketrans("0123456789/", "０１２３４５６７８９／")
 ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
 SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 VULGAR = {Fraction(1, 2): "½", Fraction(1, 4): "¼", Fraction(3, 4): "¾", Fraction(2, 3): "⅔"}
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve".split(" ")
+SMALL = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve"),
+)
 
 
 def decimal(value: Fraction) -> str | None:
