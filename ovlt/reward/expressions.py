@@ -22,7 +22,7 @@ _MAX_NODES_TO_SOLVE = 40
 
 def equal(given: str, truth: str) -> bool:
     """Return whether two expressions in LaTeX are equal. Raises ValueError if one is refused."""
-    left, right = _parse(given), _parse(truth)
+    left, right = parse(given), parse(truth)
     with mpmath.workdps(DIGITS):
         return _equal(left, right)
 
@@ -32,7 +32,7 @@ def describe(relations: Sequence[str], other: str, *, is_or: bool) -> bool:
 
     All in LaTeX. Raises ValueError if one of them is refused.
     """
-    parts, right = [_parse(text) for text in relations], _parse(other)
+    parts, right = [parse(text) for text in relations], parse(other)
     with mpmath.workdps(DIGITS):
         if not all(isinstance(part, Relational | sympy.And) and is_small(part) for part in parts):
             return False
@@ -44,7 +44,7 @@ def describe(relations: Sequence[str], other: str, *, is_or: bool) -> bool:
 
 
 @functools.lru_cache(512)
-def _parse(latex: str) -> Basic | MatrixBase:
+def parse(latex: str) -> Basic | MatrixBase:
     """Return the unevaluated expression. Raises ValueError if there is none."""
     config = ConversionConfig(lowercase_symbols=False)
     try:
