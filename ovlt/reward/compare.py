@@ -85,9 +85,10 @@ def _fold(text: str) -> str:
     """Return a text without the case of its words; letters that may be symbols keep theirs."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}|\s*(\\[A-Za-z]+)\s*", r" \1\2 ", text)
     text = re.sub(r"(?<=[A-Za-z])_\{?(\d+)\}?", r"\1", text)  # H_2O
-    text = re.sub(
-        r"^(?:the|an?)\s+(?=[^\W\d_]{2})", "", " ".join(text.split()).strip(" .,!"), flags=re.I
-    )
+    text = re.sub(r"\s*([|=<>])\s*", r"\1", text)
+    text = " ".join(text.split())
+    text = re.sub(r"(?<=[^\W\d_])[.,!]+$", "", text)
+    text = re.sub(r"^(?:the|an?)\s+(?=[^\W\d_]{2})", "", text, flags=re.IGNORECASE)
     only_words = _WORD.fullmatch(text) is not None
     return _RUN.sub(
         lambda run: run.group().casefold() if only_words or len(run.group()) > 2 else run.group(),
@@ -99,6 +100,9 @@ _OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])|\\(?:lor|vee)")
 
 
 def _compare_equations(given: str, truth: str, depth: int) -> Verdict:
+    given, truth = (_IN.sub("", text) for text in (given, truth))
+    if _same_sides(given, truth):
+        return True, "equal sides"
     lists = elements(given), elements(truth)
     if lists[0] and lists[1] and not (lists[0].ordered or lists[1].ordered) and depth < 3:
         return _compare_lists(lists[0], lists[1], depth)
@@ -116,6 +120,16 @@ def _compare_equations(given: str, truth: str, depth: int) -> Verdict:
     return compare_mathematics(given, truth)
 
 
+# "x \\in [1, 2]"
+_IN = re.compile(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+
+
+def _same_sides(given: str, truth: str) -> bool:
+    """Return whether two equations of names have the same sides: "∠1 = ∠2", "∠2 = ∠1"."""
+    sides = [sorted(map(_fold, re.split(r"(?<![<>!:])=", text))) for text in (given, truth)]
+    return sides[0] == sides[1] and len(sides[0]) == 2
+
+
 def _compare_named(given: str, truth: str, depth: int) -> Verdict:
     """Compare values that may have names, and lists of such: "x = 5", "y = 2x + 1", "A(3, 4)"."""
     pair = _list_of_named(given), _list_of_named(truth)
@@ -123,6 +137,8 @@ def _compare_named(given: str, truth: str, depth: int) -> Verdict:
         name, forms = split_name(given)
         true_name, true_forms = split_name(truth)
         if name and true_name and _are_other_symbols(name, true_name):
+            if _same_sides(given, truth):
+                return True, "equal sides"
             if "=" in given and "=" in truth:
                 verdict = compare_mathematics(given, truth)  # x = y + 1 is y = x - 1
                 return verdict if verdict[0] else (False, "another variable")
@@ -205,6 +221,8 @@ def _compare_lists(given: Elements, truth: Elements, depth: int) -> Verdict:
     one_is_named = [_names(listed) for listed in (given, truth)]
     if (one_is_named[0] is None) != (one_is_named[1] is None):
         ordered = True  # "x = 1, y = 2" says which is which
+        if {given.brackets, truth.brackets} - {"", "()"}:
+            return False, "other brackets"
     elif ordered and given.brackets != truth.brackets:
         return False, "other brackets"
     if len(given.items) != len(truth.items):

@@ -54,14 +54,17 @@ def _imaginary(symbols: set[Basic]) -> set[Basic]:
 def has_value(expression: Basic) -> bool:
     """Return whether an expression without variables has a value within the limits."""
     try:
-        _evaluate(expression, {})
+        _evaluate(expression, {}, real=False)
     except _NO_VALUE:
         return False
     return True
 
 
 def value_rows(expressions: Sequence[Basic], *, real: bool) -> list[list[Value]]:
-    """Return the values of all expressions at points where each of them has one."""
+    """Return the values of all expressions at points where each of them has one.
+
+    With ``real``, points at which any part of an expression is complex are left out.
+    """
     symbols = {symbol for expression in expressions for symbol in expression.free_symbols}
     unit = _imaginary(symbols)
     free = variables(*expressions)
@@ -70,10 +73,10 @@ def value_rows(expressions: Sequence[Basic], *, real: bool) -> list[list[Value]]
         at = {symbol: _coordinate(str(symbol), point) for symbol in free}
         at |= dict.fromkeys(unit, mpmath.mpc(0, 1))
         try:
-            row = [_evaluate(expression, at) for expression in expressions]
+            row = [
+                _evaluate(expression, at, real=real and bool(free)) for expression in expressions
+            ]
         except _NO_VALUE:
-            continue
-        if free and real and any(abs(mpmath.im(value)) > 1e-40 for value in row):
             continue
         rows.append(row)
     return rows
@@ -86,8 +89,15 @@ def _coordinate(name: str, point: int) -> Value:
     return sign * (mpmath.mpf(3 * point + 1) / 7 + mpmath.mpf(noise) * mpmath.sqrt(2))
 
 
-def _evaluate(node: Basic, at: dict[Basic, Value]) -> Value:
+def _evaluate(node: Basic, at: dict[Basic, Value], *, real: bool) -> Value:
     """Return the value of an unevaluated expression. Raises ``_Unknown`` and arithmetic errors."""
+    value = _value(node, at, real=real)
+    if real and mpmath.im(value) != 0:
+        raise _Unknown
+    return value
+
+
+def _value(node: Basic, at: dict[Basic, Value], *, real: bool) -> Value:
     if node in at:
         return at[node]
     if node.is_Rational:
@@ -102,9 +112,11 @@ def _evaluate(node: Basic, at: dict[Basic, Value]) -> Value:
         return mpmath.inf if node is sympy.oo else -mpmath.inf
     if isinstance(node, sympy.core.function.AppliedUndef):
         # f(x) is an unknown: one value for each name and argument
-        key = "/".join([node.func.__name__, *(str(_evaluate(arg, at)) for arg in node.args)])
+        key = "/".join(
+            [node.func.__name__, *(str(_evaluate(arg, at, real=real)) for arg in node.args)]
+        )
         return _coordinate(key, 0)
-    values = [_evaluate(arg, at) for arg in node.args]
+    values = [_evaluate(arg, at, real=real) for arg in node.args]
     if isinstance(node, sympy.Add):
         return mpmath.fsum(values)
     if isinstance(node, sympy.Mul):

@@ -34,6 +34,7 @@ _ABOUT = re.compile(
 def read_quantity(text: str) -> Quantity:
     """Return the body, value and unit of a text; the text itself and None where there is none."""
     text = _ABOUT.sub("", text.strip(), count=1) if _ABOUT.match(text.strip()) else text.strip()
+    text = re.sub(r"^(?:negative|minus)\s+(?=[\d\\.])", "-", text, flags=re.IGNORECASE)
     if group := re.fullmatch(r"\\text\s*\{([^{}]*)\}", text):
         text = group.group(1).strip()
     if (value := number(text)) is not None:
@@ -76,6 +77,8 @@ def _compound(text: str) -> Quantity | None:
             return None
         total, powers, last = total + value * unit.factor, unit.powers, unit.factor
         at, count = match.end(), count + 1
+    if count == 1 and text[-1] in _MINUTE_SIGNS and last is not None:  # 5' are five feet
+        return Quantity(text[:-1], total / last, Measure(powers or (), last))
     return Quantity(text, total, Measure(powers or ())) if count > 1 else None
 
 
@@ -111,8 +114,14 @@ _RANGE = re.compile(
 )
 
 
+_DOTTED = re.compile(r"\d+(?:-\d+){2,}|\d+(?:\.\d+){2,}")
+
+
 def compare_ranges(given: str, truth: str) -> Verdict | None:
-    """Compare "2010-2011" end by end; None if neither side is a range."""
+    """Compare "2010-2011", or a date, end by end; None if neither side is a range."""
+    if _DOTTED.fullmatch(given) or _DOTTED.fullmatch(truth):
+        parts = [[part.lstrip("0") for part in re.split(r"[-.]", text)] for text in (given, truth)]
+        return parts[0] == parts[1], "parts"
     ranges = [_range(text) for text in (given, truth)]
     if ranges == [None, None]:
         return None

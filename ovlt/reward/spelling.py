@@ -38,7 +38,7 @@ _CHARACTERS = {
     "≧": r"\ge ",
     "≠": r"\ne ",
     "≈": r"\approx ",
-    "≅": r"\approx ",
+    "≅": r"\cong ",
     "≃": r"\approx ",
     "±": r"\pm ",
     "∓": r"\mp ",
@@ -114,7 +114,7 @@ _COMMANDS = [
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\neq(?![A-Za-z])", r"\\ne"),
-        (r"\\(?:approxeq|simeq|cong)(?![A-Za-z])", r"\\approx"),
+        (r"\\(?:approxeq|simeq)(?![A-Za-z])", r"\\approx"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\measuredangle(?![A-Za-z])", r"\\angle"),
         (r"\\lg(?![A-Za-z])|(?<![A-Za-z\\])lg(?=\s*[\d(])", r"\\log_{10} "),
@@ -133,6 +133,7 @@ _COMMANDS = [
         (r"\\langle(?![A-Za-z])|(?<![^\s])<(?=[^<>=]+,[^<>=]+>\s*$)", "("),
         (r"\\rangle(?![A-Za-z])|(?<=[\w)}])>$", ")"),
         (r"\\\{\s*\\\}", r"\\emptyset "),
+        (r"^\s*\\\{\s*[A-Za-z]\s*(?:\||:|\\mid(?![A-Za-z]))(.*)\\\}\s*$", r"\1"),  # {x | x > 3}
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:lbrack)(?![A-Za-z])", "["),
@@ -185,7 +186,7 @@ def undress(text: str) -> str:
     for _ in range(8):  # wrappers may be nested; nobody nests eight
         before = text
         text = text.strip()
-        text = text.rstrip(".").rstrip() or text
+        text = text.rstrip(".,;").rstrip() or text
         for wrapper in _WRAPPERS:
             if whole := wrapper.fullmatch(text):
                 text = whole.group(1)

@@ -35,6 +35,7 @@ _OWN = {
     ),
     **dict.fromkeys(("°C", "degC", "celsius", "centigrade", "摄氏度"), Measure((("celsius", 1),))),
     **dict.fromkeys(("°F", "degF", "fahrenheit", "华氏度"), Measure((("fahrenheit", 1),))),
+    "Nm": Measure((("kilogram", 1), ("meter", 2), ("second", -2))),
     **dict.fromkeys(("unit", "units"), Measure((("unit", 1),))),
     **dict.fromkeys(("$", "usd", "dollar", "dollars", "bucks"), Measure((("dollar", 1),))),
     **dict.fromkeys(("¢", "cent", "cents"), Measure((("dollar", 1),), Fraction(1, 100))),
@@ -83,10 +84,21 @@ def warm_up() -> None:
 @functools.lru_cache(4096)
 def _word(word: str) -> Measure | None:
     """Return the unit that a word names, else None."""
-    for form in (word, word.lower()):
-        if unit := _OWN.get(form) or _pint_unit(form):
+    forms = [word]
+    if len(word) > 1:  # "KG", "hz"; but "M" is no metre
+        forms += [word.lower(), _case_free().get(word.lower(), "")]
+    for form in forms:
+        if form and (unit := _OWN.get(form) or _pint_unit(form)):
             return unit
     return None
+
+
+@functools.cache
+def _case_free() -> dict[str, str]:
+    """Return the symbols that no other symbol equals but for case, by their lower case."""
+    symbols = {prefix + unit for prefix in _PREFIXES for unit in _PREFIXED} | _SHORT
+    count = Counter(symbol.lower() for symbol in symbols)
+    return {symbol.lower(): symbol for symbol in symbols if count[symbol.lower()] == 1}
 
 
 def _pint_unit(word: str) -> Measure | None:
@@ -110,9 +122,9 @@ def _is_prefixed(word: str) -> bool:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<over>/|\bper\b|每)|(?P<times>[*.\u00b7])|(?P<squared>squared)|(?P<cubed>cubed)|(?P<square>square|sq\.?|平方)"
+    r"\s*(?:(?P<over>/|\bper\b|每)|(?P<times>[*.\u00b7]|(?<=[a-z])-(?=[a-z]))|(?P<squared>squared)|(?P<cubed>cubed)|(?P<square>square|sq\.?|平方)"
     r"|(?P<cubic>cubic|cu\.?|立方)"
-    rf"|(?P<word>{'|'.join(_CHINESE)}|度|元|摄氏度|华氏度|°\s?[CFT]\b|[°%Å{re.escape(MONEY)}¢]"
+    rf"|(?P<word>{'|'.join(_CHINESE)}|度|元|摄氏度|华氏度|°\s?[CFT]\b|degrees?\s+(?:celsius|fahrenheit|centigrade|[CF]\b)|[°%Å{re.escape(MONEY)}¢]"
     r"|\\Omega|[kMGm]\\Omega|\\mu\s*[A-Za-z]+|[A-Za-zµμΩ]+\.?)"
     r"(?:\s*\^\s*\{?\s*(?P<power>-?[1-4])\s*\}?|(?P<digit>[23])(?!\d))?)",
     re.IGNORECASE,
@@ -158,10 +170,13 @@ def _times(one: Measure, other: Measure, power: int = 1) -> Measure:
 
 def _spelled(word: str) -> str:
     word = re.sub(r"°\s", "°", word.rstrip("."))
+    word = re.sub(r"degrees?\s+(?=[cf])", "°", word, flags=re.IGNORECASE)
+    word = {"°celsius": "°C", "°centigrade": "°C", "°fahrenheit": "°F"}.get(word.lower(), word)
     word = re.sub(r"\\mu\s*", "µ", word).replace("\\Omega", "Ω")
     return _CHINESE.get(word, word)
 
 
+_MONEY_FIRST = re.compile(rf"([+-]?)\s*\\?([{re.escape(MONEY)}]|US\$|USD|EUR|Rs\.?)\s*(?=[\d.])")
 _TEXT_GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
 # "5 years old", "3 m long"
 _EXTENT = re.compile(
@@ -179,12 +194,12 @@ def split_unit(text: str, is_number: Callable[[str], bool]) -> tuple[str, Measur
 
     ``is_number`` tells a number, after which a bare letter is a unit: "3x + 2m" has none.
     """
-    money = re.match(rf"([+-]?)\s*\\?([{re.escape(MONEY)}]|US\$|USD|EUR|Rs\.?)\s*(?=[\d.])", text)
-    if money:
-        name = money.group(2).removeprefix("US").rstrip(".") or "$"
+    if money := _MONEY_FIRST.match(text):
         body, unit = split_unit(money.group(1) + text[money.end() :], is_number)
-        own = _word(name)
-        return body, own if own is None or unit in (None, own) else _times(own, unit)
+        currency = _word(money.group(2).replace("US$", "$").rstrip("."))
+        return body, currency if not currency or unit in (None, currency) else _times(
+            currency, unit
+        )
     if (group := _TEXT_GROUP.search(text)) and text[: group.start()].strip(" /*"):
         unit = parse_unit(_TEXT_GROUP.sub(r" \1 ", text[group.start() :]))
         if unit is not None:
@@ -200,6 +215,8 @@ def split_unit(text: str, is_number: Callable[[str], bool]) -> tuple[str, Measur
         body = text[:at].rstrip()
         bare = text[at:].strip("() ")
         letters = bare.isascii() and bare.isalpha()
+        if bare == "s" and re.search(r"\d{4}$", text[:at]):  # the 1990s
+            return text, None
         if not _may_carry_unit(body) or (len(bare) == 1 and letters and not is_number(body)):
             continue
         return body, unit
