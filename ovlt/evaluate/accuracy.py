@@ -48,7 +48,7 @@ def evaluate_rows(
     """Answer every row greedily and ``sampling.n`` times sampled; the same figures on every rank.
 
     Right means that the reward's ``accuracy`` part is 1 (its score, if it has no such part). The
-    engine is awake. Collective; raises RuntimeError if too many verdicts fail.
+    engine is awake. Collective; raises ValueError if too many verdicts fail.
     """
     runtime, chat = reader.runtime, reader.folder.chat
     mine = list(range(runtime.rank, len(rows), runtime.world_size))

@@ -50,16 +50,16 @@ class Failures:
         return f"{what}: {self.errors} of {self.gradings} gradings failed{often}: {reason}"
 
     def check(self, what: str, *, max_error_frac: float, timeout_s: float) -> None:
-        """Raise RuntimeError if too large a share failed, or more than half were cut off."""
+        """Raise ValueError if too large a share failed, or more than half were cut off."""
         if self.errors > max_error_frac * self.gradings:
-            raise RuntimeError(
+            raise ValueError(
                 f"{self.sentence(what)}. That is more than reward.max_error_frac = "
                 f"{max_error_frac:g} of them: correct the reward, or raise the limit if such "
                 "answers may count as wrong"
             )
         # A few timeouts are hostile answers; most of them are a broken reward.
         if self.timeouts > self.gradings / 2:
-            raise RuntimeError(
+            raise ValueError(
                 f"{what}: {self.timeouts} of {self.gradings} gradings timed out after "
                 f"{timeout_s} s: the reward hangs, or reward.timeout is too short"
             )

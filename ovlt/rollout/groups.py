@@ -69,8 +69,8 @@ class Rollouts:
     def draw(self, step: int) -> RolloutBatch:
         """Sample and grade ``prompts_per_step`` groups. The engine is awake. Collective.
 
-        Raises RuntimeError if dynamic sampling finds too few groups in ``max_tries`` rounds, or if
-        too many gradings fail.
+        Raises RuntimeError if dynamic sampling finds too few groups in ``max_tries`` rounds,
+        ValueError if too many gradings fail.
         """
         cfg, count = self.config, self.config.prompts_per_step
         # Without dynamic sampling one round is all; with it, rounds until there are enough groups.
@@ -99,7 +99,7 @@ class Rollouts:
         return batch
 
     def _checked(self, failures: Failures, step: int) -> Failures:
-        """Return the failures of all ranks; say the first ones. RuntimeError if they are many."""
+        """Return the failures of all ranks; say the first ones. ValueError if they are many."""
         failures = failures.of_all_ranks(self.runtime)
         failures.check(
             f"step {step + 1}",

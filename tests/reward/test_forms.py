@@ -143,10 +143,10 @@ def test_many_failures_stop_a_run_and_few_are_counted():
     failures.add([right] * 7 + [lost, lost, late])
     assert (failures.gradings, failures.errors, failures.timeouts) == (10, 2, 1)
     failures.check("step 1", max_error_frac=0.2, timeout_s=5)
-    with pytest.raises(RuntimeError, match="step 1: 2 of 10 gradings failed: error: KeyError: 'x'"):
+    with pytest.raises(ValueError, match="step 1: 2 of 10 gradings failed: error: KeyError: 'x'"):
         failures.check("step 1", max_error_frac=0.1, timeout_s=5)
     failures.add([late] * 20)
-    with pytest.raises(RuntimeError, match="21 of 30 gradings timed out after 5 s"):
+    with pytest.raises(ValueError, match="21 of 30 gradings timed out after 5 s"):
         failures.check("step 1", max_error_frac=0.2, timeout_s=5)
 
 
