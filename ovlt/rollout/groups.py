@@ -100,6 +100,7 @@ class Rollouts:
 
     def _checked(self, failures: Failures, step: int) -> Failures:
         """Return the failures of all ranks; say the first ones. ValueError if they are many."""
+        # Each rank graded its own answers; all must come to the same decision.
         failures = failures.of_all_ranks(self.runtime)
         failures.check(
             f"step {step + 1}",
@@ -150,6 +151,7 @@ class Rollouts:
 
     def _grade(self, groups: list[Group], failures: Failures) -> None:
         samples = [s for g in groups for s in g.samples]
+        # A grading without a verdict scores 0 and is counted apart from the wrong answers.
         outputs = self.pool.score([self.pool.input_of(s.text, s.prompt) for s in samples])
         failures.add(outputs)
         limit = self.config.rollout.max_response_tokens
