@@ -10,7 +10,7 @@ _NEGATED = re.compile(
 )
 # What may stand before a label: "Option C", "So, the answer is C", "I think it is C", "答案是C".
 _LEAD = re.compile(
-    r"(?P<lead>.*?(?:\b(?:is|be|are|option|choice|choose|answer|select|pick|letter|so|thus|therefore|"
+    r"(?P<lead>.*?(?:\b(?:is|be|are|option|choice|choose|answer|select|pick|say|guess|letter|so|thus|therefore|"
     r"hence|figure|graph|diagram|image|picture|panel|point|line|curve|shape|region|statement)\b"
     r"|:|[选為为是]|\\Rightarrow|\\therefore))[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
     r"(?=[\[(<{*$\"'\\]*(?:text\{)?[\[(]?[A-Za-z](?![A-Za-z]))",
@@ -31,9 +31,13 @@ _NEXT_LETTER = re.compile(
 _OTHER_LABEL = re.compile(
     rf"(?:{_SEPARATOR}|\bbut\b|\bmaybe\b|\bperhaps\b)\s*(?:option |choice |answer )?"
     r"(?:[\[(][A-Z][\])]|[A-Z][.):](?=\s|$))"
-    r"|[\[(][A-Z][\])]\s*$|\b(?:actually|wait|rather|instead)\b\W*(?:it is |it's |the answer is )?"
-    r"[\[(]?[A-Z]\b(?!\s+[a-z])",
+    r"|[\[(][A-Z][\])]\s*$"
 )
+_CORRECTED = re.compile(
+    r"\b(?:[Aa]ctually|[Ww]ait|[Rr]ather|[Ii]nstead)\b\W*(?:it is |it's |the answer is )?"
+    r"[\[(]?[A-Z]\b(?!\s+[a-z])"
+)
+_SENTENCE_END = re.compile(r"(?:(?<=\w\w)|(?<=\d)|(?<=[)\]}%]))[.!?](?=\s)|\n")
 _REASON = re.compile(
     r"(?:because|since|as|for|is|has|which|due|given|from|with|by|so|thus|where|therefore)\b", re.I
 )
@@ -87,7 +91,13 @@ def _is_word(match: re.Match[str]) -> bool:
 def _offers_another(rest: str) -> bool:
     after = rest.lstrip(_CLOSERS)
     only_letters = after.strip() and _ONLY_LETTERS.fullmatch(after)
-    return bool(only_letters or _NEXT_LETTER.match(after) or _OTHER_LABEL.search(after))
+    first = _SENTENCE_END.split(after.lstrip(" .:\n"), maxsplit=1)[0]  # what follows explains it
+    return bool(
+        only_letters
+        or _NEXT_LETTER.match(after)
+        or _OTHER_LABEL.search(first)
+        or _CORRECTED.search(after)
+    )
 
 
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true", "是": "否", "否": "是"}

@@ -21,7 +21,8 @@ def compare(given: str, truth: str, depth: int) -> Verdict:
         return labelled
     if verdict := _compare_words(given, truth):
         return verdict
-    if verdict := compare_clock(given, truth) or compare_ranges(given, truth):
+    unnamed = split_name(given).values[-1], split_name(truth).values[-1]
+    if verdict := compare_clock(*unnamed) or compare_ranges(*unnamed):
         return verdict
     quantities = read_quantity(given), read_quantity(truth)
     if quantities[0].value is not None and quantities[1].value is not None:

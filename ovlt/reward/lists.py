@@ -93,6 +93,7 @@ def _outer_brackets(text: str) -> tuple[str, str]:
 
 _POINT = re.compile(r"[A-Z](?:'|_\{?\w+\}?)?\s*(?=\(.*,.*\)$)")
 _NAME = (
+    r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln)\s*\\?[^\W\d_]+|"
     r"(?:m\s*)?\\(?:angle|triangle|overline|vec|hat|bar|overrightarrow|text|arc|widehat)"
     r"(?![A-Za-z])\s*(?:\{[^{}]{1,40}\}|[A-Za-z0-9]{1,5})"
     r"|\|[A-Za-z\\{} ]{1,20}\|"

@@ -141,6 +141,7 @@ _COMMANDS = [
         (r"\\operatorname\*?\s*\{([A-Za-z]+)\}", r"\\\1 "),
         (rf"\{{\s*\\(?:{_NAMES})(?![A-Za-z])\s*([^{{}}]*)\}}", r"\\text{\1}"),  # {\rm cm}
         (rf"\\(?:{_NAMES})\s*(?=\{{)", r"\\text"),
+        (r"\\text\s*\{\s*m\s*\}\s*(?=\\angle)", "m"),  # the measure of an angle
         (r"\\(?:rm|bf|it|sf)(?![A-Za-z])\s*", ""),
         (r"\$(?=\S)([^$]*\S)\$(?!\d)", r" \1 "),  # math inside text; not "$5 or $6"
         (

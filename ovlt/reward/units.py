@@ -122,8 +122,8 @@ def _is_prefixed(word: str) -> bool:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<over>/|\bper\b|每)|(?P<times>[*.\u00b7]|(?<=[a-z])-(?=[a-z]))|(?P<squared>squared)|(?P<cubed>cubed)|(?P<square>square|sq\.?|平方)"
-    r"|(?P<cubic>cubic|cu\.?|立方)"
+    r"\s*(?:(?P<over>/|\bper\b|每)|(?P<times>[*.\u00b7]|(?<=[a-z])-(?=[a-z]))|(?P<squared>squared)|(?P<cubed>cubed)|(?P<square>square|sq(?![a-z])\.?|平方)"
+    r"|(?P<cubic>cubic|cu(?![a-z])\.?|立方)"
     rf"|(?P<word>{'|'.join(_CHINESE)}|度|元|摄氏度|华氏度|°\s?[CFT]\b|degrees?\s+(?:celsius|fahrenheit|centigrade|[CF]\b)|[°%Å{re.escape(MONEY)}¢]"
     r"|\\Omega|[kMGm]\\Omega|\\mu\s*[A-Za-z]+|[A-Za-zµμΩ]+\.?)"
     r"(?:\s*\^\s*\{?\s*(?P<power>-?[1-4])\s*\}?|(?P<digit>[23])(?!\d))?)",
@@ -212,15 +212,23 @@ def split_unit(text: str, is_number: Callable[[str], bool]) -> tuple[str, Measur
         unit = parse_unit(text[at:])
         if unit is None:
             continue
-        body = text[:at].rstrip()
-        bare = text[at:].strip("() ")
-        letters = bare.isascii() and bare.isalpha()
-        if bare == "s" and re.search(r"\d{4}$", text[:at]):  # the 1990s
-            return text, None
-        if not _may_carry_unit(body) or (len(bare) == 1 and letters and not is_number(body)):
-            continue
-        return body, unit
+        body = _body_before(text, at, is_number)
+        if body:
+            return body, unit
     return text, None
+
+
+def _body_before(text: str, at: int, is_number: Callable[[str], bool]) -> str:
+    """Return the value whose unit begins at ``at``; "" if no value can have this unit."""
+    body, bare = text[:at].rstrip(), text[at:].strip("() ")
+    if body.endswith("-") and is_number(body[:-1]):  # 2-cm
+        body = body[:-1]
+    if bare == "s" and re.search(r"\d{4}$", text[:at]):  # the 1990s
+        return ""
+    if is_number(body):
+        return body
+    is_letter = len(bare) == 1 and bare.isascii() and bare.isalpha()
+    return body if _may_carry_unit(body) and not is_letter else ""
 
 
 def _is_letter(char: str) -> bool:
