@@ -21,7 +21,7 @@ _GREEK_SIGNS = dict(zip("αβγδεζηθικλμνξπρστυφχψω", (
     "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
 }  # fmt: skip
 _ALLOWED = set(
-    f"{_FUNCTIONS}|{_GREEK}|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega|varphi|varepsilon|"
+    f"cbrt|,|{_FUNCTIONS}|{_GREEK}|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega|varphi|varepsilon|"
     "vartheta|frac|sqrt|binom|pm|mp|infty|cup|cap|setminus|emptyset|in|notin|le|ge|ne|approx|mathbb|"
     "begin|end|overline|lfloor|rfloor|lceil|rceil|max|min|gcd|lcm|circ|to|cdot|{|}|\\".split("|")
 )
@@ -38,23 +38,16 @@ def to_latex(text: str) -> str:
     """Return an expression in LaTeX. Raises ValueError with the reason if it is refused."""
     if len(text) > MAX_CHARS:
         raise ValueError("long expression")
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
-    for sign, name in _GREEK_SIGNS.items():
-        if sign in text:
-            text = text.replace(sign, rf"\{name} ")
-    text = re.sub(rf"(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_GREEK})(?![A-Za-z])", r"\\\g<0> ", text)
-    text = re.sub(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
-    text = re.sub(r"(?<![A-Za-z\\])(sqrt|cbrt)(?![A-Za-z])", r"\\\1 ", text)
+    text = _commands(text)
     if danger := danger_in(text):
         raise ValueError(danger)
-    if unknown := set(re.findall(r"\\([A-Za-z]+|.)", text)) - _ALLOWED - {"cbrt", ","}:
+    if unknown := set(re.findall(r"\\([A-Za-z]+|.)", text)) - _ALLOWED:
         raise ValueError(f"\\{min(unknown)}")
     if _WORD.search(re.sub(r"\\(?:begin|end)\{[a-z]*matrix\}", "", text)):
         raise ValueError("words")
     if re.search(r"[#&|~@;'\"`$]", re.sub(r"\\begin.*?\\end|\|[^|]+\|", "", text, flags=re.DOTALL)):
         raise ValueError("syntax")
-    text = _degrees(text)
-    text = _arguments(text)
+    text = _arguments(_degrees(_mixed_numbers(text)))
     # 4/3 x and x/2 y are read from left to right
     text = re.sub(
         r"(?<![\w}])(\d+|[A-Za-z])\s*/\s*(\d+)(?=\s*[A-Za-z\\(])", r"\\frac{\1}{\2}", text
@@ -62,10 +55,29 @@ def to_latex(text: str) -> str:
     # x^10 means x^{10}; 1/2 and x^-1 likewise
     text = re.sub(r"\^\s*(-?\s*\d+(?:\.\d+)?)", r"^{\1}", text)
     text = re.sub(r"\^\s*(-\s*[A-Za-z])", r"^{\1}", text)
-    text = re.sub(r"(?<=[\d)}])\s+(?=\\frac)", "", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))(?![^()]*[)\]])", "", text)
     text = re.sub(r"(\d*)\.(\d+)", _exact_decimal, text).replace("*", r"\cdot ")
     return _without_outer_brackets(text.strip())
+
+
+def _commands(text: str) -> str:
+    """Write Greek letters and the names of functions as commands."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+    for sign, name in _GREEK_SIGNS.items():
+        if sign in text:
+            text = text.replace(sign, rf"\{name} ")
+    text = re.sub(rf"(?<![A-Za-z\\])(?:{_FUNCTIONS}|{_GREEK})(?![A-Za-z])", r"\\\g<0> ", text)
+    text = re.sub(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
+    return re.sub(r"(?<![A-Za-z\\])(sqrt|cbrt)(?![A-Za-z])", r"\\\1 ", text)
+
+
+def _mixed_numbers(text: str) -> str:
+    """Bracket "1 1/2" and "1\\frac{1}{2}", join "1 234"; ValueError for other numbers in a row."""
+    text = re.sub(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"(\1+\\frac{\2}{\3})", text)
+    text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m.group().replace(" ", ""), text)
+    if re.search(r"(?<![_c])\d\s+\d", text):
+        raise ValueError("two numbers side by side")
+    return re.sub(r"(?<![\d.^_])(\d+)\s*(\\frac\s*\{\d+\}\s*\{\d+\})", r"(\1+\2)", text)
 
 
 def danger_in(text: str) -> str | None:

@@ -103,7 +103,14 @@ def compare_quantities(given: Quantity, truth: Quantity) -> Verdict:
         return False, "another unit"
     if given.value is None and truth.value is None and given.body == truth.body:
         return True, "equal text"
-    return compare_mathematics(given.body, truth.body)
+    return compare_mathematics(*(_as_latex(side) for side in (given, truth)))
+
+
+def _as_latex(quantity: Quantity) -> str:
+    """Return a value that was read as an exact fraction, or the body as it is."""
+    if quantity.value is None or abs(quantity.value.numerator) >= 10**30:
+        return quantity.body
+    return rf"\frac{{{quantity.value.numerator}}}{{{quantity.value.denominator}}}"
 
 
 _PLAIN = r"[$€£]?\d[\d.,]*(?:\s*(?:%|°|\\?[A-Za-z]+\.?))?"
