@@ -84,26 +84,31 @@ def _compound(text: str) -> Quantity | None:
 
 def compare_quantities(given: Quantity, truth: Quantity) -> Verdict:
     """Return whether two quantities are equal; bodies that are no numbers are mathematics."""
-    units = given.unit, truth.unit
-    if given.unit and truth.unit and given.unit.powers != truth.unit.powers:
+    one, other = given.unit, truth.unit
+    if one and other and one.powers != other.powers:
         return False, "another unit"
-    scaled = given.unit is not None and truth.unit is not None and given.unit != truth.unit
     if given.value is not None and truth.value is not None:
-        left, right = given.value, truth.value
-        if scaled and given.unit and truth.unit:
-            left, right = left * given.unit.factor, right * truth.unit.factor
-            # factors that hold π, as the degree's, are floats
-            return abs(left - right) <= max(abs(left), abs(right)) * Fraction(1, 10**13), "units"
-        equal = left == right
-        if PERCENT in units and units[0] != units[1]:
-            percent, plain = (left, right) if units[0] == PERCENT else (right, left)
-            equal = equal or percent == plain * 100
-        return equal, "numbers"
-    if scaled:
+        return _same_values(given.value, truth.value, one, other)
+    if one and other and one != other:
         return False, "another unit"
-    if given.value is None and truth.value is None and given.body == truth.body:
+    if given.body == truth.body:
         return True, "equal text"
     return compare_mathematics(*(_as_latex(side) for side in (given, truth)))
+
+
+def _same_values(
+    left: Fraction, right: Fraction, one: Measure | None, other: Measure | None
+) -> Verdict:
+    """Compare two numbers whose units, if both are there, are of one kind."""
+    if one and other and one != other:
+        left, right = left * one.factor, right * other.factor
+        # factors that hold π, as the degree's, are floats
+        return abs(left - right) <= max(abs(left), abs(right)) * Fraction(1, 10**13), "units"
+    equal = left == right
+    if one != other and PERCENT in (one, other):
+        percent, plain = (left, right) if one == PERCENT else (right, left)
+        equal = equal or percent == plain * 100
+    return equal, "numbers"
 
 
 def _as_latex(quantity: Quantity) -> str:
