@@ -18,6 +18,8 @@ MAY_CHANGE = (
     "run.profile",
     "data.workers",
     "reward.workers",
+    "reward.batch_size",
+    "reward.max_error_frac",
     "*.title",
     "*.save_every",
     "*.log_groups",
