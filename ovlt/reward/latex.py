@@ -48,6 +48,7 @@ def to_latex(text: str) -> str:
     if re.search(r"[#&|~@;'\"`$]", re.sub(r"\\begin.*?\\end|\|[^|]+\|", "", text, flags=re.DOTALL)):
         raise ValueError("syntax")
     text = _arguments(_degrees(_mixed_numbers(text)))
+    text = re.sub(r"(?<![A-Za-z\\])([A-Za-z])(\d+)", r"\1_{\2}", text)  # x1 is x_1, not x times 1
     # 4/3 x and x/2 y are read from left to right
     text = re.sub(
         r"(?<![\w}])(\d+|[A-Za-z])\s*/\s*(\d+)(?=\s*[A-Za-z\\(])", r"\\frac{\1}{\2}", text

@@ -106,6 +106,7 @@ _COMMANDS = [
             "",
         ),
         (r"\\!|\{,\}(?=\d)|\\(?=\n)", lambda m: "," if "," in m.group() else ""),
+        (r"(?<=[^\s,;])\s*[,;]?\s*\\q?quad(?![A-Za-z])\s*[,;]?\s*(?=[^\s,;][^=]{0,20}=)", ", "),
         (r"\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)\\[,;: ]|~", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
