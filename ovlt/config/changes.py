@@ -27,6 +27,8 @@ MAY_CHANGE = (
     "engine.max_sequences",
     "engine.max_mismatch",
     "reward.workers",
+    "reward.batch_size",
+    "reward.max_error_frac",
     "*.title",
     "*.save_every",
     "*.log_groups",
