@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ovlt.config import GrpoConfig, Recipe
+from ovlt.config import GrpoConfig, ModelConfig, Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
@@ -158,24 +158,9 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )
     )  # fmt: skip
 
-    hidden = int(model_folder.text_config.hidden_size)
-    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
-
-    model_config = settle_memory(
-        recipe.model, model_folder.config, runtime,
-        dtype=dtype, token_budget=cfg.token_budget, reference=cfg.loss.kl_coef > 0,
-    )  # fmt: skip
-
-    def load(source: ModelFolder, *, trainable: bool) -> PackedModel:
-        return load_sharded(
-            source, runtime.mesh, runtime.device, model_config,
-            dtype=dtype, temperature=cfg.rollout.temperature, trainable=trainable,
-        )  # fmt: skip
-
-    model = load(model_folder, trainable=True)
-    reference = None  # held in memory only if the KL needs it
-    if cfg.loss.kl_coef > 0:
-        reference = load(frozen, trainable=False)
+    model_config, model, reference = load_models(
+        runtime, recipe, model_folder, frozen if cfg.loss.kl_coef > 0 else None
+    )
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(
@@ -217,6 +202,28 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         ),
         stage=stage,
     )
+
+
+def load_models(
+    runtime: Runtime, recipe: Recipe, source: ModelFolder, frozen: ModelFolder | None
+) -> tuple[ModelConfig, PackedModel, PackedModel | None]:
+    """Return how models are run, the trained one, and the reference, if the KL needs one."""
+    cfg = recipe.grpo
+    hidden = int(source.text_config.hidden_size)
+    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
+    model_config = settle_memory(
+        recipe.model, source.config, runtime,
+        dtype=dtype, token_budget=cfg.token_budget, reference=frozen is not None,
+    )  # fmt: skip
+
+    def load(folder: ModelFolder, *, trainable: bool) -> PackedModel:
+        return load_sharded(
+            folder, runtime.mesh, runtime.device, model_config,
+            dtype=dtype, temperature=cfg.rollout.temperature, trainable=trainable,
+        )  # fmt: skip
+
+    model = load(source, trainable=True)
+    return model_config, model, load(frozen, trainable=False) if frozen is not None else None
 
 
 @dataclass
