@@ -9,6 +9,7 @@ Shape letters used throughout the project:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Prompt:
     token_ids: np.ndarray  # int64 [prompt tokens]
     images: tuple[np.ndarray, ...] = ()
     image_paths: tuple[str, ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass

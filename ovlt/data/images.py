@@ -7,8 +7,11 @@ within the limits), and only exact arithmetic follows: scale, normalise, cut int
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -38,7 +41,14 @@ TURNS = {  # EXIF orientation -> what sets the image upright; 1 needs nothing
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the message is the reason, short enough to count by."""
+    """An image that cannot be used: a reason short enough to count by, and ``detail`` of this one.
+
+    The detail is the path that was tried, or where the image would be.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -59,30 +69,44 @@ class StoredImage(TypedDict):
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where the bytes of an image are: in a file, or in a cell of a parquet row."""
+    """Where the encoded bytes of an image are.
+
+    In a file at ``path``; or in ``data``; or, if a row holds them, in the row, which ``again``
+    reads once more. Then ``path`` is the name that the row gives.
+    """
 
     path: str = ""
     data: bytes | None = None
+    again: Callable[[], bytes] | None = None
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the image is a file of its own."""
+        return self.data is None and self.again is None
+
+    def read(self) -> bytes:
+        """Return the encoded bytes. Raises BadImage."""
+        if self.data is not None:
+            return self.data
+        if self.again is not None:
+            return self.again()
+        with _explained(self.path):
+            if not Path(self.path).is_file():
+                raise BadImage("image file is missing", self.path)
+            return Path(self.path).read_bytes()
 
     def open(self) -> Image.Image:
         """Return the image with its header read and its pixels not decoded. Raises BadImage."""
-        try:
-            if self.data is not None:
-                if not self.data:
-                    raise BadImage("image has zero bytes")
-                image = Image.open(io.BytesIO(self.data), formats=FORMATS)
-            else:
-                if not Path(self.path).is_file():
-                    raise BadImage("image file is missing")
-                if not Path(self.path).stat().st_size:
-                    raise BadImage("image has zero bytes")
-                image = Image.open(self.path, formats=FORMATS)
-        except BadImage:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise BadImage(TOO_LARGE) from None
-        except Exception as error:  # PIL raises many kinds for hostile bytes
-            raise BadImage(f"image cannot be read ({type(error).__name__})") from None
+        source = self.path if self.in_file else io.BytesIO(self.read())
+        with _explained(self.path):
+            if isinstance(source, str) and not Path(source).is_file():
+                raise BadImage(_why_missing(source), source)
+            size = (
+                Path(source).stat().st_size if isinstance(source, str) else len(source.getbuffer())
+            )
+            if not size:
+                raise BadImage("image has zero bytes", self.path)
+            image = Image.open(source, formats=FORMATS)
         width, height = image.size
         reason = ""
         if width < 1 or height < 1:
@@ -93,8 +117,29 @@ class ImageRef:
             reason = TOO_LARGE
         if reason:
             image.close()
-            raise BadImage(reason)
+            raise BadImage(reason, self.path)
         return image
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what Pillow and the file system raise into BadImage."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(TOO_LARGE, path) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise BadImage("image file is missing", f"{path[:80]}...") from None
+        raise BadImage(f"image cannot be read ({type(error).__name__})", path) from None
+    except Exception as error:  # PIL raises many kinds for hostile bytes
+        raise BadImage(f"image cannot be read ({type(error).__name__})", path) from None
+
+
+def _why_missing(path: str) -> str:
+    return "image is a folder, not a file" if Path(path).is_dir() else "image file is missing"
 
 
 def stored(ref: ImageRef, name: str) -> StoredImage:
@@ -106,33 +151,7 @@ def stored(ref: ImageRef, name: str) -> StoredImage:
     with ref.open() as header:
         format = str(header.format)
     suffix = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(format, format.lower())
-    data = Path(ref.path).read_bytes() if ref.data is None else ref.data
-    return {"bytes": data, "path": f"{name}.{suffix}"}
-
-
-def image_refs(images: object, base: Path) -> tuple[ImageRef, ...]:
-    """Return the images of a row, whatever form its column has. Raises BadImage.
-
-    ``images`` is None, one image, or a list: each a path relative to ``base``, bytes, or the
-    ``{bytes, path}`` of a Hugging Face image column.
-    """
-    if images is None:
-        return ()
-    refs = []
-    for image in images if isinstance(images, list) else [images]:
-        if isinstance(image, dict):
-            data, path = image.get("bytes"), image.get("path")
-            if data is not None:
-                refs.append(ImageRef(path=str(path or ""), data=data))
-                continue
-            image = path
-        if isinstance(image, bytes):
-            refs.append(ImageRef(data=image))
-        elif isinstance(image, str) and image:
-            refs.append(ImageRef(path=str(base / image)))
-        else:
-            raise BadImage("image is neither a path nor bytes")
-    return tuple(refs)
+    return {"bytes": ref.read(), "path": f"{name}.{suffix}"}
 
 
 def upright(image: Image.Image) -> tuple[int, int, Image.Transpose | None]:
@@ -192,20 +211,24 @@ def load_image(ref: ImageRef, limits: PixelLimits) -> np.ndarray:
             if turn is not None:
                 rgb = rgb.transpose(turn)
             if (rgb.height, rgb.width) != (height, width):
-                raise BadImage("image has another size than its header says")
+                raise BadImage("image has another size than its header says", ref.path)
             pixels = np.asarray(rgb)
         except BadImage:
             raise
         except Exception as error:
-            raise BadImage(f"image cannot be decoded ({type(error).__name__})") from None
+            reason = f"image cannot be decoded ({type(error).__name__})"
+            raise BadImage(reason, ref.path) from None
     return pixels if (height, width) == size else kernels.resize(pixels, *size, parallel=False)
 
 
 def _flat(image: Image.Image) -> Image.Image:
     """Return the image in RGB, whatever its mode; transparent places become white, as on paper."""
-    if image.mode in ("I", "F"):
+    if image.mode in ("I", "F") and (image.format, image.mode) != ("PPM", "I"):
         raise BadImage("image has 32-bit pixels, whose white is unknown")
-    if image.mode.startswith("I;16"):  # Pillow clips these at 255 instead of scaling them
+    # Pillow calls a PGM of 16 bits "I", and has scaled its values to 0..65535.
+    if image.mode == "I" or image.mode.startswith(
+        "I;16"
+    ):  # Pillow clips these at 255 instead of scaling them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ovlt.config import MixtureConfig
-from ovlt.data.images import BadImage, ImageRef, image_refs
+from ovlt.data.image_forms import image_refs
+from ovlt.data.images import BadImage, ImageRef
 from ovlt.data.mixture.difficulty import error_rates, question_level, source_levels
 from ovlt.data.mixture.overlap import Benchmark, Shown, dhash, image_digest
 from ovlt.data.mixture.shares import Entry
@@ -54,7 +55,7 @@ class Inspector:
 
     def __call__(self, ref: ImageRef) -> Shown:
         """Inspect an image. Raises BadImage: missing, empty, or its header cannot be read."""
-        return self.of_path(ref.path) if ref.data is None else self._inspect(ref)
+        return self.of_path(ref.path) if ref.in_file else self._inspect(ref)
 
     def _of_path(self, path: str) -> Shown:
         return self._inspect(ImageRef(path))

@@ -119,7 +119,7 @@ def test_files_are_read_by_the_trainer_as_they_were_written(tmp_path: Path) -> N
         assert {(r.question, r.answer) for r in rows} == {
             (f"<image>Q {i}, 0?", "0") for i in range(9)
         }
-        data = {ref.data or Path(ref.path).read_bytes() for r in rows for ref in r.images}
+        data = {ref.read() for r in rows for ref in r.images}
         assert data == {png(i) for i in range(9)}
     talks = load_conversations(tmp_path / "p/train_sharegpt.jsonl", chat, limits).require(0)
     assert len(talks) == 9
