@@ -18,10 +18,14 @@ from ovlt.data.table import BadRow
 
 # Columns of images; the first names are the ones to use. The second list says where an image came
 # from if the first has it, and is the image otherwise.
-IMAGES = ("images", "image", "decoded_image", "decoded_images", "img", "imgs", "picture")
-IMAGES += ("pictures", "photo", "photos")
-IMAGE_PLACES = ("image_path", "image_paths", "image_file", "image_files", "img_path", "img_paths")
-IMAGE_PLACES += ("image_url", "image_urls", "file_name")
+IMAGES = (
+    "images", "image", "decoded_image", "decoded_images", "img", "imgs", "picture",
+    "pictures", "photo", "photos",
+)  # fmt: skip
+IMAGE_PLACES = (
+    "image_path", "image_paths", "image_file", "image_files", "img_path", "img_paths",
+    "image_url", "image_urls", "file_name",
+)  # fmt: skip
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 SYSTEM = ("system", "system_prompt", "system_message", "sys_prompt")
 _NUMBERED = re.compile(r"(?:decoded_)?image_?(\d+)")

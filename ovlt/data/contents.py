@@ -138,8 +138,10 @@ def conversation_content(raw: Mapping[str, object], base: Path, ignore: Collecti
     return Content(tuple(turns), images)
 
 
-_NOT_FOR_SFT = ("rejected", "chosen", "loss_mask", "labels", "label_mask", "assistant_masks")
-_NOT_FOR_SFT += ("attention_mask", "input_ids", "history")
+_NOT_FOR_SFT = (
+    "rejected", "chosen", "loss_mask", "labels", "label_mask", "assistant_masks",
+    "attention_mask", "input_ids", "history",
+)  # fmt: skip
 
 
 def _exchange(columns: Columns, base: Path) -> tuple[list[Turn], list[ImageRef]]:

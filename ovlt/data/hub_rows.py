@@ -21,16 +21,16 @@ def hub_files(path: str | Path) -> list[Path]:
     datasets = _library(path)
     config, revision = name.config or None, name.revision or None
     try:
-        split = name.split
-        if not split:
+        splits = [name.split]
+        if not name.split:
             splits = datasets.get_dataset_split_names(name.repo, config, revision=revision)
-            split = splits[0] if len(splits) == 1 else ""
     except Exception as error:  # of the network, the Hub and the files: many kinds
         raise unreachable(path, error) from None
-    if not split:
+    if len(splits) != 1:
         raise ValueError(
             f"{path} has splits {', '.join(splits)}: name one, as in {path}:{splits[0]}"
         )
+    [split] = splits
     if "[" in split or "+" in split:
         raise ValueError(f"{path}: name one whole split, without '[' or '+'")
     try:

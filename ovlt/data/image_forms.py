@@ -18,8 +18,10 @@ _BASE64 = re.compile(
     r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[01]|SUkqA|TU0AK)[A-Za-z0-9+/=_\s-]{100,}"
 )
 # Keys under which an object holds its image, the first that is there counts.
-HOLDERS = ("bytes", "data", "base64", "b64_json", "image", "image_url", "url", "path", "file")
-HOLDERS += ("source", "file_name", "filename")
+HOLDERS = (
+    "bytes", "data", "base64", "b64_json", "image", "image_url", "url", "path", "file",
+    "source", "file_name", "filename",
+)  # fmt: skip
 IMAGE_SUFFIX = re.compile(r"\.(?:png|jpe?g|webp|avif|gif|bmp|tiff?|ppm|pgm)\Z", re.IGNORECASE)
 
 

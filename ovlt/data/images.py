@@ -97,8 +97,9 @@ class ImageRef:
 
     def open(self) -> Image.Image:
         """Return the image with its header read and its pixels not decoded. Raises BadImage."""
-        source = self.path if self.in_file else io.BytesIO(self.read())
+        data = None if self.in_file else self.read()
         with _explained(self.path):
+            source = self.path if data is None else io.BytesIO(data)
             if isinstance(source, str) and not Path(source).is_file():
                 raise BadImage(_why_missing(source), source)
             size = (

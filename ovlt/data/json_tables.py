@@ -147,9 +147,9 @@ def _objects(path: Path) -> Iterator[object]:
 
 def _refuse_wrapped(path: Path, value: dict[str, object]) -> None:
     """Raise ValueError if the only object of a file is no row, but holds rows or columns."""
-    inner = list(value.values())
-    columns = len(inner) > 1 and all(isinstance(i, list) for i in inner)
-    holds_rows = not _OF_ROWS & {name.casefold() for name in value} and any(
+    inner, names = list(value.values()), {name.casefold() for name in value}
+    columns = all(isinstance(i, list) for i in inner) and names & {"problem", "question", "answer"}
+    holds_rows = not _OF_ROWS & names and any(
         items and all(isinstance(item, dict) for item in items)
         for items in (list(i.values()) if isinstance(i, dict) else i for i in inner)
         if isinstance(items, list)

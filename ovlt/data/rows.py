@@ -115,7 +115,7 @@ class RowReader:
         )
         bad = {int(i): (str(reason), str(text)) for report in reports for i, reason, text in report}
         for i, (reason, detail) in sorted(bad.items()):
-            rows.leave_out(reason, FirstBad(rows.rows[i].index, rows.rows[i].id, detail))
+            rows.leave_out(reason, FirstBad(rows.rows[i].number, rows.rows[i].id, detail))
         rows.rows = [row for i, row in enumerate(rows.rows) if i not in bad]
         runtime.say(rows.report())
         return GoodRows(rows.require(self.data.max_bad_share).rows, limits)

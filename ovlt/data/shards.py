@@ -9,8 +9,10 @@ from pathlib import Path
 
 _KINDS = (".parquet", ".arrow", ".jsonl", ".json")  # the first of which there are files
 # Files beside the rows, of ``datasets``, of LLaMA-Factory and of ``ovlt prepare``.
-_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_NOT_ROWS |= {"report.json", "config.json", "metadata.json"}
+_NOT_ROWS = {
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json",
+    "report.json", "config.json", "metadata.json",
+}  # fmt: skip
 _SHARD = re.compile(r"(?P<split>.+?)[-_.]\d+[-_]of[-_]\d+([-_][0-9a-f]+)?")
 
 

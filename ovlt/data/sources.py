@@ -37,7 +37,7 @@ from ovlt.model.chat import BadText, Chat
 from ovlt.system.hub import hub_name, is_hub_name
 from ovlt.types import Prompt, Sample
 
-_REASONS = 8  # most reasons that a report lists
+_REASONS = 24  # most reasons that a report lists
 _CHECKED_AT_ONCE = 1024  # images
 
 
@@ -93,7 +93,7 @@ class Row:
     earlier: tuple[Turn, ...] = ()  # of a question: its system prompt and what was said before
     origin: Origin | None = None  # None: nothing is left in the file
     place: int = 0  # in the table of its origin
-    index: int = 0  # its number among all rows that were read, good or bad
+    number: int = 0  # its place among all rows that were read, good or bad
 
     @property
     def token_ids(self) -> np.ndarray:
@@ -121,7 +121,7 @@ class Row:
 class _Names(NamedTuple):
     """What a row is called and counted as."""
 
-    index: int  # in the file, from 0
+    number: int  # in the file, from 0
     id: str
     source: str
     kind: str
@@ -130,7 +130,7 @@ class _Names(NamedTuple):
 class FirstBad(NamedTuple):
     """The first row that was left out for a reason."""
 
-    index: int  # in the file, from 0
+    number: int  # in the file, from 0
     id: str
     detail: str  # the path that was tried, the columns that are there
 
@@ -163,7 +163,7 @@ class Rows(Sequence[Row]):
     def leave_out(self, reason: str, row: FirstBad) -> None:
         """Count a row as bad."""
         self.bad[reason] += 1
-        if reason not in self.first or row.index < self.first[reason].index:
+        if reason not in self.first or row.number < self.first[reason].number:
             self.first[reason] = row
 
     def report(self) -> str:
@@ -182,8 +182,8 @@ class Rows(Sequence[Row]):
         text = f"{count} x {reason}"
         if reason not in self.first:
             return text
-        index, id, detail = self.first[reason]
-        return f"{text} (first: row {index}, id {id[:60]!r}{f', {detail}' if detail else ''})"
+        number, id, detail = self.first[reason]
+        return f"{text} (first: row {number}, id {id[:60]!r}{f', {detail}' if detail else ''})"
 
     def require(self, max_bad_share: float) -> Rows:
         """Return self. Raises ValueError if no row is left or too large a share is bad."""
@@ -292,7 +292,7 @@ def _names(raw: object, index: int, name: str) -> _Names:
         values = {str(key).strip().casefold(): value for key, value in raw.items()}
     id = values.get("id")
     return _Names(
-        index=index,
+        number=index,
         id=f"{name}/{index}" if id in (None, "") else str(id),
         source=str(values.get("source") or values.get("data_source") or name),
         kind=str(values.get("kind") or ""),
@@ -328,7 +328,7 @@ def _row(origin: Origin, place: int, raw: object, reading: _Reading, names: _Nam
         earlier=content.turns[:-1] if asks else (),
         origin=origin if stays else None,
         place=place,
-        index=names.index,
+        number=names.number,
     )
 
 

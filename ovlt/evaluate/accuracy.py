@@ -23,6 +23,9 @@ from ovlt.system.files import write_json
 from ovlt.types import Prompt
 
 Figures = dict[str, Any]  # evaluation.json
+# Questions whose answers are in memory at a time: many, because towards the end of each such part
+# the engine works on a few long answers.
+_ASKED_AT_ONCE = 2048
 
 
 class Answered(NamedTuple):
@@ -51,18 +54,22 @@ def evaluate_rows(
     """
     runtime, chat = reader.runtime, reader.folder.chat
     mine = list(range(runtime.rank, len(rows), runtime.world_size))
-    loader = Loader(rows.prompt, reader.data.workers)
-    prompts = loader.get(mine)
-    loader.close()
+    seeds = request_seeds(seed, 0, mine, max(1, sampling.n))
     greedy = Sampling(n=1, temperature=0.0, max_tokens=sampling.max_tokens)
-    answers = engine.generate(prompts, greedy, seeds=[0] * len(mine))
-    if sampling.n:
-        seeds = request_seeds(seed, 0, mine, sampling.n)
-        more = engine.generate(prompts, sampling, seeds)
-        answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
-    texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
-    verdicts = _grade(pool, prompts, texts)
-    answered = [_answered(*parts) for parts in zip(mine, answers, texts, verdicts, strict=True)]
+    loader = Loader(rows.prompt, reader.data.workers)
+    ahead = 4 * reader.data.workers  # prompts whose images are decoded before the engine takes them
+    answered: list[Answered] = []
+    for start in range(0, len(mine), _ASKED_AT_ONCE):
+        part = mine[start : start + _ASKED_AT_ONCE]
+        answers = engine.generate(loader.stream(part, ahead), greedy, seeds=[0] * len(part))
+        if sampling.n:  # decoded a second time, so that no image waits in memory
+            own = seeds[start : start + _ASKED_AT_ONCE]
+            more = engine.generate(loader.stream(part, ahead), sampling, own)
+            answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
+        texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
+        verdicts = _grade(pool, [rows.graded(index) for index in part], texts)
+        answered += map(_answered, part, answers, texts, verdicts)
+    loader.close()
     everyone = sorted(Answered(*a) for rank in runtime.gather_json(answered) for a in rank)
     return _figures(rows, everyone, sampling)
 
