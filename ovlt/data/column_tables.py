@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import ArrowException, ipc
 from pyarrow.parquet import FileMetaData, ParquetFile, ParquetWriter
 
-from ovlt.data.table import Stamp, Table
+from ovlt.data.row_table import RowTable, Stamp
 from ovlt.system.files import locked, written_whole
 from ovlt.system.scratch import scratch_folder
 
@@ -26,7 +26,7 @@ _HELD_GROUPS = 64 << 20  # bytes of groups that stay in memory: rows that follow
 FAULTS = (ArrowException, OSError, UnicodeDecodeError)
 
 
-class ParquetTable(Table):
+class ParquetTable(RowTable):
     """A parquet file. The place of a row is its number."""
 
     def __init__(self, path: Path):
@@ -36,11 +36,11 @@ class ParquetTable(Table):
         self._lock = threading.Lock()
 
     def rows(self) -> Iterator[tuple[int, object]]:
-        """Implement ``Table.rows``."""
+        """Implement ``RowTable.rows``."""
         yield from enumerate(read_columns(self.path))
 
     def read(self, place: int) -> object:
-        """Implement ``Table.read``."""
+        """Implement ``RowTable.read``."""
         self._stamp.check()
         with self._lock:
             if self._groups is None:
@@ -135,7 +135,7 @@ def _write_small_groups(path: Path, copy: Path) -> None:
                     writer.write_batch(batch.slice(at, count))
 
 
-class ArrowTable(Table):
+class ArrowTable(RowTable):
     """An Arrow file, a stream of batches (as ``datasets`` writes) or a file of them (Feather).
 
     The place of a row is its number. Each batch is mapped anew, so that pages of the file that
@@ -161,7 +161,7 @@ class ArrowTable(Table):
         return int(self.starts[-1])
 
     def rows(self) -> Iterator[tuple[int, object]]:
-        """Implement ``Table.rows``."""
+        """Implement ``RowTable.rows``."""
         for number in range(len(self._offsets)):
             start, batch = int(self.starts[number]), self._batch(number)
             for at in range(0, len(batch), _BATCH_ROWS):
@@ -169,7 +169,7 @@ class ArrowTable(Table):
                 yield from enumerate(values, start + at)
 
     def read(self, place: int) -> object:
-        """Implement ``Table.read``."""
+        """Implement ``RowTable.read``."""
         self._stamp.check()
         number = int(np.searchsorted(self.starts, place, side="right")) - 1
         return self._batch(number).slice(place - int(self.starts[number]), 1).to_pylist()[0]

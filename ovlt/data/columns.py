@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ovlt.data.column_tables import json_value
 from ovlt.data.image_forms import holds_image, image_refs, names_image
-from ovlt.data.images import ImageRef
-from ovlt.data.table import BadRow
+from ovlt.data.image_refs import ImageRef
+from ovlt.data.row_table import BadRow
 
 # Columns of images; the first names are the ones to use. The second list says where an image came
 # from if the first has it, and is the image otherwise.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovlt.data.columns import CONVERSATIONS, Columns
-from ovlt.data.images import ImageRef
-from ovlt.data.table import BadRow
+from ovlt.data.image_refs import ImageRef
+from ovlt.data.row_table import BadRow
 from ovlt.data.turns import Turn, part_text, read_dialogue
 from ovlt.model.chat import IMAGE_TAG
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ovlt.data.images import BadImage, ImageRef
+from ovlt.data.image_refs import BadImage, ImageRef
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 # How PNG, JPEG, GIF, WebP, BMP and TIFF start in base64. "/9j/" looks like a path, but a path has

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ovlt.data.json_stream import json_list, json_objects
-from ovlt.data.table import BadRow, Stamp, Table
+from ovlt.data.row_table import BadRow, RowTable, Stamp
 from ovlt.system.scratch import scratch_file
 
 # Columns that a row of questions or conversations has, and a wrapper of rows has not.
@@ -27,7 +27,7 @@ MARKS = (
 )
 
 
-class LinesTable(Table):
+class LinesTable(RowTable):
     """One row per line (JSONL). The place of a row is the offset of its line in bytes."""
 
     def __init__(self, path: Path):
@@ -35,7 +35,7 @@ class LinesTable(Table):
         self._stamp = Stamp(path)
 
     def rows(self) -> Iterator[tuple[int, object]]:
-        """Implement ``Table.rows``; a broken line is a BadRow."""
+        """Implement ``RowTable.rows``; a broken line is a BadRow."""
         with self.path.open("rb") as lines:  # bytes: broken UTF-8 is one bad row, not the end
             at = 0
             for line in lines:
@@ -44,14 +44,14 @@ class LinesTable(Table):
                 at += len(line)
 
     def read(self, place: int) -> object:
-        """Implement ``Table.read``."""
+        """Implement ``RowTable.read``."""
         self._stamp.check()
         with self.path.open("rb") as lines:
             lines.seek(place)
             return parse_line(lines.readline())
 
 
-class SpooledTable(Table):
+class SpooledTable(RowTable):
     """Rows that can only be read in order; if one is needed again, all are put into a scratch file.
 
     The place of a row is its number.
@@ -66,11 +66,11 @@ class SpooledTable(Table):
         self._offsets = array("Q")
 
     def rows(self) -> Iterator[tuple[int, object]]:
-        """Implement ``Table.rows``."""
+        """Implement ``RowTable.rows``."""
         yield from enumerate(self._items())
 
     def read(self, place: int) -> object:
-        """Implement ``Table.read``."""
+        """Implement ``RowTable.read``."""
         with self._lock:
             if self._spool is None:
                 self._stamp.check()
@@ -104,7 +104,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
-def json_table(path: Path, head: bytes) -> Table:
+def json_table(path: Path, head: bytes) -> RowTable:
     """Return the table in a file of JSON, whatever its layout; ``head`` is how the file starts."""
     mark, encoding = next(((m, e) for m, e in MARKS if head.startswith(m)), (b"", "utf-8"))
     if encoding in ("utf-16", "utf-32"):
@@ -119,7 +119,7 @@ def json_table(path: Path, head: bytes) -> Table:
     return _table_like(path, first, more)
 
 
-def _table_like(path: Path, first: bytes, more: bytes) -> Table:
+def _table_like(path: Path, first: bytes, more: bytes) -> RowTable:
     """Decide by the first line, and whether there is a second, how the rows are laid out."""
     value = parse_line(first)
     whole = not isinstance(value, BadRow)

@@ -20,15 +20,9 @@ from typing import NamedTuple, cast, overload
 import numpy as np
 
 from ovlt.data.contents import Content, conversation_content, question_content
-from ovlt.data.images import (
-    BadImage,
-    ImageRef,
-    PixelLimits,
-    load_image,
-    target_size,
-    upright,
-)
-from ovlt.data.table import BadRow, Table
+from ovlt.data.image_refs import BadImage, ImageRef
+from ovlt.data.images import PixelLimits, load_image, target_size, upright
+from ovlt.data.row_table import BadRow, RowTable
 from ovlt.data.tables import open_tables
 from ovlt.data.tokens import Tokens
 from ovlt.data.turns import Turn
@@ -52,7 +46,7 @@ class Limits(PixelLimits):
 class Origin:
     """Where rows come from: reads one of them again, for its images and its further columns."""
 
-    table: Table
+    table: RowTable
     understand: Callable[[Mapping[str, object], Path, Collection[str]], Content]
     ignore: Collection[str] = ()
 
@@ -267,9 +261,9 @@ def _load(path: str | Path, reading: _Reading) -> Rows:
             if reading.limit and len(result) >= reading.limit:
                 return result
             names = _names(raw, index, name)
-            if (names.source, names.id) in ids:
+            result.repeated_ids += (names.source, names.id) in ids
+            while (names.source, names.id) in ids:
                 names = names._replace(id=f"{names.id}#{index}")
-                result.repeated_ids += 1
             ids.add((names.source, names.id))
             try:
                 result.rows.append(_row(origin, place, raw, reading, names))
@@ -279,7 +273,7 @@ def _load(path: str | Path, reading: _Reading) -> Rows:
     return result
 
 
-def _name(path: str | Path, table: Table) -> str:
+def _name(path: str | Path, table: RowTable) -> str:
     """Return what rows of a table are called that do not say it themselves."""
     if is_hub_name(path):
         return hub_name(path).repo.split("/")[1]

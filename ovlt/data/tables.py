@@ -13,8 +13,8 @@ from pyarrow.parquet import read_schema
 
 from ovlt.data.column_tables import ArrowTable, ParquetTable, read_columns
 from ovlt.data.json_tables import MARKS, json_table
+from ovlt.data.row_table import BadRow, RowTable
 from ovlt.data.shards import folder_files
-from ovlt.data.table import BadRow, Table
 from ovlt.system.hub import is_hub_name
 
 __all__ = ["TABLES", "BadRow", "column_names", "open_tables", "read_table"]
@@ -36,7 +36,7 @@ _WRAPPED = {
 }
 
 
-def open_tables(path: str | Path) -> list[Table]:
+def open_tables(path: str | Path) -> list[RowTable]:
     """Return the tables at a path, in order. Raises ValueError.
 
     A path is a file; a folder of shards or of ``datasets``, with ``:split`` behind it if it holds
@@ -49,7 +49,7 @@ def open_tables(path: str | Path) -> list[Table]:
     return [open_table(file) for file in folder_files(path)]
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path) -> RowTable:
     """Return the table in a file. Raises ValueError that says what the file is instead."""
     try:
         with path.open("rb") as file:

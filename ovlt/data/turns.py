@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ovlt.data.image_forms import HOLDERS, image_refs
-from ovlt.data.images import ImageRef
-from ovlt.data.table import BadRow
+from ovlt.data.image_refs import ImageRef
+from ovlt.data.row_table import BadRow
 from ovlt.model.chat import IMAGE_TAG
 
 ROLES = {

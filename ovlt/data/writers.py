@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ovlt.system.files import written_whole
 
 # A row to be written: a value for each of the columns that the caller names to `write_rows`, and
-# "images", a list of StoredImage (ovlt.data.images).
+# "images", a list of StoredImage (ovlt.data.image_refs).
 FileRow = dict[str, Any]
 
 SHAREGPT_COLUMNS = {"messages": "messages", "images": "images", "source": "text", "id": "text"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovlt.config import DistillConfig
-from ovlt.data.images import stored
+from ovlt.data.image_refs import stored
 from ovlt.data.sources import Row
 from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 from ovlt.distill import summary, traces

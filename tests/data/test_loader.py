@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ovlt.data.images import BadImage
+from ovlt.data.image_refs import BadImage
 from ovlt.data.loader import Loader
 
 

@@ -16,7 +16,7 @@ import pytest
 from helpers.tiny import random_image, tiny_folder
 from PIL import Image
 
-from ovlt.data.images import BadImage
+from ovlt.data.image_refs import BadImage
 from ovlt.data.sources import (
     Limits,
     Row,

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ovlt.data.image_forms import image_refs
-from ovlt.data.images import BadImage, ImageRef
+from ovlt.data.image_refs import BadImage, ImageRef
 from ovlt.data.readers.conversations import bare_question
 from ovlt.data.tables import column_names, read_table
 

@@ -18,7 +18,7 @@ class BadRow(ValueError):
         self.detail = detail
 
 
-class Table(ABC):
+class RowTable(ABC):
     """The rows of one file.
 
     Attributes:
