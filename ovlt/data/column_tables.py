@@ -22,6 +22,7 @@ _BATCH_ROWS = 64  # rows decoded at once: a photograph may take a megabyte
 # A row group is read whole for one of its rows. A file with larger ones is written anew, once, with
 # small ones: pyarrow's default is a million rows, and one image would cost gigabytes.
 _LARGE_GROUP, _SMALL_GROUP = 32 << 20, 4 << 20
+_MANY_ROWS = 256  # equal images are stored once, so bytes on disk do not tell the size of a group
 _HELD_GROUPS = 64 << 20  # bytes of groups that stay in memory: rows that follow share theirs
 FAULTS = (ArrowException, OSError, UnicodeDecodeError)
 
@@ -103,8 +104,8 @@ def _with_small_groups(path: Path) -> Path:
     """
     with ParquetFile(path) as file:
         metadata = file.metadata
-    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    if max(sizes, default=0) <= _LARGE_GROUP:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if all(g.total_byte_size <= _LARGE_GROUP and g.num_rows <= _MANY_ROWS for g in groups):
         return path
     status = path.stat()
     key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode(
@@ -127,8 +128,8 @@ def _with_small_groups(path: Path) -> Path:
 
 def _write_small_groups(path: Path, copy: Path) -> None:
     with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        with ParquetWriter(copy, file.schema_arrow, **options) as writer:
+        schema = file.schema_arrow
+        with ParquetWriter(copy, schema, compression="none", write_statistics=False) as writer:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 count = max(1, min(_BATCH_ROWS, _SMALL_GROUP * len(batch) // max(1, batch.nbytes)))
                 for at in range(0, len(batch), count):

@@ -34,7 +34,9 @@ def hub_files(path: str | Path) -> list[Path]:
     if "[" in split or "+" in split:
         raise ValueError(f"{path}: name one whole split, without '[' or '+'")
     try:
-        rows = datasets.load_dataset(name.repo, config, split=split, revision=revision)
+        rows = datasets.load_dataset(
+            name.repo, config, split=split, revision=revision, keep_in_memory=False
+        )
         files = [Path(entry["filename"]) for entry in rows.cache_files]
     except Exception as error:
         raise unreachable(path, error) from None

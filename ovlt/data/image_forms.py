@@ -7,7 +7,7 @@ import binascii
 import json
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ovlt.data.image_refs import BadImage, ImageRef
 
@@ -78,7 +78,7 @@ def _of_text(text: str, name: str, base: Path) -> ImageRef:
                 "them and give their paths",
                 text[:200],
             )
-        text = unquote(urlsplit(text).path)
+        text = "/" + unquote(text[scheme.end() :].partition("/")[2])
     if "\0" in text:
         raise BadImage("image is neither a path nor bytes")
     path = base / text

@@ -93,7 +93,17 @@ def _split_pair(message: object) -> list[Mapping[str, object]]:
         raise BadRow(_SHAPELESS)
     if _first(message, _ROLE_KEYS) is None and {"user", "assistant"} <= message.keys():
         return [{"role": role, "content": message[role]} for role in ("user", "assistant")]
-    return [message]
+    return [_filled(message)]
+
+
+def _filled(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields that hold something; a struct of parquet has all fields, some of null."""
+    return {
+        str(key): value
+        for key, value in values.items()
+        if value is not None
+        and not (isinstance(value, dict) and all(inner is None for inner in value.values()))
+    }
 
 
 def _first(values: Mapping[str, object], keys: Sequence[str]) -> object:
@@ -154,7 +164,7 @@ def _part(part: object, base: Path, images: list[ImageRef]) -> str:
         return part
     if not isinstance(part, dict):
         raise BadRow("a part of a message is neither text nor image")
-    values = {key: value for key, value in part.items() if value is not None}
+    values = _filled(part)
     kind = str(values.get("type") or ("text" if "text" in values else "image"))
     if kind in _TEXT_PARTS and isinstance(values.get("text"), str):
         _refuse_meant({k: v for k, v in values.items() if k != "text"}, "a part")

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -117,14 +117,29 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def num_rows(file: Path) -> int:
-    """Count the rows of a data file, unread if the file says how many; 0 if there is no file."""
-    if file.suffix == ".parquet" and file.is_file():
-        from pyarrow import parquet
+    """Count the rows of a data file, unread if the file says how many; 0 if there is no file.
 
-        return int(parquet.read_metadata(file).num_rows)
-    if file.suffix == ".jsonl" and file.is_file():
-        with file.open("rb") as lines:
+    Raises ValueError if it cannot be read.
+    """
+    if not file.is_file():
+        return 0
+    if file.suffix == ".parquet":
+        from pyarrow import ArrowException, parquet
+
+        try:
+            return int(parquet.read_metadata(file).num_rows)
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{file} is not a readable parquet file: {error}") from None
+    with file.open("rb") as lines:
+        if file.suffix != ".json" or not _starts_a_list(lines):
             return sum(1 for line in lines if line.strip())
-    if file.suffix == ".json" and file.is_file():
-        return len(json.loads(file.read_text(encoding="utf-8")))
-    return 0
+    try:
+        return len(json.loads(file.read_bytes()))  # bytes: the mark of a Windows program is skipped
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
+
+
+def _starts_a_list(file: IO[bytes]) -> bool:
+    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    return start.startswith(b"[")
