@@ -10,6 +10,7 @@ stay there until they are decoded.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,12 @@ from ovlt.data.image_refs import BadImage, ImageRef
 from ovlt.data.images import PixelLimits, load_image, target_size, upright
 from ovlt.data.row_table import BadRow, RowTable
 from ovlt.data.tables import open_tables
-from ovlt.data.tokens import Tokens
+from ovlt.data.tokens import Tokens, tokens_per_image
 from ovlt.data.turns import Turn
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import BadText, Chat
 from ovlt.system.hub import hub_name, is_hub_name
+from ovlt.system.scratch import Scratch
 from ovlt.types import Prompt, Sample
 
 _REASONS = 24  # most reasons that a report lists
@@ -102,8 +104,7 @@ class Row:
     @property
     def num_labels(self) -> int:
         """The number of tokens trained on; nothing predicts the first token of a sample."""
-        mask = self.loss_mask
-        return 0 if mask is None else int(mask[1:].sum())
+        return self.tokens.num_labels
 
     def content(self) -> Content:
         """Return images with their bytes at hand, and the columns that ovlt does not read."""
@@ -208,12 +209,11 @@ def load_questions(
     ``ignore`` names columns to leave out. Raises ValueError if the file cannot be read.
     """
 
-    def encode(content: Content, grids: Sequence[qwen.Grid]) -> Tokens:
+    def encode(content: Content, grids: Sequence[qwen.Grid]) -> Encoded:
         turns = [*content.turns[:-1], Turn("user", content.turns[-1].text + suffix)]
-        ids = chat.dialogue_ids([{"role": t.role, "content": t.text} for t in turns], grids)
-        return Tokens.of(ids, None, chat, grids)
+        return chat.dialogue_ids([turn.message for turn in turns], grids), None
 
-    return _load(path, _Reading(question_content, encode, chat, limits, limit, ignore))
+    return _load(path, _Reading(question_content, encode, chat, limits, limit, ignore, Scratch()))
 
 
 def load_conversations(
@@ -229,24 +229,30 @@ def load_conversations(
     ``limit``, ``ignore`` and errors as in ``load_questions``.
     """
 
-    def encode(content: Content, grids: Sequence[qwen.Grid]) -> Tokens:
-        messages = [{"role": turn.role, "content": turn.text} for turn in content.turns]
+    def encode(content: Content, grids: Sequence[qwen.Grid]) -> Encoded:
+        messages = [turn.message for turn in content.turns]
         learned = [turn.learned for turn in content.turns]
-        ids, mask = chat.conversation_ids(messages, grids, learned)
-        return Tokens.of(ids, mask, chat, grids)
+        return chat.conversation_ids(messages, grids, learned)
 
-    return _load(path, _Reading(conversation_content, encode, chat, limits, limit, ignore))
+    return _load(
+        path, _Reading(conversation_content, encode, chat, limits, limit, ignore, Scratch())
+    )
+
+
+# Ids int64 [tokens] and, of conversations, labels bool [tokens].
+Encoded = tuple[np.ndarray, np.ndarray | None]
 
 
 class _Reading(NamedTuple):
     """How rows become good rows."""
 
     understand: Callable[[Mapping[str, object], Path, Collection[str]], Content]
-    encode: Callable[[Content, Sequence[qwen.Grid]], Tokens]
+    encode: Callable[[Content, Sequence[qwen.Grid]], Encoded]
     chat: Chat
     limits: Limits
     limit: int
     ignore: Collection[str]
+    scratch: Scratch
 
 
 def _load(path: str | Path, reading: _Reading) -> Rows:
@@ -288,8 +294,8 @@ def _names(raw: object, index: int, name: str) -> _Names:
     return _Names(
         number=index,
         id=f"{name}/{index}" if id in (None, "") else str(id),
-        source=str(values.get("source") or values.get("data_source") or name),
-        kind=str(values.get("kind") or ""),
+        source=sys.intern(str(values.get("source") or values.get("data_source") or name)),
+        kind=sys.intern(str(values.get("kind") or "")),
     )
 
 
@@ -297,11 +303,9 @@ def _row(origin: Origin, place: int, raw: object, reading: _Reading, names: _Nam
     """Return the good row that ``raw`` is. Raises BadRow, BadText and BadImage."""
     content = origin.of(raw)
     grids = _grids(content.images, reading.chat, reading.limits)
-    tokens = reading.encode(content, grids)
-    if len(tokens) > reading.limits.max_tokens:
-        raise BadRow(
-            f"longer than {reading.limits.max_tokens} tokens", f"it has {len(tokens)} tokens"
-        )
+    ids, mask = reading.encode(content, grids)
+    if len(ids) > reading.limits.max_tokens:
+        raise BadRow(f"longer than {reading.limits.max_tokens} tokens", f"it has {len(ids)} tokens")
     asks = reading.understand is question_content
     images = tuple(
         ref
@@ -309,17 +313,24 @@ def _row(origin: Origin, place: int, raw: object, reading: _Reading, names: _Nam
         else ImageRef(ref.path, again=functools.partial(origin.image_bytes, place, number))
         for number, ref in enumerate(content.images)
     )
+    earlier = content.turns[:-1] if asks else ()
     stays = bool(content.extra) or any(not ref.in_file for ref in images)
     return Row(
         id=names.id,
         source=names.source,
         kind=names.kind,
-        question=content.turns[-1].text if asks else content.turns[0].text,
+        question=sys.intern(content.turns[-1 if asks else 0].text),  # many ask the same
         answer=content.answer,
-        tokens=tokens,
+        tokens=Tokens.of(
+            ids,
+            mask,
+            reading.scratch,
+            image_id=reading.chat.image_id,
+            per_image=tokens_per_image(reading.chat, grids),
+        ),
         images=images,
         grids=grids,
-        earlier=content.turns[:-1] if asks else (),
+        earlier=tuple(turn._replace(text=sys.intern(turn.text)) for turn in earlier),
         origin=origin if stays else None,
         place=place,
         number=names.number,

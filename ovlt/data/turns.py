@@ -44,6 +44,11 @@ class Turn(NamedTuple):
     text: str
     learned: bool = True  # an assistant's turn that the loss covers
 
+    @property
+    def message(self) -> dict[str, str]:
+        """The turn as a chat template takes it."""
+        return {"role": self.role, "content": self.text}
+
 
 class Dialogue(NamedTuple):
     """The turns of a conversation, and the images that stand within them, in order."""

@@ -115,7 +115,7 @@ def sft_row(row: Row, text: str, suffix: str) -> dict[str, object]:
     """Return a question, its images and the ``text`` that is learned as an SFT row."""
     return {
         "messages": [
-            *({"role": turn.role, "content": turn.text} for turn in row.earlier),
+            *(turn.message for turn in row.earlier),
             {"role": "user", "content": row.question + suffix},
             {"role": "assistant", "content": text},
         ],

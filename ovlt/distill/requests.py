@@ -48,7 +48,7 @@ class Asker:
             raise BadText("question has earlier turns, which a teacher without images is not told")
         question = row.question.replace(IMAGE_TAG, "").strip()
         text = fill(request, {"caption": caption.strip(), "question": question})
-        messages = [{"role": turn.role, "content": turn.text} for turn in row.earlier]
+        messages = [turn.message for turn in row.earlier]
         ids = self.chat.dialogue_ids([*messages, {"role": "user", "content": text}], [])
         return self._checked(to_prompt(row, self.limits, token_ids=ids, pixels=False))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,4 +31,47 @@ def scratch_folder() -> Path:
 
 def scratch_file() -> IO[bytes]:
     """Open a file without a name, which is gone when it is closed or the process ends."""
-    return tempfile.TemporaryFile(dir=scratch_folder())
+    return tempfile.TemporaryFile(dir=scratch_folder(), buffering=0)
+
+
+class Scratch:
+    """Bytes that are put aside: in memory while they are few, then in a scratch file."""
+
+    def __init__(self, most_in_memory: int = 64 << 20):
+        self._most = most_in_memory
+        self._memory = bytearray()
+        self._file: IO[bytes] | None = None
+        self._size = 0
+
+    def put(self, data: bytes) -> Piece:
+        """Put bytes aside. One thread writes; any may read what was put aside before."""
+        piece = Piece(self, self._size, len(data))
+        self._size += len(data)
+        if self._file is None:
+            self._memory += data
+            if self._size > self._most:
+                self._file = scratch_file()
+                self._file.write(self._memory)
+                self._memory = bytearray()
+        else:
+            self._file.write(data)
+        return piece
+
+    def read(self, at: int, size: int) -> bytes:
+        """Return bytes that were put aside."""
+        if self._file is None:
+            return bytes(self._memory[at : at + size])
+        return os.pread(self._file.fileno(), size, at)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes put aside."""
+
+    scratch: Scratch
+    at: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return them."""
+        return self.scratch.read(self.at, self.size)

@@ -31,6 +31,7 @@ from ovlt.data.tables import read_table
 from ovlt.data.tokens import Tokens
 from ovlt.data.worlds import synthetic
 from ovlt.model.chat import Chat
+from ovlt.system.scratch import Scratch
 
 LIMITS = Limits(factor=28, min_pixels=3136, max_pixels=100352, max_tokens=300)
 Load = Callable[..., Rows]
@@ -327,7 +328,7 @@ def test_too_many_bad_rows_stop_the_run_with_share_and_limit(tmp_path: Path, cha
 
 
 def test_the_limit_itself_is_allowed_whatever_floats_do() -> None:
-    row = Row("", "", "", "", "", Tokens(np.arange(1)))
+    row = Row("", "", "", "", "", Tokens.of(np.arange(1), None, Scratch()))
     for bad in range(1, 100):
         Rows("", [row] * (100 - bad), Counter(reason=bad)).require(float(f"0.{bad:02d}"))
 
@@ -470,5 +471,5 @@ def test_grids_and_pixels_agree_for_any_image(tmp_path: Path, chat: Chat) -> Non
 
 def test_labels_start_after_the_first_token() -> None:
     mask = np.array([True, False, True, True])
-    row = Row("", "", "", "", "", Tokens(np.arange(4), mask))
+    row = Row("", "", "", "", "", Tokens.of(np.arange(4), mask, Scratch()))
     assert row.num_labels == 2

@@ -17,13 +17,14 @@ from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 from ovlt.distill.assemble import sft_row
 from ovlt.distill.generate import verify
 from ovlt.reward.pool import RewardPool
+from ovlt.system.scratch import Scratch
 from ovlt.types import Prompt
 
 SIZES = PixelLimits(factor=28, min_pixels=3136, max_pixels=20000)
 
 
 def row(ref: ImageRef) -> Row:
-    tokens = Tokens(np.zeros(1, np.int32))
+    tokens = Tokens.of(np.zeros(1, np.int32), None, Scratch())
     return Row("a/b", "s", "", "<image>What?", "2", tokens, (ref,), ((1, 2, 2),))
 
 
