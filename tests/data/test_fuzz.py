@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,11 +37,11 @@ NAMES = (
     "Image", "", " ", "ä", "chat", "turns", "texts", "pass_rate", "file_name", "difficulty",
 )  # fmt: skip
 WORDS = (
-    "", " ", "<image>", "<image><image>", "<|im_end|>", "3", "A", "1.png", "no.png", "http://a/b.png",
-    "data:image/png;base64,", "data:,", "data:image/png;base64,iVBORw0KGgo=", "\0", "\ud800", "user",
-    "assistant", "human", "gpt", "system", "[", "{}", "[]", "[{\"role\": 1}]", "null", "x" * 5000, "..",
-    "/", "/etc", "/dev/null", "file:///etc/passwd", "file://[", "//", "~", "C:\\a\\1.png", "<answer>3</answer>",
-    "ftp://x", "a" * 300 + ".png", "%00", "file://%00",
+    "", " ", "<image>", "<image><image>", "<|im_end|>", "3", "A", "1.png", "no.png", "user",
+    "http://a/b.png", "data:image/png;base64,", "data:,", "data:image/png;base64,iVBORw0KGgo=",
+    "\0", "\ud800", "assistant", "human", "gpt", "system", "[", "{}", "[]", '[{"role": 1}]',
+    "null", "x" * 5000, "..", "/", "/etc", "/dev/null", "file:///etc/passwd", "file://[", "//", "~",
+    "C:\\a\\1.png", "<answer>3</answer>", "ftp://x", "a" * 300 + ".png", "%00", "file://%00",
 )  # fmt: skip
 
 
@@ -91,11 +93,9 @@ def read_all(path: Path, chat: Chat) -> int:
     count = 0
     for load in (load_questions, load_conversations):
         rows = None
-        try:
+        with suppressed_if_it_names(str(path)):
             rows = load(path, chat, LIMITS)
             rows.require(0)
-        except ValueError as error:
-            assert str(path) in str(error), error
         if rows is None:
             continue
         bad = bad_images(rows.rows, LIMITS, 2)
@@ -108,11 +108,19 @@ def read_all(path: Path, chat: Chat) -> int:
                 assert placeholders == sum(h * w // 4 for _, h, w in good.grids)
                 count += 1
     for use in (lambda: list(read("questions", path)), lambda: load_benchmark([path])):
-        try:
+        with suppressed_if_it_names(path.name):
             use()
-        except ValueError as error:
-            assert str(path.name) in str(error), error
     return count
+
+
+@contextlib.contextmanager
+def suppressed_if_it_names(place: str) -> Iterator[None]:
+    """Suppress a ValueError whose message says where."""
+    try:
+        yield
+    except ValueError as error:
+        if place not in str(error):
+            raise
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -143,7 +143,7 @@ def hub_server(folder: Path) -> Iterator[HubServer]:
 
 
 def _oid(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+    return hashlib.blake2b(data, digest_size=20).hexdigest()
 
 
 def _entry(file: Path, repository: Path) -> dict[str, object]:
