@@ -39,7 +39,7 @@ class LinesTable(RowTable):
         with self.path.open("rb") as lines:  # bytes: broken UTF-8 is one bad row, not the end
             at = 0
             for line in lines:
-                if line.strip() and line != codecs.BOM_UTF8:
+                if line.removeprefix(codecs.BOM_UTF8).strip():
                     yield at, parse_line(line)
                 at += len(line)
 

@@ -6,7 +6,7 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,9 @@ def evaluate_rows(
             more = engine.generate(loader.stream(part, ahead), sampling, own)
             answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
         texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
-        verdicts = _grade(pool, [rows.graded(index) for index in part], texts)
+        # A reward of the user's own may look at the images, so for it they are decoded again.
+        prompts = loader.stream(part, ahead) if ":" in pool.spec else map(rows.graded, part)
+        verdicts = _grade(pool, prompts, texts)
         answered += map(_answered, part, answers, texts, verdicts)
     loader.close()
     everyone = sorted(Answered(*a) for rank in runtime.gather_json(answered) for a in rank)
@@ -84,7 +86,7 @@ def _answered(
 
 
 def _grade(
-    pool: RewardPool, prompts: Sequence[Prompt], texts: list[list[str]]
+    pool: RewardPool, prompts: Iterable[Prompt], texts: list[list[str]]
 ) -> list[list[float]]:
     inputs = [
         RewardInput.of(text, prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import json
@@ -132,7 +133,7 @@ def num_rows(file: Path) -> int:
             raise ValueError(f"{file} is not a readable parquet file: {error}") from None
     with file.open("rb") as lines:
         if file.suffix != ".json" or not _starts_a_list(lines):
-            return sum(1 for line in lines if line.strip())
+            return sum(1 for line in lines if line.removeprefix(codecs.BOM_UTF8).strip())
     try:
         return len(json.loads(file.read_bytes()))  # bytes: the mark of a Windows program is skipped
     except ValueError as error:
@@ -140,6 +141,6 @@ def num_rows(file: Path) -> int:
 
 
 def _starts_a_list(file: IO[bytes]) -> bool:
-    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     file.seek(0)
     return start.startswith(b"[")
