@@ -23,7 +23,7 @@ _BATCH_ROWS = 64  # rows decoded at once: a photograph may take a megabyte
 # small ones: pyarrow's default is a million rows, and one image would cost gigabytes.
 _LARGE_GROUP, _SMALL_GROUP = 32 << 20, 4 << 20
 _MANY_ROWS = 256  # equal images are stored once, so bytes on disk do not tell the size of a group
-_HELD_GROUPS = 64 << 20  # bytes of groups that stay in memory: rows that follow share theirs
+_HELD_GROUPS = 32 << 20  # bytes of groups that stay in memory: rows that follow share theirs
 FAULTS = (ArrowException, OSError, UnicodeDecodeError)
 
 

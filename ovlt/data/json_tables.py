@@ -8,15 +8,16 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from ovlt.data.json_stream import json_list, json_objects
 from ovlt.data.row_table import BadRow, RowTable, Stamp
-from ovlt.system.scratch import scratch_file
+from ovlt.system.scratch import Scratch
 
 # Columns that a row of questions or conversations has, and a wrapper of rows has not.
 _OF_ROWS = {"problem", "question", "query", "prompt", "messages", "conversations", "instruction"}
-_FIRST_LINE = 1 << 26  # bytes of a first line that are looked at: images may lie in it
+# Bytes of a first line that are looked at: that of an object, in which images may lie, or a list.
+_FIRST_LINE, _FIRST_LIST = 1 << 26, 1 << 16
 # What starts a file that a Windows program wrote. UTF-32 first: its mark begins like UTF-16's.
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -62,8 +63,8 @@ class SpooledTable(RowTable):
         self._items = items
         self._stamp = Stamp(path)
         self._lock = threading.Lock()
-        self._spool: IO[bytes] | None = None
-        self._offsets = array("Q")
+        self._scratch: Scratch | None = None
+        self._ends = array("Q", [0])  # where in it each row ends, after a 0
 
     def rows(self) -> Iterator[tuple[int, object]]:
         """Implement ``RowTable.rows``."""
@@ -72,17 +73,16 @@ class SpooledTable(RowTable):
     def read(self, place: int) -> object:
         """Implement ``RowTable.read``."""
         with self._lock:
-            if self._spool is None:
+            if self._scratch is None:
                 self._stamp.check()
-                spool = scratch_file()
+                scratch = Scratch()
                 for item in self._items():
-                    self._offsets.append(spool.tell())
                     text = "null" if isinstance(item, BadRow) else json.dumps(item)
-                    spool.write(text.encode("ascii") + b"\n")
-                self._spool = spool
-            self._spool.seek(self._offsets[place])
-            line = self._spool.readline()
-        return parse_line(line)
+                    piece = scratch.put(text.encode("ascii"))
+                    self._ends.append(piece.at + piece.size)
+                self._scratch = scratch
+        start, end = self._ends[place], self._ends[place + 1]
+        return parse_line(self._scratch.read(start, end - start))
 
 
 def parse_line(line: bytes) -> object:
@@ -110,12 +110,14 @@ def json_table(path: Path, head: bytes) -> RowTable:
     if encoding in ("utf-16", "utf-32"):
         return SpooledTable(path, lambda: _recoded_rows(path, encoding))
     text = head.removeprefix(mark).lstrip()
+    # A list is often one line, as long as the file; a line that is itself a list is short.
+    most = _FIRST_LIST if text.startswith(b"[") else _FIRST_LINE
     with path.open("rb") as file:
         file.seek(head.index(text) if text else 0)
-        first = file.readline(_FIRST_LINE)
-        more = file.readline(_FIRST_LINE)
+        first = file.readline(most)
+        more = file.readline(_FIRST_LIST)
         while more and not more.strip():
-            more = file.readline(_FIRST_LINE)
+            more = file.readline(_FIRST_LIST)
     return _table_like(path, first, more)
 
 
