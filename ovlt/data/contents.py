@@ -34,8 +34,9 @@ class Content:
 def question_content(raw: Mapping[str, object], base: Path, ignore: Collection[str]) -> Content:
     """Read a row of questions. Raises BadRow and BadImage.
 
-    The question is ``problem`` (or question, query, prompt): a text, a list of parts, or turns that
-    end with the user's. The answer is ``answer`` (or ground_truth, or a solution in tags).
+    The question is ``problem`` (or question, query, prompt, or a conversation): a text, a list of
+    parts, or turns that end with the user's. The answer is ``answer`` (or ground_truth, or a
+    solution in tags).
     """
     columns = Columns(raw, ignore)
     columns.drop("id", "kind", "source")
@@ -53,24 +54,22 @@ def question_content(raw: Mapping[str, object], base: Path, ignore: Collection[s
 def _question_turns(columns: Columns, base: Path) -> tuple[list[Turn], list[ImageRef]]:
     name = "problem" if columns.has("problem") else ""
     name = name or columns.one_of(QUESTIONS[1:], "a question")
+    name = name or columns.one_of(CONVERSATIONS, "a conversation")
     if not name:
-        if chat := next((name for name in CONVERSATIONS if columns.has(name)), ""):
-            raise BadRow(
-                f"no 'problem' text, but '{chat}': conversations are for SFT; questions have "
-                "'problem' and 'answer'",
-                columns.listing,
-            )
         raise BadRow("no 'problem' text", columns.listing)
     value = columns.take(name)
     spells_turns = isinstance(value, str) and name == "prompt" and value.lstrip().startswith("[{")
     holds_turns = isinstance(value, list) and any(
         isinstance(item, dict) and {"role", "from"} & item.keys() for item in value
     )
-    if holds_turns or spells_turns:
+    if holds_turns or spells_turns or name in CONVERSATIONS:
         dialogue = read_dialogue(value, base)
+        if dialogue is not None and dialogue.turns[-1].role != "user":
+            raise BadRow(
+                f"the last turn of '{name}' is not the user's: a question ends with what is asked, "
+                "and its answer is in 'answer'"
+            )
         if dialogue is not None:
-            if dialogue.turns[-1].role != "user":
-                raise BadRow(f"the last turn of '{name}' is not the user's")
             return dialogue.turns, dialogue.images
     inner: list[ImageRef] = []
     if isinstance(value, list):
@@ -96,6 +95,7 @@ def _answer(columns: Columns) -> str:
         value = tagged[1]
     else:
         value = columns.peek("answer")
+        columns.drop("answer")
     if not isinstance(value, str) or not value.strip():
         raise BadRow("'answer' is not a non-empty string", columns.listing)
     return value.strip()

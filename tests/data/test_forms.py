@@ -53,8 +53,8 @@ def test_a_question_is_the_same_in_every_form(tmp_path: Path, chat: Chat, seed: 
     spell = Spelling(random, tmp_path)
     rows, expected = [], []
     several = random.choice(["images", "image", "Images", "image_1", "decoded_image"])
-    text_key = random.choice(["problem", "question", "Problem", "query", "prompt"])
-    turns_form = text_key == "prompt" and random.random() < 0.7
+    text_key = random.choice(["problem", "question", "Problem", "query", "prompt", "messages"])
+    turns_form = text_key == "messages" or (text_key == "prompt" and random.random() < 0.7)
     has_system = random.random() < 0.4
     for number in range(4):
         count = random.randint(0, 2)
@@ -68,7 +68,7 @@ def test_a_question_is_the_same_in_every_form(tmp_path: Path, chat: Chat, seed: 
         forms = [form for _, form in images]
         if turns_form:
             turns = [("system", system)] * has_system + [("user", text)]
-            row["prompt"] = [{"role": role, "content": said} for role, said in turns]
+            row[text_key] = [{"role": role, "content": content} for role, content in turns]
         elif has_system:
             row["system"] = system
         if several == "image_1":
@@ -321,7 +321,10 @@ def test_a_turn_that_is_not_read_says_why(
         ({"system": "a", "prompt": [{"role": "system", "content": "b"}]}, "last turn of 'prompt'"),
         ({"question": "a?", "query": "b?"}, "'question' and 'query'"),
         ({}, "no 'problem' text.*its columns are answer"),
-        ({"messages": [{"role": "user", "content": "?"}]}, "conversations are for SFT"),
+        (
+            {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "3"}]},
+            "last turn of 'messages' is not the user's",
+        ),
         ({"problem": "?", "image": "http://a.b/c.png"}, r"not fetched.*http://a.b/c.png"),
         ({"problem": "?", "image": "s3://b/c.png"}, r"\(s3:\).*not fetched"),
         ({"problem": "?", "image": "data:image/png;base64,%%%"}, "base64 of an image is broken"),
