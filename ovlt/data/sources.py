@@ -231,12 +231,26 @@ def load_conversations(
 
     def encode(content: Content, grids: Sequence[qwen.Grid]) -> Encoded:
         messages = [turn.message for turn in content.turns]
-        learned = [turn.learned for turn in content.turns]
-        return chat.conversation_ids(messages, grids, learned)
+        ids, mask = chat.conversation_ids(messages, grids)
+        return ids, _learned(mask, [turn for turn in content.turns if turn.role == "assistant"])
 
     return _load(
         path, _Reading(conversation_content, encode, chat, limits, limit, ignore, Scratch())
     )
+
+
+def _learned(mask: np.ndarray, replies: Sequence[Turn]) -> np.ndarray:
+    """Return labels without those of the replies that are not to be learned. Raises BadText.
+
+    ``mask`` bool [tokens] is True from the first token of each reply to the token that ends it.
+    """
+    if all(turn.learned for turn in replies):
+        return mask
+    if not any(turn.learned for turn in replies):
+        raise BadText("no assistant turn of the conversation is learned")
+    starts = np.diff(mask.astype(np.int8), prepend=0) == 1  # [tokens], the first of each reply
+    number = np.cumsum(starts) - 1  # which reply a labelled token belongs to
+    return mask & np.array([turn.learned for turn in replies])[np.maximum(number, 0)]
 
 
 # Ids int64 [tokens] and, of conversations, labels bool [tokens].

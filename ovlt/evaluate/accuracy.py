@@ -59,7 +59,8 @@ def evaluate_rows(
     loader = Loader(rows.prompt, reader.data.workers)
     ahead = 4 * reader.data.workers  # prompts whose images are decoded before the engine takes them
     answered: list[Answered] = []
-    for start in range(0, len(mine), _ASKED_AT_ONCE):
+    # Equally often on every rank, even if the last ranks have one question less.
+    for start in range(0, -(-len(rows) // runtime.world_size), _ASKED_AT_ONCE):
         part = mine[start : start + _ASKED_AT_ONCE]
         answers = engine.generate(loader.stream(part, ahead), greedy, seeds=[0] * len(part))
         if sampling.n:  # decoded a second time, so that no image waits in memory

@@ -54,22 +54,15 @@ class Chat:
         return self._encode(self._render(self._turns(messages, len(grids)), open_turn=True), grids)
 
     def conversation_ids(
-        self,
-        messages: Sequence[Message],
-        grids: Sequence[qwen.Grid],
-        learned: Sequence[bool] | None = None,
+        self, messages: Sequence[Message], grids: Sequence[qwen.Grid]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a labelled conversation as (ids int64 [tokens], loss_mask bool [tokens]).
 
-        The loss covers each assistant turn and the token that ends it, nothing else; with
-        ``learned``, one for each message, only those turns that it names. Raises BadText.
+        The loss covers each assistant turn and the token that ends it, nothing else. Raises
+        BadText.
         """
-        learned = learned or [True] * len(messages)
-        replies = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        if not replies:
+        if not any(m["role"] == "assistant" for m in messages):
             raise BadText("conversation has no assistant turn")
-        if not any(learned[i] for i in replies):
-            raise BadText("no assistant turn of the conversation is learned")
         if messages[0]["role"] == "assistant":
             raise BadText("conversation starts with the assistant")
         turns = self._turns(messages, len(grids))
@@ -85,7 +78,7 @@ class Chat:
                     "chat template rewrites earlier turns, so its turns cannot be labelled"
                 )
             reply, end, rest = whole[len(prefix) :].partition(self.end)
-            pieces += [(prefix[len(done) :], False), (reply + end, learned[i]), (rest, False)]
+            pieces += [(prefix[len(done) :], False), (reply + end, True), (rest, False)]
             done = whole
         while pieces and not pieces[-1][1]:
             pieces.pop()  # what the template writes after the last end token is never sampled

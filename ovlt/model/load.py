@@ -10,7 +10,6 @@ from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
 from ovlt.model.patchify import Patchify
 from ovlt.model.tokenizer import Tokenizer
-from ovlt.system.hub import model_path
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def open_folder(path: str | Path) -> ModelFolder:
     """
     from transformers import AutoImageProcessor  # here: its import takes a second
 
-    path = model_path(path)
+    path = Path(path)
     config, tokenizer = _read_config(path)
     if config.model_type != qwen.MODEL_TYPE:
         raise ValueError(
@@ -66,7 +65,7 @@ def open_text_model(path: str | Path) -> ModelFolder:
 
     Raises ValueError that says how to fix it.
     """
-    path = model_path(path)
+    path = Path(path)
     config, tokenizer = _read_config(path)
     if config.model_type == qwen.MODEL_TYPE:
         return open_folder(path)
@@ -84,11 +83,6 @@ def open_text_model(path: str | Path) -> ModelFolder:
     )
 
 
-def _may_be_hub(path: Path) -> bool:
-    """Whether a path that is not there reads like owner/name, which no network is asked for."""
-    return not path.is_absolute() and len(path.parts) == 2 and path.parts[0] not in (".", "..")
-
-
 def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
     """Read configuration and tokenizer of a model folder. Raises ValueError."""
     from transformers import AutoConfig, AutoTokenizer  # here: its import takes a second
@@ -97,7 +91,6 @@ def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
         raise ValueError(
             f"no model folder at '{path}': give the path of a Hugging Face folder with "
             "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
-            + (f"; from the Hugging Face Hub it is 'hf://{path}'" if _may_be_hub(path) else "")
         )
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")

@@ -1,8 +1,7 @@
-"""Files and folders that are never seen half written, locks, and the length of data files."""
+"""Files and folders that are never seen half written, and locks."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import fcntl
 import json
@@ -11,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -115,32 +114,3 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object): delete it or restore it")
     return cast("dict[str, Any]", value)
-
-
-def num_rows(file: Path) -> int:
-    """Count the rows of a data file, unread if the file says how many; 0 if there is no file.
-
-    Raises ValueError if it cannot be read.
-    """
-    if not file.is_file():
-        return 0
-    if file.suffix == ".parquet":
-        from pyarrow import ArrowException, parquet
-
-        try:
-            return int(parquet.read_metadata(file).num_rows)
-        except (ArrowException, OSError) as error:
-            raise ValueError(f"{file} is not a readable parquet file: {error}") from None
-    with file.open("rb") as lines:
-        if file.suffix != ".json" or not _starts_a_list(lines):
-            return sum(1 for line in lines if line.removeprefix(codecs.BOM_UTF8).strip())
-    try:
-        return len(json.loads(file.read_bytes()))  # bytes: the mark of a Windows program is skipped
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
-
-
-def _starts_a_list(file: IO[bytes]) -> bool:
-    start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    file.seek(0)
-    return start.startswith(b"[")

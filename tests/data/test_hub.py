@@ -1,4 +1,4 @@
-"""Names on the Hub: rows and models from a server of its interface on loopback; else no network."""
+"""Names on the Hub: rows from a server of its interface on loopback; else no network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from helpers.hub_server import HubServer, hub_server
 from helpers.row_forms import png
 from helpers.tiny import tiny_folder
 
-from ovlt.model.load import open_folder
 from ovlt.system.hub import HubName, hub_name
 
 # What each name gives: the ids of its rows, or the error.
@@ -115,34 +114,6 @@ def test_rows_come_from_a_name_on_the_hub_and_stay_when_it_is_gone(
     assert len(hub.requests) == asked
 
 
-OPEN = """
-import sys
-from ovlt.model.load import open_folder
-for name in sys.argv[1:]:
-    try:
-        print(open_folder(name).path)
-    except ValueError as error:
-        print(error)
-"""
-
-
-@pytest.mark.slow
-def test_a_model_comes_from_a_name_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
-    for extra in ("pytorch_model.bin", "run.py"):
-        (hub.folder / "models" / "me" / "tiny" / extra).write_text("x")
-    names = ["hf://me/tiny", "hf://me/tiny@main", "hf://me/none", "hf://me/tiny:train", "bare/tiny"]
-    path, same, *errors = run(OPEN, *names, environment=hub.environment(tmp_path))
-    copied = {file.name for file in Path(path).iterdir()}
-    original = {file.name for file in (hub.folder / "models" / "me" / "tiny").iterdir()}
-    assert copied == original - {"pytorch_model.bin", "run.py"}
-    assert same == path
-    assert "hf://me/none cannot be had" in errors[0]
-    assert "a model on the Hub is hf://owner/name" in errors[1]
-    # A name that is no folder and lacks hf:// is not asked for.
-    assert "from the Hugging Face Hub it is 'hf://bare/tiny'" in errors[2]
-    assert not any("bare" in request for request in hub.requests)
-
-
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -161,12 +132,3 @@ def test_the_parts_of_a_name(text: str, name: HubName) -> None:
 def test_a_name_that_is_none_says_how_names_look(text: str) -> None:
     with pytest.raises(ValueError, match="write hf://owner/name"):
         hub_name(text)
-
-
-def test_a_path_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"no model folder at 'no/folder'.*hf://no/folder"):
-        open_folder("no/folder")
-    with pytest.raises(ValueError, match="no model folder") as caught:
-        open_folder(tmp_path / "none")
-    assert "hf://" not in str(caught.value)

@@ -17,7 +17,7 @@ from pyarrow import ipc
 
 from ovlt.data import column_tables
 from ovlt.data.tables import open_tables, read_table
-from ovlt.system.files import num_rows
+from ovlt.system.row_count import num_rows
 from ovlt.system.scratch import Scratch
 
 ROWS: list[dict[str, Any]] = [{"problem": f"{i}?", "answer": str(i), "ü": [i]} for i in range(5)]
