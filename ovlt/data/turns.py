@@ -25,7 +25,7 @@ ROLES = {
 }  # fmt: skip
 _ROLE_KEYS, _TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "message")
 # Whether a turn is learned: axolotl's `train`, OpenAI's and Mistral's `weight`, ms-swift's `loss`.
-_LEARNED = ("train", "training", "trainable", "loss", "weight")
+_LEARNED = ("train", "training", "trainable", "loss", "weight", "loss_weight", "loss_scale")
 _TEXT_PARTS = {"text", "input_text", "output_text"}
 _IMAGE_PARTS = {"image", "image_url", "input_image", "image_pil", "image_file"}
 # Fields of a turn or a part that say nothing about what is to be shown or learned.
