@@ -116,13 +116,23 @@ def _dispatch(words: list[str]) -> None:
     elif not COMMANDS[name].own_help and {"-h", "--help"} & set(words):
         _read(name, ["--help"])
     elif not COMMANDS[name].ranks:
-        raise SystemExit(_function(COMMANDS[name].run)(words))
+        _run_alone(name, words)
     elif "RANK" in os.environ:  # torchrun -m ovlt NAME
         rank(name, words)
     elif COMMANDS[name].driver:
         _drive(name, words)
     else:
         _start_ranks(name, words)
+
+
+def _run_alone(name: str, words: list[str]) -> NoReturn:
+    """Run a command that starts no ranks. A user's mistake ends it with one sentence."""
+    try:
+        raise SystemExit(_function(COMMANDS[name].run)(words))
+    except BrokenPipeError:  # main knows what to do
+        raise
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"ovlt {name}: {error}") from None
 
 
 def rank(name: str, argv: Sequence[str] | None = None) -> NoReturn:

@@ -22,20 +22,21 @@ from ovlt.config import GrpoConfig, Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
-from ovlt.evaluate.validator import Validator, read_evaluation_rows
+from ovlt.evaluate.validator import Validator, longest_of, read_evaluation_rows
 from ovlt.model.batch import PackedBatch
-from ovlt.model.load import ModelFolder, open_folder
+from ovlt.model.load import ModelFolder, open_folder, open_reference
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
 from ovlt.rollout.groups import RolloutBatch, Rollouts
-from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
 from ovlt.train.advantage import score_groups
 from ovlt.train.balance import BatchPlan
+from ovlt.train.contents import stage_contents
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import pack, sharing
@@ -111,6 +112,8 @@ class Parts:
 def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Parts:
     """Open everything; ``opened`` closes it. Collective."""
     cfg, engine_config = recipe.grpo, recipe.engine
+    # Look at everything that the recipe names before anything large is opened: folder, models,
+    # every file of rows, limits, rewards. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "grpo", name=cfg.stage, title=cfg.title)
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
@@ -126,6 +129,19 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         suffix=cfg.suffix,
     )
+    frozen = open_reference(recipe.expand(cfg.reference) if cfg.loss.kl_coef else "", model_folder)
+    # The longest prompt and response of all who ask this engine: rollouts, held-out questions.
+    longest = longest_of(cfg.rollout, recipe.evaluate, evaluation)
+    samplings = [sampling_of(cfg.rollout)]
+    samplings += [sampling_of(recipe.evaluate)] if evaluation.held_out else []
+    check_engine(model_folder, engine_config, max_tokens=longest, samplings=samplings)
+    # A run that is resumed is made with the same contents as before. Validation questions are part
+    # of them if they choose the model.
+    made_of = {"grpo.data": (recipe.expand(cfg.data), rows)}
+    if cfg.keep == "best" and evaluation.validation is not None:
+        made_of["data.validation"] = (recipe.expand(recipe.data.validation), evaluation.validation)
+    models, reward = {"start": model_folder, "reference": frozen}, recipe.reward.function
+    stage_folder.compare(stage_contents(reader, rows=made_of, models=models, reward=reward))
     pool = opened.enter_context(RewardPool(recipe.reward))
     judge = pool  # grades validation and held-out answers
     if recipe.reward.verdict:
@@ -133,9 +149,6 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
 
     # The engine before the model: vLLM measures the free memory and takes its share of it.
     sampling_dtype = engine_dtype(engine_config, recipe.model, model_folder, runtime.device)
-    longest = cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
-    if evaluation.held_out is not None:
-        longest = max(longest, recipe.evaluate.max_tokens)
     engine = opened.enter_context(
         open_engine(
             model_folder, engine_config, runtime, dtype=sampling_dtype, max_tokens=longest,
@@ -155,7 +168,6 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     model = load(model_folder, trainable=True)
     reference = None  # held in memory only if the KL needs it
     if cfg.loss.kl_coef > 0:
-        frozen = open_folder(recipe.expand(cfg.reference)) if cfg.reference else model_folder
         reference = load(frozen, trainable=False)
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ovlt.config import Recipe
@@ -23,11 +23,12 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
-from ovlt.rollout.open import engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
 from ovlt.train.balance import BatchPlan, Extent, plan
+from ovlt.train.contents import stage_contents
 from ovlt.train.loss import CROSS_ENTROPY, loss_weights
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import collate
@@ -40,19 +41,32 @@ from ovlt.types import Sample
 def train(runtime: Runtime, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""
     cfg = recipe.sft
-    # The model to start from, its optimizer, and the rows that it can read.
+    # Look at everything that the recipe names before the model is loaded: the folder, the rows, and
+    # in the validator questions, limits and reward. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
-    hidden = int(model_folder.text_config.hidden_size)
-    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
-    model = load_sharded(model_folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
-    optimizer = build_adamw(model, cfg.optim)
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
-    rows = reader.conversations(recipe.expand(cfg.data), max_tokens=cfg.token_budget)
+    # A row beyond the model's context would be trained on positions that no engine serves.
+    context = int(model_folder.text_config.max_position_embeddings)
+    path = recipe.expand(cfg.data)
+    rows = reader.conversations(path, max_tokens=min(cfg.token_budget, context))
+    # A run that is resumed is made with the same rows and model as before.
+    stage_folder.compare(
+        stage_contents(reader, rows={"sft.data": (path, rows)}, models={"start": model_folder})
+    )
     # A step sees batch_samples rows, all ranks together; a batch may go on into the next epoch.
     steps = cfg.steps or math.ceil(cfg.epochs * len(rows) / cfg.batch_samples)
+    hidden = int(model_folder.text_config.hidden_size)
+    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
+
+    @functools.cache
+    def load() -> PackedModel:
+        return load_sharded(model_folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
+
     with contextlib.ExitStack() as opened:
-        validator = open_validator(recipe, reader, model, opened)
+        validator = open_validator(recipe, reader, load, opened)
+        model = load()
+        optimizer = build_adamw(model, cfg.optim)
         loader = Loader(rows.sample, recipe.data.workers)
         opened.callback(loader.close)
         stage = TrainingStage(
@@ -153,9 +167,15 @@ class Batches:
 
 
 def open_validator(
-    recipe: Recipe, reader: RowReader, model: PackedModel, opened: contextlib.ExitStack
+    recipe: Recipe,
+    reader: RowReader,
+    load: Callable[[], PackedModel],
+    opened: contextlib.ExitStack,
 ) -> Validator:
-    """Return the validator; its engine is opened at the first use, and closed by ``opened``."""
+    """Return the validator; its engine is opened at the first use, and closed by ``opened``.
+
+    ``load`` returns the model, and is not called before.
+    """
     cfg, runtime, model_folder = recipe.evaluate, reader.runtime, reader.folder
     rows = read_evaluation_rows(
         reader,
@@ -176,10 +196,13 @@ def open_validator(
             )
         )  # fmt: skip
         tolerance = probe_tolerance(recipe.engine, dtype)
-        return sampler, WeightSync(sampler, model, model_folder, tolerance=tolerance)
+        return sampler, WeightSync(sampler, load(), model_folder, tolerance=tolerance)
 
     pool = None
-    if rows.any:  # start it now, so that a broken reward fails before the training
+    # Now, so that a broken reward or an impossible limit fails before the training.
+    if rows.any:
+        samplings = [sampling_of(cfg)]
+        check_engine(model_folder, recipe.engine, max_tokens=cfg.max_tokens, samplings=samplings)
         pool = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
     return Validator(
         reader=reader,

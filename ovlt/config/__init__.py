@@ -83,6 +83,12 @@ class Recipe(Table):
     def folder(self) -> Path:
         return Path(self.expand("{folder}"))
 
+    def decisive_tables(self, kind: str) -> dict[str, Any]:
+        """Return the tables that decide what a stage (sft, grpo, evaluate) makes."""
+        graded = ("engine", "reward") if kind == "grpo" else ()  # other stages only measure by them
+        tree = self.resolved()
+        return {table: tree[table] for table in ("run", "model", "data", *graded, kind)}
+
     def resolved(self) -> dict[str, Any]:
         """Every value as plain JSON, for the record kept beside a run."""
         return json.loads(self.model_dump_json())

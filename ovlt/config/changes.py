@@ -8,22 +8,53 @@ from fnmatch import fnmatchcase
 
 from ovlt.config.trees import Tree
 
-# Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: folder,
-# reporting, workers, how often it saves ...
+# Recipe keys (shell patterns) in which a resumed run may differ from the run it continues: what
+# concerns memory, speed and logging, and results at most by rounding.
 MAY_CHANGE = (
     "run.folder",
     "run.resume",
+    "run.accept_changes",
     "run.tensorboard",
     "run.wandb",
     "run.profile",
+    "model.activation_checkpointing",
+    "model.reshard",
+    "model.liger",
     "data.workers",
+    "data.max_bad_share",
+    "engine.gpu_memory",
+    "engine.kv_cache_gib",
+    "engine.max_sequences",
+    "engine.max_mismatch",
     "reward.workers",
+    "reward.batch_size",
+    "reward.max_error_frac",
     "*.title",
     "*.save_every",
     "*.log_groups",
-    "grpo.share_prompts",  # the same gradient; runs of before it do not have the key
+    "*.token_budget",
+    "*.share_prompts",  # the same gradient; runs of before it do not have the key
 )
-# ... and its length. This moves schedules that end with the run, so the user is warned.
+# What a run is measured by. Training does not depend on it, unless the best model is kept.
+MEASURES = (
+    "data.validation",
+    "data.held_out",
+    "data.validation_questions",
+    "reward.verdict",
+    "evaluate.*",
+    "*.eval_every",
+)
+# Paths, which may change if what lies there has not (``ovlt.run.folder`` compares digests).
+PLACES = (
+    "model.path",
+    "sft.start",
+    "sft.data",
+    "grpo.start",
+    "grpo.data",
+    "grpo.reference",
+    "reward.function",
+)
+# The length of a run. This moves schedules that end with the run, so the user is warned.
 LENGTH = ("*.steps", "*.epochs")
 
 

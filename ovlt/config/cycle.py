@@ -7,19 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ovlt.config.engine import SoloEngineConfig
-from ovlt.config.fields import NonNegative, Positive, Table, field
+from ovlt.config.fields import NonNegative, Place, Positive, Table, field
 
 
 class DistillConfig(Table):
     """Traces for SFT: captions for a teacher that cannot see, or a model's own answers."""
 
     stage: str = field("distill", "Name of the stage folder inside run.folder.")
-    data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
+    data: Place = field("", "Questions: problem, answer, images (parquet or JSONL).")
     questions: NonNegative = field(
         0, "Use only this many questions, from the start of the file; 0: all."
     )
-    captioner: str = field("", "Model folder that describes the images; empty: model.path.")
-    teacher: str = field(
+    captioner: Place = field("", "Model folder that describes the images; empty: model.path.")
+    teacher: Place = field(
         "", "Model folder that reasons over the captions, text only; empty: no captions, the "
         "captioner answers the questions itself (iterations after the first)."
     )  # fmt: skip
@@ -123,8 +123,8 @@ class CycleConfig(Table):
     restart: Literal["base", "continue"] = field(
         "base", "SFT starts from the base model each time, or from the iteration before."
     )
-    validation: str = field("", "Validation questions of every stage; empty: data.validation.")
-    held_out: str = field("", "Held-out questions of every stage; empty: data.held_out.")
+    validation: Place = field("", "Validation questions of every stage; empty: data.validation.")
+    held_out: Place = field("", "Held-out questions of every stage; empty: data.held_out.")
     validation_questions: NonNegative = field(
         0, "Use this many validation questions in every stage; 0: data.validation_questions."
     )

@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovlt.config.fields import NonNegative, Positive, Share, Table, field
+from ovlt.config.fields import NonNegative, Place, Positive, Share, Table, field
 
 
 class DataConfig(Table):
     """Files of rows: questions (problem, answer, images) as parquet or JSONL."""
 
-    validation: str = field("", "Questions measured during training; choices are made by them.")
-    held_out: str = field(
+    validation: Place = field("", "Questions measured during training; choices are made by them.")
+    held_out: Place = field(
         "", "Questions measured once, when a stage has ended; no choice is made by them."
     )
     validation_questions: NonNegative = field(200, "Use this many validation questions; 0: all.")
@@ -27,7 +27,7 @@ class MixtureSourceConfig(Table):
     """One source of a mixture: a dataset, and where it lies."""
 
     source: str = field("", "Name of the dataset; `ovlt prepare --list` has them.")
-    path: str = field("", "Folder or file of the dataset, as it was downloaded.")
+    path: Place = field("", "Folder or file of the dataset, as it was downloaded.")
     split: str = field("", "Split to read if there are several; empty: train.")
     subset: str = field("", "Subset to read if the path holds several.")
     share: Annotated[float, Field(ge=0)] | None = field(
@@ -44,7 +44,7 @@ class MixtureConfig(Table):
     """A mixture of datasets, written as files of questions by `ovlt prepare`."""
 
     name: str = field("", "A published mixture (--list has them) for sources, shares and total.")
-    folder: str = field("data/mixture", "Folder the files are written to.")
+    folder: Place = field("data/mixture", "Folder the files are written to.")
     total: NonNegative = field(
         0, "Questions to train on; 0: that of the name, or all up to the caps."
     )
@@ -59,13 +59,13 @@ class MixtureConfig(Table):
     levels: tuple[Literal["easy", "medium", "hard"], ...] = field(
         (), "Only sources (or, with a pass_rate, questions) of these levels; empty: all."
     )
-    pass_rates: tuple[str, ...] = field(
+    pass_rates: tuple[Place, ...] = field(
         (), "evaluation.json of a model on these questions (ovlt.evaluate): pass rates of rows, "
         "by source and id, and the error_rate of sources that give none."
     )  # fmt: skip
     min_pass_rate: Share = field(0.0, "Leave out questions of a lower pass_rate.")
     max_pass_rate: Share = field(1.0, "Leave out questions of a higher pass_rate.")
-    benchmarks: tuple[str, ...] = field(
+    benchmarks: tuple[Place, ...] = field(
         (), "Benchmark files (parquet, JSON, JSONL) whose questions are left out."
     )
     overlap_bits: NonNegative = field(

@@ -83,11 +83,13 @@ def _read(path: Path) -> dict[str, Any]:
         known = sorted(p.name for p in recipes_folder().glob("*.toml"))
         raise ValueError(f"no recipe at {path}; ovlt has recipes/{{{', '.join(known)}}}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows write a mark first
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         if path.suffix == ".json" and isinstance(tree, dict):  # the record of a stage
             tree = {key: value for key, value in tree.items() if key not in ("ovlt", "format")}
-    except ValueError as error:  # of TOML, JSON or UTF-8
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # of TOML, JSON or UTF-8
         raise ValueError(f"{path} is not valid TOML (or JSON): {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold tables like [grpo], not a list or a single value")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ovlt.config.fields import NonNegative, Positive, Rate, Share, Table, field
+from ovlt.config.fields import NonNegative, Place, Positive, Rate, Share, Table, field
 from ovlt.config.training import SftOptimConfig
 
 
 class SyntheticConfig(Table):
     """The synthetic world that the smoke recipe learns in."""
 
-    folder: str = field("runs/smoke/data", "Folder the generated files are written to and kept in.")
+    folder: Place = field("runs/smoke/data", "Folder the files are written to and kept in.")
     families: dict[str, float] = field(
         {"shapes": 0.7, "bars": 0.3}, "Families of images and their shares."
     )
@@ -46,7 +46,7 @@ class BaseOptimConfig(SftOptimConfig):
 class BaseConfig(Table):
     """A base model made from nothing for the smoke world."""
 
-    folder: str = field("runs/smoke/base", "Stage folder of the base model, kept between runs.")
+    folder: Place = field("runs/smoke/base", "Stage folder of the base model, kept between runs.")
     seed: NonNegative = field(0, "Seed of the initial weights.")
     hidden: Positive = field(128, "Hidden size of the decoder.")
     intermediate: Positive = field(384, "Width of the decoder's SwiGLU.")
@@ -70,7 +70,7 @@ class BaseConfig(Table):
 class TeacherConfig(Table):
     """A text-only reasoner for the smoke world: the base model, taught caption -> trace."""
 
-    folder: str = field("runs/smoke/teacher", "Stage folder of the teacher, kept between runs.")
+    folder: Place = field("runs/smoke/teacher", "Stage folder of the teacher, kept between runs.")
     rows: Positive = field(8000, "Captions with questions and traces that it learns from.")
     wrong: Share = field(0.1, "Share of these traces that end in a wrong answer.")
     reflections: Share = field(0.0, "Share of these traces that look a second time.")

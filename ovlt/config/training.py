@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ovlt.config.engine import SoloEngineConfig
-from ovlt.config.fields import Decay, NonNegative, Positive, Rate, Share, Table, field
+from ovlt.config.fields import Decay, NonNegative, Place, Positive, Rate, Share, Table, field
 
 
 class RunConfig(Table):
     """Where a run lives and what makes it repeatable."""
 
-    folder: str = field("runs/{seed}", "Folder of the run; {seed} is replaced by run.seed.")
+    folder: Place = field("runs/{seed}", "Folder of the run; {seed} is replaced by run.seed.")
     seed: NonNegative = field(0, "Seed of initialisation, data order and sampling.")
     resume: Literal["auto", "never"] = field(
         "never", "auto: continue from the newest complete checkpoint of the stage folder."
+    )
+    accept_changes: bool = field(
+        False,
+        "Continue a run though its rows, reward or models hold other contents than when it began.",
     )
     deterministic: bool = field(
         False, "Deterministic CUDA algorithms (slower); a CPU is always deterministic."
@@ -34,7 +38,7 @@ class RunConfig(Table):
 class ModelConfig(Table):
     """The model that is trained, and how it is run."""
 
-    path: str = field("", "Hugging Face folder of the base model.")
+    path: Place = field("", "Hugging Face folder of the base model.")
     compute_dtype: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "Dtype of forward and backward; master weights and optimizer stay float32."
     )
@@ -92,8 +96,8 @@ class SftConfig(Table):
 
     stage: str = field("sft", "Name of the stage folder inside run.folder.")
     title: str = field("SFT on teacher traces", "What the report calls this stage.")
-    start: str = field("", "Model folder to start from; empty: model.path.")
-    data: str = field("", "SFT rows: messages, images (parquet or JSONL).")
+    start: Place = field("", "Model folder to start from; empty: model.path.")
+    data: Place = field("", "SFT rows: messages, images (parquet or JSONL).")
     epochs: Annotated[float, Field(gt=0)] = field(1.0, "Passes over the data; used if steps is 0.")
     steps: NonNegative = field(0, "Optimizer steps; 0: epochs decide.")
     batch_samples: Positive = field(32, "Samples per optimizer step, all ranks together.")
@@ -154,9 +158,9 @@ class GrpoConfig(Table):
 
     stage: str = field("grpo", "Name of the stage folder inside run.folder.")
     title: str = field("GRPO", "What the report calls this stage.")
-    start: str = field("", "Model folder to start from; empty: model.path.")
-    reference: str = field("", "Model folder of the frozen KL reference; empty: the start.")
-    data: str = field("", "Questions: problem, answer, images (parquet or JSONL).")
+    start: Place = field("", "Model folder to start from; empty: model.path.")
+    reference: Place = field("", "Model folder of the frozen KL reference; empty: the start.")
+    data: Place = field("", "Questions: problem, answer, images (parquet or JSONL).")
     suffix: str = field(
         "",
         "Follows data.suffix in this stage's rollouts and validations, not in held-out questions.",
@@ -225,8 +229,8 @@ class EvaluateConfig(Table):
     """Accuracy on questions: greedy, and sampled at a temperature."""
 
     stage: str = field("evaluate", "Name of the stage folder inside run.folder.")
-    model: str = field("", "Model folder; empty: model.path.")
-    data: str = field("", "Questions; empty: data.held_out.")
+    model: Place = field("", "Model folder; empty: model.path.")
+    data: Place = field("", "Questions; empty: data.held_out.")
     n: NonNegative = field(4, "Samples per question; 0: greedy only.")
     temperature: Annotated[float, Field(gt=0)] = field(1.0, "Temperature of the sampled answers.")
     top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Nucleus of the sampled answers.")

@@ -10,6 +10,7 @@ folder says what is done: if the cycle is killed, the same command goes on.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,11 @@ from ovlt.report.cycle_table import cycle_markdown
 from ovlt.run.provenance import write_about
 from ovlt.smoke.make import SmokeInputs, make_missing, run_stage
 from ovlt.system import env, launch
+from ovlt.system.digest import digest_of, file_digest, tree_digest
 from ovlt.system.files import write_whole
+from ovlt.system.hub import is_hub_name
+
+WEIGHTS_BYTES = 64 << 20  # files of weights above this are sampled
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,9 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
         print(f"\n=== {stage.name}: {stage.title}", flush=True)
         with record.running(stage):
             make_missing(stage.recipe, stage.table, ranks)
+            inputs = digests_of(stage)
             run_stage(stage.table, stage.recipe, ranks)
+            record.made_of(stage.name, inputs)
         write_report(folder)
         write_whole(folder / "cycle.md", cycle_markdown([folder]).encode("utf-8"))
 
@@ -91,7 +98,16 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
             raise ValueError(
                 f"missing: {', '.join(map(str, paths))}; --dry-run says which stage needs what"
             )
+        if not recipe.run.accept_changes:
+            for stage in filter(record.is_done, stages):
+                if changed := record.changed_inputs(stage.name, digests_of(stage)):
+                    raise ValueError(
+                        f"{stage.name} is done, and was made with other contents of "
+                        f"{', '.join(changed)} than there are now: put them back, go on all the "
+                        "same with --run.accept_changes=true, or give another --run.folder"
+                    )
         write_about(folder, recipe.run.seed, "cycle")
+        check([stage for stage in stages if not record.is_done(stage)])
         for stage in stages:
             run(stage)
         if chosen:
@@ -100,6 +116,18 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
                     record.add([control])
                     run(control)
     print(folder / "report.html")
+
+
+def check(stages: Sequence[CycleStage]) -> None:
+    """Look at everything that ``stages`` name, before the first. Ends the process on a mistake."""
+    if not stages:
+        return
+    print("checking models, rows, rewards and limits of every stage", flush=True)
+    words = []
+    for stage in stages:
+        path = stage.recipe.folder / "recipes" / f"{stage.name}.json"
+        words.append(f"{stage.name}:{stage.table}={launch.write_recipe(stage.recipe, path)}")
+    launch.python_module("ovlt.cycle.check", words)
 
 
 def plan_text(folder: Path, stages: Sequence[CycleStage]) -> str:
@@ -115,7 +143,8 @@ def plan_text(folder: Path, stages: Sequence[CycleStage]) -> str:
             elif path in absent:
                 state = "MISSING"
             else:
-                state = "there" if path.exists() else "not there yet; made by the recipe itself"
+                made = "not there yet; made by the recipe itself"
+                state = "there" if path.exists() or is_hub_name(path) else made
             lines.append(f"      {role:<12} {path}  ({state})")
     if absent:
         lines.append(f"missing: {', '.join(map(str, absent))}")
@@ -130,6 +159,7 @@ def missing(stages: Sequence[CycleStage], cycle: Sequence[CycleStage]) -> list[P
         for stage in stages
         for _, path in inputs_of(stage)
         if path not in outputs and not path.exists() and not SmokeInputs(stage.recipe).makes(path)
+        if not is_hub_name(path)
     ]
     return list(dict.fromkeys(paths))
 
@@ -150,6 +180,20 @@ def inputs_of(stage: CycleStage) -> list[tuple[str, Path]]:
         inputs.append(("validation", recipe.data.validation if table.eval_every else ""))
         inputs.append(held_out)
     return [(role, Path(recipe.expand(path))) for role, path in inputs if path]
+
+
+def digests_of(stage: CycleStage) -> dict[str, str]:
+    """Return the digests of the inputs of a stage that are there, by path."""
+    return {str(path): _digest(path) for _, path in inputs_of(stage) if path.exists()}
+
+
+@functools.cache  # stages share most of their inputs, and nothing changes one while they run
+def _digest(path: Path) -> str:
+    if path.is_file():
+        return tree_digest(path)
+    # A model folder: its tables and weights, the latter in samples.
+    files = [f for f in sorted(path.iterdir()) if f.suffix in (".json", ".jinja", ".safetensors")]
+    return digest_of(part for f in files for part in (f.name, file_digest(f, WEIGHTS_BYTES)))
 
 
 def up_to(stages: Sequence[CycleStage], until: str) -> list[CycleStage]:

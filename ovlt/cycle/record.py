@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from ovlt import __version__
 from ovlt.config.changes import MAY_CHANGE, changes_between, matches
@@ -29,6 +29,7 @@ class StageEntry(TypedDict):
     comparison: str
     title: str
     settings: Tree
+    inputs: NotRequired[dict[str, str]]  # path -> digest, of a stage that is done
 
 
 @contextlib.contextmanager
@@ -40,9 +41,10 @@ def only_here(folder: Path, patience: float = 20.0) -> Iterator[None]:
     lock = contextlib.ExitStack()
     try:
         lock.enter_context(locked(folder / "cycle.lock", patience))
-    except TimeoutError:
+    except TimeoutError as error:
         raise ValueError(
-            f"another `ovlt cycle` runs in {folder}: wait for it, or give another --run.folder"
+            f"another `ovlt cycle` runs in {folder}: {error}; wait for it, or give another "
+            "--run.folder"
         ) from None
     with lock:
         yield
@@ -76,7 +78,9 @@ class CycleRecord:
             settings = settings_of(stage)
             before = self.entries.get(stage.name)
             changes: list[str] = []
-            if before and before["status"] != "waiting":
+            if before and (
+                before["status"] == "done" or (before["status"] == "running" and has_result(stage))
+            ):
                 changes = [
                     text
                     for key, text in changes_between(before["settings"], settings)
@@ -97,6 +101,7 @@ class CycleRecord:
                 "comparison": stage.comparison,
                 "title": stage.title,
                 "settings": settings,
+                **({"inputs": before["inputs"]} if before and "inputs" in before else {}),
             }
         self._write()
 
@@ -122,6 +127,16 @@ class CycleRecord:
             entry["seconds"] = round(before + time.monotonic() - started, 1)
             self._write()
 
+    def made_of(self, name: str, inputs: dict[str, str]) -> None:
+        """Keep the digests of what a stage was made of, by path."""
+        self.entries[name]["inputs"] = inputs
+        self._write()
+
+    def changed_inputs(self, name: str, inputs: Mapping[str, str]) -> list[str]:
+        """Return the paths whose contents are others than when a stage was made."""
+        before = self.entries[name].get("inputs", {})
+        return [path for path, now in inputs.items() if before.get(path, now) != now]
+
     def seconds(self, name: str) -> float:
         """Return the total seconds of a stage over all attempts; 0 if it never ran."""
         return self.entries[name]["seconds"] if name in self.entries else 0.0
@@ -129,6 +144,16 @@ class CycleRecord:
     def _write(self) -> None:
         stages = list(self.entries.values())
         write_json(self.path, version_record() | {"seed": self.seed, "stages": stages})
+
+
+def has_result(stage: CycleStage) -> bool:
+    """Return whether a stage has come as far as a step, a record or a measurement."""
+    folder = stage.folder
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        return True
+    made = ("evaluation.json", "rows.parquet", "model", "checkpoints/step_*", "*/*-*.jsonl")
+    return any(next(folder.glob(pattern), None) for pattern in made)
 
 
 def settings_of(stage: CycleStage) -> Tree:

@@ -33,10 +33,12 @@ from ovlt.distill.phases import (
 )
 from ovlt.distill.requests import Asker, Requests, digest_of
 from ovlt.distill.shards import PhaseFolders
+from ovlt.model.contents import folder_digest
 from ovlt.model.load import ModelFolder, open_folder, open_text_model
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Sampling
-from ovlt.rollout.open import engine_dtype, open_engine
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine
+from ovlt.run.folder import lock_folder
 from ovlt.system import launch
 from ovlt.system.runtime import Runtime
 
@@ -44,6 +46,7 @@ from ovlt.system.runtime import Runtime
 def drive(recipe: Recipe) -> None:
     """Start the phases one after the other, each on ranks of its own."""
     config = recipe.distill
+    lock_folder(recipe.folder / config.stage)
     ranks = config.ranks or (1 if config.engine.tensor_parallel > 1 else launch.default_ranks())
     if config.phase != "all":
         order = [config.phase]
@@ -64,6 +67,9 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     captioner = open_folder(recipe.expand(config.captioner or recipe.model.path))
     teacher = open_text_model(recipe.expand(config.teacher)) if config.teacher else captioner
     check_contexts(config, captioner, teacher)
+    check_engine(captioner, recipe.engine, max_tokens=0)
+    samplings = [sampling_of(config, "answers")]
+    check_engine(teacher, recipe.engine, max_tokens=0, samplings=samplings)
     rows = RowReader(runtime, recipe.model, recipe.data, captioner).questions(
         recipe.expand(config.data), max_tokens=config.max_prompt_tokens, limit=config.questions
     )
@@ -71,7 +77,14 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
         recipe.folder / config.answers_of if config.answers_of else home,
         config,
         generation_settings(
-            recipe.model, recipe.engine, config.captioner or recipe.model.path, digest_of(rows)
+            recipe.model,
+            recipe.engine,
+            config.captioner or recipe.model.path,
+            {
+                "list of good questions": digest_of(rows),
+                "contents of the captioner": folder_digest(captioner),
+                "contents of the teacher": folder_digest(teacher),
+            },
         ),
         grading_settings(recipe.data, recipe.reward),
     )
@@ -103,10 +116,13 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
         solo=config.engine,
     )
     run = functools.partial(generate, batch_size=config.shard, workers=recipe.data.workers)
+    # In every phase, so that a broken reward is seen before hours of captions.
+    pool = RewardPool(recipe.reward, for_verdicts=True)
     if phase != "answers":
+        pool.close()
         run(runtime, task, open_for_phase)
         return
-    with RewardPool(recipe.reward, for_verdicts=True) as pool:
+    with pool:
         run(runtime, replace(task, grade=functools.partial(verify, pool)), open_for_phase)
     if runtime.is_main:
         assemble(config, home, rows, task.shards.read(), suffix=recipe.data.suffix)

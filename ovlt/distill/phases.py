@@ -54,14 +54,15 @@ def own_settings(config: DistillConfig, phase: Phase) -> Settings:
 
 
 def generation_settings(
-    model: ModelConfig, engine: EngineConfig, captioner: str, questions: str
+    model: ModelConfig, engine: EngineConfig, captioner: str, digests: Settings
 ) -> Settings:
     """Return what decides the records of every phase outside [distill].
 
-    ``questions`` is the digest of the list of questions: records know theirs by its place in it.
+    ``digests`` are those of the models, and of the list of questions: records know theirs by its
+    place in it.
     """
     return {
-        "list of good questions": questions,
+        **digests,
         "captioner": captioner,
         "model.min_pixels": model.min_pixels,
         "model.max_pixels": model.max_pixels,

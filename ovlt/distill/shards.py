@@ -44,18 +44,18 @@ class Shards:
     def __init__(self, folder: Path, settings: Mapping[str, object]):
         self.folder = folder
         path = folder / "settings.json"
-        if path.is_file():
-            before = read_json(path)
-            keys = before.keys() | settings.keys()
-            different = sorted(key for key in keys if before.get(key) != settings.get(key))
-            if different:
-                raise ValueError(
-                    f"{folder} holds records made with another {', '.join(different)}: put them "
-                    "back as they were, choose another distill.stage, or delete the folder"
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(settings, indent=2).encode("ascii"))
+        before = read_json(path) if path.is_file() else {}
+        keys = before.keys() | settings.keys()
+        different = sorted(key for key in keys if before.get(key) != settings.get(key))
+        if not different:
+            return
+        if before and any(folder.glob("*-*.jsonl")):  # a start that made no record binds nobody
+            raise ValueError(
+                f"{folder} holds records made with another {', '.join(different)}: put them "
+                "back as they were, choose another distill.stage, or delete the folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(settings, indent=2).encode("ascii"))
 
     def done(self) -> set[int]:
         """Return the indices of the questions that have a record."""

@@ -16,10 +16,11 @@ from ovlt.data.rows import GoodRows, RowReader
 from ovlt.data.sources import Row
 from ovlt.evaluate.keywords import KEYWORDS, keyword_counts
 from ovlt.evaluate.stats import mean_ci95, wilson_ci95
-from ovlt.reward.functions import RewardInput
+from ovlt.reward.failures import Failures
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sampling_of
 from ovlt.system.files import write_json
+from ovlt.system.runtime import Runtime
 from ovlt.types import Prompt
 
 Figures = dict[str, Any]  # evaluation.json
@@ -50,7 +51,7 @@ def evaluate_rows(
     """Answer every row greedily and ``sampling.n`` times sampled; the same figures on every rank.
 
     Right means that the reward's ``accuracy`` part is 1 (its score, if it has no such part). The
-    engine is awake. Collective.
+    engine is awake. Collective; raises ValueError if too many verdicts fail.
     """
     runtime, chat = reader.runtime, reader.folder.chat
     mine = list(range(runtime.rank, len(rows), runtime.world_size))
@@ -70,7 +71,7 @@ def evaluate_rows(
         texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
         # A reward of the user's own may look at the images, so for it they are decoded again.
         prompts = loader.stream(part, ahead) if ":" in pool.spec else map(rows.graded, part)
-        verdicts = _grade(pool, prompts, texts)
+        verdicts = _grade(runtime, pool, prompts, texts)
         answered += map(_answered, part, answers, texts, verdicts)
     loader.close()
     everyone = sorted(Answered(*a) for rank in runtime.gather_json(answered) for a in rank)
@@ -87,14 +88,22 @@ def _answered(
 
 
 def _grade(
-    pool: RewardPool, prompts: Iterable[Prompt], texts: list[list[str]]
+    runtime: Runtime, pool: RewardPool, prompts: Iterable[Prompt], texts: list[list[str]]
 ) -> list[list[float]]:
     inputs = [
-        RewardInput.of(text, prompt)
+        pool.input_of(text, prompt)
         for prompt, group in zip(prompts, texts, strict=True)
         for text in group
     ]
-    outputs = iter(pool.score(inputs))
+    scored = pool.score(inputs)
+    failures = Failures()
+    failures.add(scored)
+    failures = failures.of_all_ranks(runtime)
+    # An accuracy of failed verdicts would read like that of a weak model.
+    failures.check("evaluation", max_error_frac=pool.max_error_frac, timeout_s=pool.timeout_s)
+    if failures.errors:
+        runtime.say(failures.sentence("evaluation") + " (they count as wrong)")
+    outputs = iter(scored)
     return [[float(next(outputs).is_right) for _ in group] for group in texts]
 
 

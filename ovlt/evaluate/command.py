@@ -7,6 +7,7 @@ Questions are spread over ranks; the engine opens the model folder without any t
 from __future__ import annotations
 
 from ovlt.config import Recipe
+from ovlt.data.digests import rows_digest
 from ovlt.data.rows import RowReader
 from ovlt.evaluate.accuracy import (
     measure_held_out,
@@ -14,9 +15,11 @@ from ovlt.evaluate.accuracy import (
     sentence,
     write_evaluation,
 )
+from ovlt.model.contents import model_contents
 from ovlt.model.load import open_folder
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.open import engine_dtype, open_engine
+from ovlt.rollout.engine import sampling_of
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime
 
@@ -37,6 +40,12 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
     questions = recipe.expand(cfg.data or recipe.data.held_out)
     # Questions and reward first: a mistake in them is seen before a minute of opening the engine.
     rows = read_held_out(reader, cfg, questions)
+    check_engine(
+        model_folder, recipe.engine, max_tokens=cfg.max_tokens, samplings=[sampling_of(cfg)]
+    )
+    contents = model_contents(model_folder, "model")
+    contents["rows"] = rows_digest(questions, rows, runtime, recipe.data.workers)
+    stage_folder.compare(contents)
     with RewardPool(recipe.reward, for_verdicts=True) as pool:
         engine = open_engine(
             model_folder,
@@ -47,6 +56,7 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
             max_images=rows.max_images,
             solo=cfg.engine,
         )
+        stage_folder.begin()
         with engine:
             figures = measure_held_out(engine, reader, cfg, rows, pool)
     if runtime.is_main:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ovlt.config import EvaluateConfig
+from ovlt.config import EvaluateConfig, RolloutConfig
 from ovlt.data.rows import GoodRows, RowReader
 from ovlt.evaluate.accuracy import (
     evaluate_rows,
@@ -38,6 +38,15 @@ class EvaluationRows:
         return max(
             (rows.max_images for rows in (self.validation, self.held_out) if rows), default=0
         )
+
+
+def longest_of(rollout: RolloutConfig, evaluate: EvaluateConfig, rows: EvaluationRows) -> int:
+    """Return the most tokens of prompt and response among all that ask the engine of a rollout.
+
+    Validation asks as the rollout does, held-out questions as [evaluate] says.
+    """
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return max(longest, evaluate.max_tokens) if rows.held_out is not None else longest
 
 
 def read_evaluation_rows(

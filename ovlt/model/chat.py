@@ -1,8 +1,8 @@
 """Text to token ids through the model's own chat template, with image placeholders expanded.
 
-The template comes with the tokenizer (jinja, through transformers). Text from a dataset may not
-contain the tokenizer's special tokens: in a question they would turn into control tokens, or into
-placeholders without an image.
+The template comes with the tokenizer (jinja, through transformers), and ``template.py`` finds out
+what it does. Text from a dataset may not contain its control tokens: in a question they would turn
+into the end of a turn, or into placeholders without an image.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jinja2 import TemplateError
 
 from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.template import (
+    IMAGE_TOKEN,
+    VISION_TOKENS,
+    Part,
+    TemplateRefusal,
+    Turn,
+    content_of,
+    read_template,
+    render,
+)
 from ovlt.model.tokenizer import Tokenizer
 
 IMAGE_TAG = "<image>"
 Message = dict[str, str]
-Turn = dict[str, str | list[dict[str, str]]]  # a message as the template takes it
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character; no tokenizer takes it
 
 
@@ -27,17 +35,24 @@ class BadText(ValueError):
 
 
 class Chat:
-    """Chat-formats conversations for one model folder's tokenizer and configuration."""
+    """Chat-formats conversations for one model folder's tokenizer and configuration.
+
+    Raises ValueError if the chat template does not do what prompts need.
+
+    Attributes:
+        end: the token that ends a turn of the model, and its ``end_id``: labels end with it, and
+            engines stop at it.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: qwen.Config):
         self.tokenizer = tokenizer
         self.config = config
         self.image_id = int(getattr(config, "image_token_id", -1))  # -1: a text-only model
-        self.end = str(tokenizer.eos_token)
-        self.end_id = int(tokenizer.eos_token_id)
-        self._special = tuple(
-            str(t) for t in tokenizer.added_tokens_decoder.values() if getattr(t, "special", False)
-        )
+        self.template = read_template(tokenizer, images=self.image_id >= 0)
+        self.end, self.end_id = self.template.end, self.template.end_id
+        vocabulary = tokenizer.get_vocab()
+        silent = (vocabulary.get(token) for token in VISION_TOKENS)
+        self._unspoken = frozenset((self.end_id, tokenizer.pad_token_id, *silent))
 
     def prompt_ids(self, question: str, grids: Sequence[qwen.Grid]) -> np.ndarray:
         """Return one user turn and the opening of the assistant's as int64 [tokens].
@@ -74,10 +89,10 @@ class Chat:
             prefix = self._render(turns[:i], open_turn=True)
             whole = self._render(turns[: i + 1], open_turn=False)
             if not (prefix.startswith(done) and whole.startswith(prefix)):
-                raise BadText(
-                    "chat template rewrites earlier turns, so its turns cannot be labelled"
-                )
+                raise BadText(self._why_unlabelled(prefix, whole, done))
             reply, end, rest = whole[len(prefix) :].partition(self.end)
+            if not end:
+                raise BadText(f"chat template does not end this turn of the model with {self.end}")
             pieces += [(prefix[len(done) :], False), (reply + end, True), (rest, False)]
             done = whole
         while pieces and not pieces[-1][1]:
@@ -86,7 +101,7 @@ class Chat:
         mask: list[np.ndarray] = []
         used = 0  # images so far
         for text, labelled in pieces:
-            count = text.count("<|image_pad|>")
+            count = text.count(IMAGE_TOKEN)
             part = self._encode(text, grids[used : used + count])
             used += count
             ids.append(part)
@@ -108,8 +123,26 @@ class Chat:
         return token_ids[keep].tolist()
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a response without special tokens."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        """Return the text of a response as the model wrote it, tags that are special tokens too.
+
+        Only the end of the turn, padding and vision tokens are left out.
+        """
+        ids = [i for i in token_ids if i not in self._unspoken]
+        # Not tokenizer.decode: a folder may have it tidy spaces that the model has written.
+        return self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _why_unlabelled(self, prefix: str, whole: str, done: str) -> str:
+        """Return why a turn of the model cannot be told from what stands before it."""
+        opening = self.template.opening
+        stem = prefix.removesuffix(opening)
+        if opening and stem.startswith(done) and whole.startswith(stem):
+            return (
+                f"chat template opens the turn with {opening!r}, but the answer does not begin "
+                "with that"
+            )
+        return self.template.several or (
+            "chat template rewrites earlier turns, so its turns cannot be labelled"
+        )
 
     def _turns(self, messages: Sequence[Message], num_images: int) -> list[Turn]:
         """Return messages as lists of text and image parts, one image for each ``<image>`` tag.
@@ -123,32 +156,30 @@ class Chat:
         first_user = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
         for i, message in enumerate(messages):
             text = message["content"]
-            if any(token in text for token in self._special):
+            if any(token in text for token in self.template.control):
                 raise BadText("text spells out a special token of the tokenizer")
             if _SURROGATE.search(text):
                 raise BadText("text is not valid Unicode")
             if tags == 0 and num_images and i == first_user:
                 text = IMAGE_TAG * num_images + text
-            if self.image_id < 0:  # templates of text-only models join strings
-                turns.append({"role": message["role"], "content": text})
-                continue
-            content: list[dict[str, str]] = []
-            parts = text.split(IMAGE_TAG)
+            content: list[Part] = []
+            parts = text.split(IMAGE_TAG) if self.image_id >= 0 else [text]
             for j, part in enumerate(parts):
                 if j:
                     content.append({"type": "image"})
                 if part:
                     content.append({"type": "text", "text": part})
-            turns.append({"role": message["role"], "content": content})
+            as_string = message["role"] in self.template.strings
+            turns.append(
+                {"role": message["role"], "content": content_of(content, as_string=as_string)}
+            )
         return turns
 
     def _render(self, turns: Sequence[Turn], *, open_turn: bool) -> str:
         """Return chat-formatted text with one placeholder per image. Raises BadText."""
         try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=open_turn
-            )
-        except TemplateError as error:
+            return render(self.tokenizer, turns, open_turn=open_turn)
+        except TemplateRefusal as error:
             raise BadText(f"chat template refuses the conversation ({error})") from None
 
     def _encode(self, text: str, grids: Sequence[qwen.Grid]) -> np.ndarray:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
+from ovlt.model.check import (
+    check_config,
+    check_processor,
+    check_same_tokens,
+    check_tokens,
+    check_weights,
+    disagreements,
+)
 from ovlt.model.patchify import Patchify
 from ovlt.model.tokenizer import Tokenizer
+from ovlt.system.hub import model_path
 
 
 @dataclass(frozen=True)
@@ -31,32 +43,50 @@ class ModelFolder:
 
 
 def open_folder(path: str | Path) -> ModelFolder:
-    """Read configuration, tokenizer and image processor.
+    """Read configuration, tokenizer and image processor, and check them and the weights' headers.
 
-    Raises ValueError that says how to fix it.
+    ``hf://owner/name`` is downloaded first. Raises ValueError that says how to fix it.
     """
     from transformers import AutoImageProcessor  # here: its import takes a second
 
-    path = Path(path)
+    path = local_folder(path)
     config, tokenizer = _read_config(path)
     if config.model_type != qwen.MODEL_TYPE:
         raise ValueError(
             f"{path} holds a '{config.model_type}' model; ovlt knows '{qwen.MODEL_TYPE}' "
             "(another family is another file beside ovlt/model/qwen2_5_vl.py)"
         )
+    check_config(path, config)
     try:
-        processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} lacks image processor files: {error}") from None
-    return ModelFolder(
+        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        pixel_range = (int(processor.size["shortest_edge"]), int(processor.size["longest_edge"]))
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise ValueError(
+            f"{path} lacks image processor files, or they are damaged: {_reason(error)}; copy "
+            "preprocessor_config.json of the model it comes from"
+        ) from None
+    check_processor(path, config, processor)
+    folder = ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
         patchify=Patchify.from_processor(processor),
-        pixel_range=(processor.size["shortest_edge"], processor.size["longest_edge"]),
-        chat=Chat(tokenizer, config),
+        pixel_range=pixel_range,
+        chat=_chat(path, tokenizer, config),
         banned=tuple(qwen.banned_ids(config, tokenizer)),
     )
+    check_weights(path, config)
+    _tell(path, folder)
+    return folder
+
+
+def open_reference(path: str | Path, model: ModelFolder) -> ModelFolder:
+    """Open the folder of the KL's reference, ``model`` itself for "". Raises ValueError."""
+    if not str(path):
+        return model
+    reference = open_folder(path)
+    check_same_tokens(model.path, model.tokenizer, reference.path, reference.tokenizer)
+    return reference
 
 
 def open_text_model(path: str | Path) -> ModelFolder:
@@ -65,37 +95,124 @@ def open_text_model(path: str | Path) -> ModelFolder:
 
     Raises ValueError that says how to fix it.
     """
-    path = Path(path)
+    path = local_folder(path)
     config, tokenizer = _read_config(path)
     if config.model_type == qwen.MODEL_TYPE:
         return open_folder(path)
-    if not tokenizer.chat_template:
-        raise ValueError(f"{path} has no chat template, so there is no telling how to ask it")
-    rows = int(config.get_text_config().vocab_size)
-    return ModelFolder(
+    folder = ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
         patchify=None,
         pixel_range=(0, 0),
-        chat=Chat(tokenizer, config),
-        banned=tuple(range(len(tokenizer), rows)),  # rows of the head without a token
+        chat=_chat(path, tokenizer, config),
+        banned=tuple(qwen.rows_without_token(config, tokenizer)),
     )
+    _tell(path, folder)
+    return folder
+
+
+def local_folder(path: str | Path) -> Path:
+    """Return the folder that a recipe's ``path`` names, downloaded if it is ``hf://owner/name``.
+
+    Raises ValueError if it is not set, not there, or not a model folder.
+    """
+    text = str(path) if isinstance(path, Path) else path
+    if not text:
+        raise ValueError(
+            "model.path is not set: give the path of a Hugging Face folder (--model.path=...), or "
+            "hf://owner/name"
+        )
+    path = model_path(text)
+    if not path.is_dir():
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+            hint = f"; from the Hugging Face Hub it is 'hf://{text}'"
+        raise ValueError(
+            f"no model folder at '{path}': give the path of a Hugging Face folder with "
+            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
+            f"{hint}"
+        )
+    if (adapter := path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is a LoRA adapter (it has {adapter.name}{_base_of(adapter)}): merge it first, "
+            "with peft's merge_and_unload() and save_pretrained() of model and processor, and give "
+            f"the merged folder; if the weights are merged already, delete {adapter.name}"
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
+    return path
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return ""
+    return f", for the base {str(base)[:100]!r}"
+
+
+def _chat(path: Path, tokenizer: Tokenizer, config: qwen.Config) -> Chat:
+    try:
+        return Chat(tokenizer, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
     """Read configuration and tokenizer of a model folder. Raises ValueError."""
     from transformers import AutoConfig, AutoTokenizer  # here: its import takes a second
 
-    if not str(path) or not path.is_dir():
-        raise ValueError(
-            f"no model folder at '{path}': give the path of a Hugging Face folder with "
-            "config.json, *.safetensors, tokenizer and preprocessor files (--model.path=...)"
-        )
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
     try:
-        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} lacks configuration or tokenizer files: {error}") from None
-    return cast("qwen.Config", config), cast("Tokenizer", tokenizer)
+        config = cast("qwen.Config", AutoConfig.from_pretrained(path, trust_remote_code=False))
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise ValueError(f"{path}/config.json cannot be read: {_reason(error)}") from None
+    try:
+        tokenizer = cast("Tokenizer", AutoTokenizer.from_pretrained(path, trust_remote_code=False))
+    except Exception as error:
+        raise ValueError(
+            f"{path} lacks tokenizer files, or they are damaged: {_reason(error)}"
+        ) from None
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(
+            f"{path} has a tokenizer in Python only: ovlt needs tokenizer.json (save it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    if template := _processor_template(path):
+        tokenizer.chat_template = template
+    check_tokens(path, config, tokenizer)
+    return config, tokenizer
+
+
+def _processor_template(path: Path) -> str:
+    """Return the template in the processor's own files, which transformers prefers; "" if none.
+
+    In its order: processor_config.json, chat_template.jinja, then chat_template.json of older
+    folders.
+    """
+    for name in ("processor_config.json", "chat_template.jinja", "chat_template.json"):
+        file = path / name
+        if not file.is_file():
+            continue
+        try:
+            text = file.read_text(encoding="utf-8")
+            template = text if file.suffix == ".jinja" else json.loads(text).get("chat_template")
+        except (ValueError, AttributeError, OSError, RecursionError) as error:
+            raise ValueError(f"{file} cannot be read: {_reason(error)}") from None
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f"{file}: its chat_template is not a text")
+        if template:
+            return template
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of a library says, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+def _tell(path: Path, folder: ModelFolder) -> None:
+    """Print, on one rank, in what the files of a folder disagree without harm to a run."""
+    if os.environ.get("RANK", "0") == "0":
+        for text in disagreements(path, folder.chat.end, folder.chat.end_id, folder.tokenizer):
+            print(f"{path}: {text}", flush=True)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from ovlt.model import attention
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import Qwen2_5_VLConfig
+
+# The kinds of rotary frequencies that are the same for every sample of a packed row. With "dynamic"
+# that holds up to max_position_embeddings, and longer samples are refused.
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
 class LinearPatchEmbed(Qwen2_5_VisionPatchEmbed):
@@ -167,9 +172,19 @@ def empty_model(config: qwen.Config) -> PackedModel:
 
 
 def fill_buffers(model: PackedModel, device: torch.device) -> None:
-    """Recompute the rotary frequencies: no checkpoint holds them, and ``to_empty`` leaves noise."""
+    """Recompute the rotary frequencies: no checkpoint holds them, and ``to_empty`` leaves noise.
+
+    By transformers' own functions for the type that config.json names, with the scale of attention
+    that belongs to it (YaRN). Raises ValueError for a type outside ``ROPE_TYPES``.
+    """
     text = model.model.language_model.rotary_emb
     vision = model.model.visual.rotary_pos_emb
+    if text.rope_type not in ROPE_TYPES:
+        raise ValueError(f"rotary positions of type '{text.rope_type}' are not supported")
+    compute = text.compute_default_rope_parameters
+    if text.rope_type != "default":
+        compute = ROPE_INIT_FUNCTIONS[text.rope_type]
+    text_frequencies, text.attention_scaling = compute(text.config, device=device)
     if hasattr(vision, "compute_axial_rope_parameters"):  # transformers >= 5.19
         frequencies, _ = vision.compute_axial_rope_parameters(vision.config, device=device)
     else:
@@ -177,10 +192,7 @@ def fill_buffers(model: PackedModel, device: torch.device) -> None:
         head_dim = sizes.hidden_size // sizes.num_heads
         steps = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device)
         frequencies = 1.0 / (10000.0 ** (steps / (head_dim // 2)))
-    for module, value in (
-        (text, text.compute_default_rope_parameters(text.config, device=device)[0]),
-        (vision, frequencies),
-    ):
+    for module, value in ((text, text_frequencies), (vision, frequencies)):
         module.register_buffer("inv_freq", value.to(device), persistent=False)
         if hasattr(module, "original_inv_freq"):  # what a rope with a changing scale starts from
             module.register_buffer("original_inv_freq", value.clone().to(device), persistent=False)

@@ -19,19 +19,10 @@ from ovlt.model.qwen2_5_vl_sizes import Grid, Sizes, TextSizes, tokens_per_image
 from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
 from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
 from ovlt.model.segments import to_device
+from ovlt.model.template import VISION_TOKENS
 from ovlt.model.tokenizer import Tokenizer
 
 MODEL_TYPE = "qwen2_5_vl"  # as config.json spells it
-
-# Tokens that stand for pixels. A policy that samples one breaks the match between placeholders and
-# features, so the engine may never sample them, and the trainer's normaliser leaves them out.
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 
 class TextConfig(TextSizes, Protocol):
@@ -48,10 +39,16 @@ class Config(Sizes, Protocol):
 
 
 def banned_ids(config: Config, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that may never be sampled: vision tokens, and rows beyond the tokenizer."""
-    vision = [tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS]
-    beyond = range(len(tokenizer), int(config.text_config.vocab_size))
-    return sorted({i for i in vision if i is not None} | set(beyond))
+    """Return the ids that may never be sampled: vision tokens, and rows without a token."""
+    vocabulary = tokenizer.get_vocab()
+    vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
+    return sorted(vision | set(rows_without_token(config, tokenizer)))
+
+
+def rows_without_token(config: Config, tokenizer: Tokenizer) -> list[int]:
+    """Return the rows of embedding and head that no token of the tokenizer has."""
+    tokens = set(tokenizer.get_vocab().values())  # ids may have gaps
+    return [i for i in range(int(config.get_text_config().vocab_size)) if i not in tokens]
 
 
 def mrope_positions(token_ids: np.ndarray, grids: Sequence[Grid], config: Config) -> np.ndarray:

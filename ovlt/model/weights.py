@@ -48,27 +48,49 @@ def weight_index(path: Path) -> dict[str, Path]:
 
     Raises ValueError.
     """
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(
-            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
-        )
-    else:
-        files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{path} has no *.safetensors files; ovlt reads no pickled weights")
+    files = weight_files(path)
     names: dict[str, Path] = {}
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    names[qwen.live_name(name)] = file
+                    live = qwen.live_name(name)
+                    if (other := names.setdefault(live, file)) != file:
+                        raise ValueError(
+                            f"{path}: both {other.name} and {file.name} hold {name}: delete the "
+                            "files that do not belong to this model"
+                        )
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file} is missing, truncated or not a safetensors file ({error}); "
                 "copy or download it again"
             ) from None
     return names
+
+
+def weight_files(path: Path) -> list[Path]:
+    """List the safetensors files of a model folder. Raises ValueError."""
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if not index.is_file():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{path} has no *.safetensors files; ovlt reads no pickled weights")
+        return files
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = sorted(path / name for name in names if Path(name).name == name)
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise ValueError(
+            f"{index} is damaged ({type(error).__name__}: {error}): copy or download it again"
+        ) from None
+    if not files or len(files) < len(names):
+        raise ValueError(f"{index} must name *.safetensors files in its own folder")
+    if single.is_file() and single not in files:
+        raise ValueError(
+            f"{path} holds {single.name} and also {index.name}, which names other files: delete "
+            "the one that is not this model's"
+        )
+    return files
 
 
 def read_weights(model: nn.Module, path: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovlt.config.command_line import split_words
+from ovlt.config.fields import expanded
 from ovlt.config.load import REPOSITORY, SMOKE_RECIPE, load_recipe
 from ovlt.model.qwen2_5_vl_sizes import FileSizes, read_config
 from ovlt.plan.assumed import Assumptions
@@ -87,7 +88,7 @@ def read_request(argv: Sequence[str]) -> PlanRequest:
         raise ValueError(
             "only the vLLM engine can be planned; add --engine.backend=vllm to the command"
         )
-    file = Path(options["sizes"]) if options["sizes"] else None
+    file = Path(expanded(options["sizes"])) if options["sizes"] else None
     file = file or find_sizes(Path(recipe.expand(recipe.model.path)), "model.path")
     run = Run(recipe, read_config(file), node(options["hardware"]), assumptions(assumed))
     stages = planned_stages(run)
@@ -151,6 +152,8 @@ def find_sizes(folder: Path, key: str) -> Path:
 
     ``key`` is the recipe key that names the folder. Raises ValueError if there is neither.
     """
+    if folder == Path():
+        raise ValueError(f"{key} is not set: name a model folder, or give its --sizes=FILE")
     if (folder / "config.json").is_file():
         return folder / "config.json"
     name = re.sub(r"\W+", "_", folder.name.lower().replace(".", "_"))

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ovlt.config.fields import expanded
 from ovlt.report.collect import read_run
 from ovlt.report.cycle import distillations, during_grpo, read_cycle
 from ovlt.report.page import render
@@ -52,10 +53,14 @@ def summarize(run_dir: Path, baseline: str = "sft") -> RunSummary:
     return summary
 
 
+def _path(text: str) -> Path:
+    return Path(expanded(text))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ovlt.report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder that holds the stages of a run")
-    parser.add_argument("--out", type=Path, help="HTML file to write (default RUN_DIR/report.html)")
+    parser.add_argument("run_dir", type=_path, help="folder that holds the stages of a run")
+    parser.add_argument("--out", type=_path, help="HTML file (default RUN_DIR/report.html)")
     parser.add_argument(
         "--baseline", default="sft", help="stage that the others are compared with (default sft)"
     )

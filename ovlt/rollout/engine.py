@@ -82,8 +82,10 @@ class Engine(ABC):
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # After an error an engine may not close cleanly; the first error is the one to be seen.
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self.close()
 
 
 def sampling_of(config: RolloutConfig | EvaluateConfig) -> Sampling:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
+from collections.abc import Sequence
 
 import torch
 
 from ovlt.config import EngineConfig, ModelConfig, SoloEngineConfig
 from ovlt.model.load import ModelFolder
-from ovlt.rollout.engine import Engine
+from ovlt.rollout.engine import Engine, Sampling
+from ovlt.rollout.sync import probe_tokens
 from ovlt.system.runtime import Runtime, compute_dtype
 
 # The largest |log-prob difference| between engine and trainer on the image probe that rounding
@@ -30,6 +33,42 @@ def probe_tolerance(engine: EngineConfig, dtype: torch.dtype) -> float:
     return engine.max_mismatch or default
 
 
+def check_engine(
+    folder: ModelFolder,
+    config: EngineConfig,
+    *,
+    max_tokens: int,
+    samplings: Sequence[Sampling] = (),
+) -> None:
+    """Raise ValueError if ``open_engine`` or a sampling would fail later; opens nothing.
+
+    ``max_tokens`` is the longest prompt + response, ``samplings`` what the engine will be asked.
+    """
+    context = int(folder.text_config.max_position_embeddings)
+    if max_tokens > context:
+        raise ValueError(
+            f"{folder.path} takes {context} tokens, but a prompt and its response may have "
+            f"{max_tokens}: lower max_prompt_tokens or max_response_tokens in [grpo.rollout] or in "
+            "[evaluate]"
+        )
+    if config.backend == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise ValueError(
+                "engine.backend='vllm' but vllm is not installed: install it (make install), or "
+                "set engine.backend='transformers', which is slower"
+            )
+        return
+    if folder.patchify is None:
+        raise ValueError(
+            f"{folder.path} is a text-only model: engine.backend='vllm' serves such a model"
+        )
+    if any(s.temperature > 0 and (s.top_p < 1 or s.top_k) for s in samplings):
+        raise ValueError(
+            "engine.backend='transformers' samples with top_p = 1 and top_k = 0 only: set them "
+            "so in [grpo.rollout], [evaluate] or [distill], whichever samples"
+        )
+
+
 def open_engine(
     folder: ModelFolder,
     config: EngineConfig,
@@ -47,13 +86,9 @@ def open_engine(
     there too, so the engine takes a share of the memory and is asleep when this returns. Raises
     ValueError.
     """
-    context = int(folder.text_config.max_position_embeddings)
-    if max_tokens > context:
-        raise ValueError(
-            f"{folder.path} takes {context} tokens, but a prompt and its response may have "
-            f"{max_tokens}: lower max_prompt_tokens or max_response_tokens in [grpo.rollout] or in "
-            "[evaluate]"
-        )
+    if solo is None:  # the probe of the weight sync asks this engine too
+        max_tokens = max(max_tokens, probe_tokens(folder))
+    check_engine(folder, config, max_tokens=max_tokens)
     if config.backend == "transformers":
         from ovlt.rollout.transformers import TransformersEngine
 

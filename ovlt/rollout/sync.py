@@ -89,6 +89,11 @@ class WeightSync:
         return float((head.logp - engine_logp).abs().max())
 
 
+def probe_tokens(folder: ModelFolder) -> int:
+    """Return the tokens of the probe with its response: an engine must have room for them."""
+    return len(probe_prompt(folder).token_ids) + PROBE_TOKENS
+
+
 def probe_prompt(folder: ModelFolder) -> Prompt:
     """A fixed image question: smooth colours and noise, so that stale features are far off."""
     merged = qwen.merged_patch(folder.config)  # pixels

@@ -109,13 +109,19 @@ class VllmEngine(Engine):
         images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
         # The lines that are dropped are those of vLLM's CPU worker.
         noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
-        with guarded_rng(), noise:
-            self.llm = LLM(
-                model=str(folder.path),
-                dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-                **(images if folder.patchify else {}),
-                **settings,
-            )
+        try:
+            with guarded_rng(), noise:
+                self.llm = LLM(
+                    model=str(folder.path),
+                    dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+                    **(images if folder.patchify else {}),
+                    **settings,
+                )
+        except ValueError as error:  # of the model, or of sizes that do not fit its memory
+            raise ValueError(
+                f"vLLM cannot open {folder.path}: {error} (the keys are those of [engine]: "
+                "gpu_memory, kv_cache_gib, max_sequences)"
+            ) from error
         self._bans = dict.fromkeys(folder.banned, BAN)
         self.sleep()
 
@@ -165,7 +171,7 @@ class VllmEngine(Engine):
 
     def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
         greedy = sampling.temperature == 0
-        params = SamplingParams(
+        return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
             top_p=1.0 if greedy else sampling.top_p,
@@ -174,13 +180,11 @@ class VllmEngine(Engine):
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the log-prob of the sampled token alone
             logit_bias=self._bans,  # ids that no response may hold
-            stop_token_ids=[self.folder.chat.end_id],
-            ignore_eos=sampling.ignore_stop,
+            # What the chat template writes; the tokenizer's eos may be another.
+            stop_token_ids=[] if sampling.ignore_stop else [self.folder.chat.end_id],
+            ignore_eos=True,
             detokenize=False,
         )
-        if sampling.ignore_stop:
-            params.stop_token_ids = []
-        return params
 
     def _request(self, prompt: Prompt) -> Any:
         grids = [qwen.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]

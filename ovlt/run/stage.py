@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 
 from ovlt.config import Recipe
-from ovlt.run.folder import claim_run_folder
+from ovlt.config.changes import MEASURES
+from ovlt.run.folder import Contents, claim_run_folder
 from ovlt.system.files import read_object, write_json
 from ovlt.system.runtime import Runtime
 
 
 class StageFolder:
     """Claims a stage's folder for one recipe and keeps its ``stage.json``.
+
+    Until ``begin`` nothing of the folder changes. Collective; raises ValueError if it is another
+    run's, or in use.
 
     Attributes:
         path: the folder.
@@ -25,10 +29,16 @@ class StageFolder:
     ) -> None:
         self.runtime = runtime
         self.path: Path = recipe.folder / name
-        graded = ("engine", "reward") if kind == "grpo" else ()  # other stages only measure by them
-        resolved = recipe.resolved()
-        self.tables = {table: resolved[table] for table in ("run", "model", "data", *graded, kind)}
-        claim_run_folder(self.path, self.tables, recipe.run.resume)
+        self.tables = recipe.decisive_tables(kind)
+        chooses = kind == "grpo" and recipe.grpo.keep == "best"  # the model, by its validations
+        self._accept = recipe.run.accept_changes
+        self._claim = claim_run_folder(
+            self.path,
+            self.tables,
+            recipe.run.resume,
+            may_change=MEASURES if kind != "evaluate" and not chooses else (),
+            result="evaluation.json" if kind == "evaluate" else "",
+        )
         self._started = time.time()
         self._record: dict[str, object] = {
             "stage": kind,
@@ -39,8 +49,16 @@ class StageFolder:
             "ranks": runtime.world_size,
             "order": int(time.time()),  # in which the report shows the stages
         }
-        earlier = self.path / "stage.json"
         self._seconds_before = 0.0
+
+    def compare(self, contents: Contents) -> None:
+        """Raise ValueError if an earlier run of the folder was made with others. Collective."""
+        self._claim.compare(contents, accept=self._accept)
+
+    def begin(self) -> None:
+        """Write recipe.json, contents.json and stage.json: everything is open. Collective."""
+        self._claim.record()
+        earlier = self.path / "stage.json"
         if earlier.is_file():
             record = read_object(earlier)
             self._record |= {k: record[k] for k in ("created", "order") if k in record}

@@ -22,6 +22,7 @@ from ovlt.report.command import summarize, write_report
 from ovlt.report.summary import MODES, StageSummary
 from ovlt.report.text import DASH, percent, signed
 from ovlt.run.provenance import commit, hardware, write_about
+from ovlt.run.version import require_same_recipe
 from ovlt.smoke.make import is_done, make_missing, run_stage
 from ovlt.system import env, launch
 from ovlt.system.files import write_whole
@@ -65,11 +66,14 @@ def run_demo(recipe: Recipe, ranks: int) -> None:
     make_missing(recipe, "sft", ranks)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     base = recipe.folder / Path(recipe.base.folder).name  # so that the report shows its stage
-    if not base.exists():
+    if not base.exists() and not base.is_symlink():
         base.symlink_to(os.path.relpath(recipe.base.folder, recipe.folder))
     write_about(recipe.folder, recipe.run.seed, "demo")
     for stage in STAGES:
-        if not is_done(recipe.folder / getattr(recipe, stage).stage):
+        folder = recipe.folder / getattr(recipe, stage).stage
+        if is_done(folder):
+            require_same_recipe(folder, recipe.decisive_tables(stage))
+        else:
             run_stage(stage, recipe, ranks)
 
 

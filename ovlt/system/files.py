@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 import shutil
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -80,10 +82,10 @@ def locked(path: Path, patience: float = float("inf")) -> Iterator[None]:
 
     Processes that are started inside the block (``launch.py``) keep the lock too, so a command that
     outlives its killed parent is waited for. The system frees the lock when the last of them ends.
-    Raises TimeoutError after ``patience`` seconds.
+    Raises TimeoutError, which names the other process, after ``patience`` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a+", encoding="utf-8") as file:
         os.set_inheritable(file.fileno(), True)
         deadline, announced = time.monotonic() + patience, False
         while True:
@@ -92,19 +94,32 @@ def locked(path: Path, patience: float = float("inf")) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} is locked by another process") from None
+                    raise TimeoutError(f"{path} is locked by {_holder(file)}") from None
+            except OSError as error:  # some network file systems have no locks
+                print(f"{path}: no lock can be had ({error.strerror}); going on", flush=True)
+                break
             if not announced:
-                print(f"another process is at work in {path.parent}: waiting for it", flush=True)
+                print(f"{_holder(file)} is at work in {path.parent}: waiting for it", flush=True)
             announced = True
             time.sleep(0.2)
+        file.truncate(0)
+        words = " ".join(sys.argv[:8])
+        file.write(f"process {os.getpid()} on {socket.gethostname()} ({words[:200]})")
+        file.flush()
         yield
+
+
+def _holder(file: TextIO) -> str:
+    """Return what the holder of a lock wrote about itself."""
+    file.seek(0)
+    return file.read(400) or "another process"
 
 
 def read_json(path: Path) -> Any:
     """Read a file of ours. Raises ValueError, naming the file, if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it or restore it") from error
 
 

@@ -9,8 +9,10 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ovlt.config import RunConfig
+from ovlt.config.places import PACKAGE
 from ovlt.system import collectives
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
@@ -100,21 +103,43 @@ def running(command: str, config: RunConfig) -> Iterator[Runtime]:
         runtime = start(config)
         try:
             yield runtime
-        finally:
-            runtime.close()
-    except ValueError as error:
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to be seen
+                runtime.close()
+            raise
+        runtime.close()
+    except Exception as error:
+        if not (text := sentence_of(error)):
+            raise
         if int(os.environ.get("RANK", "0")) > 0:
             # Most mistakes are seen by every rank, and rank 0 has said this one: torchrun ends the
             # others meanwhile.
             time.sleep(OTHERS_WAIT_S)
-        raise SystemExit(f"ovlt {command}: {error}") from None
-    except Exception as error:  # pyarrow, safetensors and Python each raise their own
-        if "No space left on device" not in str(error):
-            raise
-        raise SystemExit(
-            f"ovlt {command}: {error}: make room and start the same command again (`ovlt sft` and "
-            "`ovlt grpo` with --resume auto); what is finished stays"
-        ) from None
+        raise SystemExit(f"ovlt {command}: {text}") from None
+
+
+def sentence_of(error: Exception) -> str:
+    """Return what to tell the user about an error; empty if it is a fault of ovlt's own.
+
+    A mistake of the user (ValueError), an error of the file system, a lack of memory, or a
+    RuntimeError that ovlt itself raises to stop a run which would go wrong.
+    """
+    if "No space left on device" in str(error):  # pyarrow and safetensors raise errors of their own
+        return (
+            f"{error}: make room and start the same command again (`ovlt sft` and `ovlt grpo` "
+            "with --resume auto); what is finished stays"
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return (
+            f"{str(error).partition('. ')[0] or 'out of memory'}: lower token_budget, "
+            "engine.gpu_memory or max_pixels, or set model.activation_checkpointing; `ovlt plan` "
+            "says what needs how much"
+        )
+    if isinstance(error, RuntimeError):
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
+        return str(error) if type(error) is RuntimeError and ours else ""
+    return str(error) if isinstance(error, ValueError | OSError) else ""
 
 
 def leave() -> NoReturn:

@@ -49,6 +49,7 @@ class TrainingStage:
         self.keeps_best = isinstance(config, GrpoConfig) and config.keep == "best"
         self.best = Best(runtime, model, source, folder.path)
         self.first = self.position = 0
+        folder.begin()
         self._checkpoints = folder.path / "checkpoints"
         if (saved := checkpoint.latest(self._checkpoints)) is not None:
             state = checkpoint.load(saved, model=model, optimizer=optimizer)

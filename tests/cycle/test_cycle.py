@@ -229,6 +229,16 @@ def test_a_second_cycle_in_the_same_folder_is_refused(home: Home, whole: Path) -
     assert "another `ovlt cycle` runs in" in message
 
 
+def test_other_rows_are_refused_for_the_stages_that_are_done(home: Home, whole: Path) -> None:
+    rows = home.folder / "questions.jsonl"
+    before = rows.read_text()
+    rows.write_text(before + "\n" + before.splitlines()[0])
+    message = mistake(home, "whole")
+    assert f"made with other contents of {rows}" in message
+    rows.write_text(before)
+    run(home, "whole")
+
+
 def test_no_correct_sample_at_all_ends_the_cycle_and_finished_stages_stay(home: Home) -> None:
     rows = [json.loads(line) for line in (home.folder / "questions.jsonl").open()]
     never = home.folder / "never.jsonl"

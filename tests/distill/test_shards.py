@@ -43,7 +43,8 @@ def test_a_question_that_two_batches_answer_counts_once(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
-    Shards(tmp_path, SETTINGS)
+    Shards(tmp_path, SETTINGS | {"k": 2})
+    Shards(tmp_path, SETTINGS).write([record(0)])  # nothing was made with k = 2
     with pytest.raises(ValueError, match="another k: put them back"):
         Shards(tmp_path, SETTINGS | {"k": 8})
 

@@ -180,10 +180,10 @@ def test_a_template_with_a_default_system_line(folder: Any) -> None:
     talk = [turn("user", "<image>How many?"), turn("assistant", "3")]
     grids = grids_of(chat, 1)
     ids, mask = chat.conversation_ids(talk, grids)
-    assert chat.decode(ids).startswith("system\nLook.")
+    assert chat.decode(ids).startswith("<|im_start|>system\nLook.")
     assert labelled_text(chat, ids, mask) == ["3<|im_end|>"]
     with_own, mask = chat.conversation_ids([turn("system", "Count."), *talk], grids)
-    assert chat.decode(with_own).startswith("system\nCount.")
+    assert chat.decode(with_own).startswith("<|im_start|>system\nCount.")
     assert labelled_text(chat, with_own, mask) == ["3<|im_end|>"]
 
 
@@ -260,14 +260,21 @@ def test_half_a_character_is_refused(chat: Chat) -> None:
 
 def test_a_template_that_refuses_or_rewrites_is_named(folder: Any) -> None:
     talk = [turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")]
-    refuses = with_template(folder, "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(BadText, match=r"chat template refuses.*roles must alternate"):
-        refuses.prompt_ids("a", [])
+    with pytest.raises(ValueError, match=r"chat template fails.*roles must alternate"):
+        with_template(folder, "{{ raise_exception('roles must alternate') }}")
+    refuses = with_template(
+        folder,
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + folder.tokenizer.chat_template,
+    )
+    with pytest.raises(BadText, match=r"chat template refuses.*no system"):
+        refuses.conversation_ids([turn("system", "x"), *talk], [])
     forgets = with_template(
         folder,
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}"
         "<|im_start|>{{ m['role'] }}\n"
-        "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% for p in m['content'] %}{% if p['type'] == 'image' %}<|image_pad|>{% endif %}"
+        "{{ p['text'] }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     )
     assert len(forgets.conversation_ids(talk[:2], [])[0])

@@ -8,10 +8,13 @@ import pytest
 from helpers.cycle_folders import make_cycle
 
 from ovlt.config import EvaluateConfig
+from ovlt.config.load import load_recipe
 from ovlt.report.command import summarize
 from ovlt.report.summary import StageSummary
 from ovlt.report.text import DASH
-from ovlt.smoke.demo import BEGIN, END, results, table, write_results
+from ovlt.run.version import version_record
+from ovlt.smoke.demo import BEGIN, END, results, run_demo, table, write_results
+from ovlt.system.files import write_json
 
 
 @pytest.fixture
@@ -63,3 +66,21 @@ def test_the_results_stand_between_the_markers_of_their_page(
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_results(text, page)
     assert page.read_text() == f"before\n{BEGIN}\n{text}\n{END}\nafter\n"
+
+
+def test_a_stage_that_is_done_is_not_passed_over_for_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(overrides=[f"--run.folder={tmp_path}"])
+    monkeypatch.setattr("ovlt.smoke.demo.make_missing", lambda *_: None)
+    started: list[str] = []
+    monkeypatch.setattr("ovlt.smoke.demo.run_stage", lambda stage, *_: started.append(stage))
+    folder = tmp_path / recipe.sft.stage
+    folder.mkdir()
+    write_json(folder / "stage.json", {"status": "done"})
+    write_json(folder / "recipe.json", recipe.decisive_tables("sft") | version_record())
+    run_demo(recipe, 1)
+    assert started == ["grpo"]
+    other = load_recipe(overrides=[f"--run.folder={tmp_path}", "--sft.steps=9"])
+    with pytest.raises(ValueError, match=r"is done, with another recipe: sft\.steps was"):
+        run_demo(other, 1)

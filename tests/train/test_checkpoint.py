@@ -195,15 +195,20 @@ def recipe(**grpo: object) -> dict:
     return {"run": run, "grpo": {"steps": 80, "lr": 1e-6, "betas": (0.9, 0.99), **grpo}}
 
 
+def claim(folder: Path, recipe: dict, resume: str) -> None:
+    """Claim a folder and begin."""
+    claim_run_folder(folder, recipe, resume).record()
+
+
 def started(folder: Path) -> Path:
-    claim_run_folder(folder, recipe(), "never")
+    claim(folder, recipe(), "never")
     (folder / "metrics.jsonl").write_text("{}\n")
     return folder
 
 
 def test_a_fresh_folder_is_claimed_and_holds_the_recipe(tmp_path: Path) -> None:
     for resume in ("never", "auto", "never"):  # nothing was trained: each may start
-        claim_run_folder(tmp_path / "a" / "b", recipe(), resume)
+        claim(tmp_path / "a" / "b", recipe(), resume)
     kept = json.loads((tmp_path / "a" / "b" / "recipe.json").read_text())
     assert kept["grpo"] == {"steps": 80, "lr": 1e-6, "betas": [0.9, 0.99]}
 
@@ -211,24 +216,24 @@ def test_a_fresh_folder_is_claimed_and_holds_the_recipe(tmp_path: Path) -> None:
 def test_a_run_is_continued_only_when_asked(tmp_path: Path) -> None:
     started(tmp_path)
     with pytest.raises(ValueError, match=r"metrics\.jsonl.*--resume auto.*--run\.folder"):
-        claim_run_folder(tmp_path, recipe(), "never")
-    claim_run_folder(tmp_path, recipe(), "auto")
+        claim(tmp_path, recipe(), "never")
+    claim(tmp_path, recipe(), "auto")
 
 
 def test_checkpoints_alone_are_a_run_too(home: Path, tmp_path: Path) -> None:
-    claim_run_folder(tmp_path, recipe(), "never")
+    claim(tmp_path, recipe(), "never")
     (tmp_path / "checkpoints").symlink_to(home / "two" / "tied")
     with pytest.raises(ValueError, match="step_000002"):
-        claim_run_folder(tmp_path, recipe(), "never")
+        claim(tmp_path, recipe(), "never")
 
 
 def test_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
     started(tmp_path)
     for resume in ("auto", "never"):
         with pytest.raises(ValueError, match=r"grpo\.lr was 1e-06, is 0\.001.*--run\.folder"):
-            claim_run_folder(tmp_path, recipe(lr=1e-3), resume)
+            claim(tmp_path, recipe(lr=1e-3), resume)
     with pytest.raises(ValueError, match=r"grpo\.n was absent, is 8"):
-        claim_run_folder(tmp_path, recipe(n=8), "auto")
+        claim(tmp_path, recipe(n=8), "auto")
     assert json.loads((tmp_path / "recipe.json").read_text())["grpo"]["lr"] == 1e-6
 
 
@@ -236,18 +241,18 @@ def test_what_may_change_may_change(tmp_path: Path) -> None:
     started(tmp_path)
     changed = recipe(save_every=7)
     changed["run"] |= {"folder": "elsewhere", "resume": "auto"}
-    claim_run_folder(tmp_path, changed, "auto")
+    claim(tmp_path, changed, "auto")
     with pytest.warns(UserWarning, match=r"grpo\.steps was 80, is 100"):
-        claim_run_folder(tmp_path, changed | {"grpo": changed["grpo"] | {"steps": 100}}, "auto")
+        claim(tmp_path, changed | {"grpo": changed["grpo"] | {"steps": 100}}, "auto")
     assert json.loads((tmp_path / "recipe.json").read_text())["grpo"]["steps"] == 100
 
 
 def test_a_run_without_recipe_or_with_a_damaged_one_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"no recipe\.json"):
-        claim_run_folder(tmp_path, recipe(), "auto")
+        claim(tmp_path, recipe(), "auto")
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        claim_run_folder(tmp_path, recipe(), "auto")
+        claim(tmp_path, recipe(), "auto")
     with pytest.raises(ValueError, match="'never' or 'auto'"):
-        claim_run_folder(tmp_path, recipe(), "yes")
+        claim(tmp_path, recipe(), "yes")

@@ -223,7 +223,11 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
         )
         batch = rollouts.draw(4)
     (out / f"groups-{runtime.rank}").write_bytes(encode(batch.groups))
-    counts = {"drawn": batch.drawn, "without": batch.no_signal_frac, "timeouts": batch.timeouts}
+    counts = {
+        "drawn": batch.drawn,
+        "without": batch.no_signal_frac,
+        "timeouts": batch.failures.timeouts,
+    }
     (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
 
 
