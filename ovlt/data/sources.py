@@ -10,6 +10,7 @@ stay there until they are decoded.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -399,9 +400,14 @@ def to_prompt(
         answer=row.answer,
         token_ids=row.token_ids if token_ids is None else token_ids,
         images=tuple(load_image(ref, limits) for ref in content.images) if pixels else (),
-        image_paths=tuple(ref.path for ref in row.images),
+        image_paths=tuple(map(_shown_path, row.images)),
         extra=content.extra,
     )
+
+
+def _shown_path(ref: ImageRef) -> str:
+    """Return the path of an image, or the name that its row gives; never that of another file."""
+    return ref.path if ref.in_file or not os.path.isfile(ref.path) else ""
 
 
 def to_sample(row: Row, limits: PixelLimits) -> Sample:

@@ -362,6 +362,20 @@ def test_ids_that_repeat_are_told_apart_by_their_place(tmp_path: Path, chat: Cha
     assert "2 ids repeat" in loaded.report()
 
 
+def test_the_name_of_an_image_within_a_row_is_not_taken_for_another_file(
+    tmp_path: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward opens the paths that it is given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1.png").write_bytes(png(1))
+    row = {"problem": "?", "answer": "3", "images": [{"bytes": png(2), "path": "1.png"}]}
+    path = write_columns(Random(1), tmp_path, [row])
+    assert to_prompt(read_one(load_questions, path, chat), LIMITS).image_paths == ("",)
+    assert to_prompt(
+        read_one(load_questions, lines(tmp_path, {**row, "images": ["1.png"]}), chat), LIMITS
+    ).image_paths == (str(tmp_path / "1.png"),)
+
+
 def test_rows_of_one_struct_in_parquet_have_columns_of_null(tmp_path: Path, chat: Chat) -> None:
     """Parquet gives every row every column, and every part every key."""
     turns = [
