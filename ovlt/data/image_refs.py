@@ -50,6 +50,12 @@ class ImageRef:
     path: str = ""
     data: bytes | None = None
     again: Callable[[], bytes] | None = None
+    digest: bytes = b""  # of the encoded bytes, if ``again`` reads them
+
+    @property
+    def key(self) -> str | bytes:
+        """What tells images apart without reading them: a digest of their bytes, or their file."""
+        return self.digest or self.data or self.path
 
     @property
     def in_file(self) -> bool:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, cast, overload
 
@@ -325,7 +326,11 @@ def _row(origin: Origin, place: int, raw: object, reading: _Reading, names: _Nam
     images = tuple(
         ref
         if ref.in_file
-        else ImageRef(ref.path, again=functools.partial(origin.image_bytes, place, number))
+        else ImageRef(
+            ref.path,
+            again=functools.partial(origin.image_bytes, place, number),
+            digest=blake2b(ref.read(), digest_size=16).digest(),
+        )
         for number, ref in enumerate(content.images)
     )
     earlier = content.turns[:-1] if asks else ()
