@@ -125,11 +125,11 @@ class Batches:
         """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
         rows = [self.rows[i] for i in chosen]
         # Several traces of one question share its prompt: a group, as GRPO's samples are.
-        # It ends where the first assistant turn begins; images are told apart by their place.
+        # It ends where the first assistant turn begins; images are told apart unread.
         before = [prompt_length(row.loss_mask) for row in rows]
         groups = shared_prompts(
             [row.token_ids[:n] for row, n in zip(rows, before, strict=True)],
-            [row.images for row in rows],
+            [[image.key for image in row.images] for row in rows],
         )
         group_of = {i: number for number, group in enumerate(groups) for i in group}
         extents = [

@@ -69,7 +69,7 @@ _LONG_PREFIX = re.compile(
 
 
 @functools.cache
-def _registry() -> pint.UnitRegistry:
+def _registry() -> pint.UnitRegistry[Fraction]:
     # Imported here and not at the top of the file: 0.3 s that most answers do not need.
     import pint
 

@@ -13,9 +13,11 @@ without a trainer too (evaluation, distillation). What it promises:
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from ovlt.types import Prompt
 # Log-probs after temperature and bans: the distribution that was sampled from, which is what the
 # trainer corrects by.
 LOGPROBS_MODE = "processed_logprobs"
+_QUEUED = 8  # prompts that wait in the engine beyond those that fill its sequence slots
 BAN = -100.0  # added to a logit; e^-100 vanishes in float32, and no -inf reaches a log-prob
 
 
@@ -77,6 +80,15 @@ def engine_settings(
     return settings
 
 
+class _Waiting(NamedTuple):
+    """A prompt that the engine is at work on; its pixels are the engine's."""
+
+    place: int  # among the prompts
+    request: str  # what vLLM calls it
+    id: str
+    token_ids: np.ndarray
+
+
 class VllmEngine(Engine):
     """vLLM, in process."""
 
@@ -91,6 +103,7 @@ class VllmEngine(Engine):
         shares_device: bool,
     ):
         self.folder, self.device = folder, device
+        self._max_sequences = int(settings["max_num_seqs"])
         self._can_sleep = device.type == "cuda" and shares_device
         # A model without a vision tower knows no such limit.
         images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
@@ -113,30 +126,48 @@ class VllmEngine(Engine):
         self.sleep()
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``.
 
         Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
         """
-        if not prompts:  # a rank without a share; vLLM refuses an empty call
-            return []
         self.reset_caches()
-        params = [self._params(sampling, seed) for seed in seeds]
+        completions: list[list[Completion]] = [[] for _ in seeds]
+        upcoming = zip(range(len(seeds)), prompts, seeds, strict=True)
+        # Enough that no sequence slot waits for a prompt, and no more: vLLM keeps the patches of
+        # a waiting prompt as floats, four times the size of its pixels.
+        room = math.ceil(self._max_sequences / sampling.n) + _QUEUED
+        waiting: dict[int, _Waiting] = {}  # by the number of the request
         with guarded_rng():
-            outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
-        completions = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            # vLLM expands image placeholders itself, and must come to the tokens we train on.
-            if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
-                raise RuntimeError(
-                    f"prompt {prompt.id}: the engine saw {len(output.prompt_token_ids or [])} "
-                    f"tokens, we train on {len(prompt.token_ids)}: the engine's image processor "
-                    "disagrees with ovlt's; check preprocessor_config.json and "
-                    "model.min_pixels, model.max_pixels"
-                )
-            completions.append([_completion(c) for c in output.outputs])
+            try:
+                while self._fill(waiting, room, upcoming, sampling):
+                    for output in self.llm.llm_engine.step():
+                        if output.finished:
+                            asked = waiting.pop(int(output.request_id))
+                            completions[asked.place] = _checked(asked, output)
+            except BaseException:
+                requests = [asked.request for asked in waiting.values()]
+                self.llm.llm_engine.abort_request(requests, internal=True)
+                raise
         return completions
+
+    def _fill(
+        self,
+        waiting: dict[int, _Waiting],
+        room: int,
+        upcoming: Iterator[tuple[int, Prompt, int]],
+        sampling: Sampling,
+    ) -> bool:
+        """Give the engine prompts until it has ``room`` of them; whether it has any."""
+        for place, prompt, seed in itertools.islice(upcoming, room - len(waiting)):
+            [request] = self.llm.enqueue(
+                [self._request(prompt)], [self._params(sampling, seed)], use_tqdm=False
+            )
+            # The outputs have the number that vLLM gave; to `request` it has added letters.
+            number = int(request.split("-")[0])
+            waiting[number] = _Waiting(place, request, prompt.id, prompt.token_ids)
+        return bool(waiting)
 
     def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
         greedy = sampling.temperature == 0
@@ -199,6 +230,18 @@ class VllmEngine(Engine):
 def _detached(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in weights:
         yield name, tensor.detach()
+
+
+def _checked(asked: _Waiting, output: Any) -> list[Completion]:
+    """Return the completions of a prompt. Raises RuntimeError if the engine changed the prompt."""
+    # vLLM expands image placeholders itself, and must come to the tokens we train on.
+    if list(output.prompt_token_ids or []) != asked.token_ids.tolist():
+        raise RuntimeError(
+            f"prompt {asked.id}: the engine saw {len(output.prompt_token_ids or [])} tokens, we "
+            f"train on {len(asked.token_ids)}: the engine's image processor disagrees with "
+            "ovlt's; check preprocessor_config.json and model.min_pixels, model.max_pixels"
+        )
+    return [_completion(c) for c in output.outputs]
 
 
 def _completion(output: Any) -> Completion:
