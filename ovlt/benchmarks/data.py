@@ -114,11 +114,11 @@ def _check(benchmark: BenchmarkTask, split: Split, items: Sequence[BenchmarkItem
         for title, labels in benchmark.counts(item.row).items():
             counted.update((title, label) for label in labels)
     titles = {title for title, _ in split.counts}
-    places = [*split.counts, *(place for place in counted if place not in split.counts)]
+    places = [("", ""), *split.counts, *(place for place in counted if place not in split.counts)]
     differences = [
         f"{' '.join(filter(None, place)) or 'rows'}: {split.counts.get(place, 0)} expected, "
         f"{counted[place]} found"
-        for place in places
+        for place in dict.fromkeys(places)
         if place[0] in titles and counted[place] != split.counts.get(place, 0)
     ]
     more = len(differences) - _SHOWN

@@ -92,7 +92,9 @@ class Emma(BenchmarkTask):
             present = sorted(item.images)
             if text_of(row, "subject") == "Math" or text_of(row, "pid").startswith("Math"):
                 present = present[:1]
-            return BenchmarkPrompt(openvlthinker.with_choices(question, options), tuple(present))
+            return BenchmarkPrompt.images_first(
+                present, openvlthinker.with_choices(question, options)
+            )
         lines = "".join(f"{line}\n" for line in lettered(options, "{}: {}").split("\n"))
         body = f"{question}\n{lines}\n" if options else f"{question}\n"
         if style == "vlmevalkit":
@@ -152,16 +154,16 @@ def interleaved(text: str, item: BenchmarkItem, *, numbered: bool = False) -> Be
 
     ``numbered``: fragments of blanks alone are dropped, and "Picture N: " precedes each image.
     """
-    pieces = _TAG.split(text)  # text, number, text, number, text ...
-    parts: list[str] = []
-    images: list[int] = []
-    for i, piece in enumerate(pieces):
+    parts: list[str | int] = []
+    shown = 0
+    for i, piece in enumerate(_TAG.split(text)):  # text, number, text, number, text ...
         if i % 2 == 0:
-            parts.append("" if numbered and not piece.strip() else piece)
+            if piece.strip() or not numbered:
+                parts.append(piece)
         elif int(piece) in item.images:
-            images.append(int(piece))
-            parts.append((f"Picture {len(images)}: " if numbered else "") + "<image>")
-    return BenchmarkPrompt("".join(parts), tuple(images))
+            shown += 1
+            parts += [f"Picture {shown}: ", int(piece)] if numbered else [int(piece)]
+    return BenchmarkPrompt(tuple(parts))
 
 
 def official(row: BenchmarkRow, response: str, settings: frozenset[str]) -> RuleRun:

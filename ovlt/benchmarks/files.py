@@ -44,13 +44,13 @@ class FileRows:
 
     def rows(self) -> Iterator[tuple[dict[str, object], Path]]:
         for file in self.files:
-            for row in _records(file):
+            for row in records(file):
                 if isinstance(row, BadRow) or not isinstance(row, dict):
                     raise ValueError(f"{file} holds a row that is no object")
                 yield row, file.parent
 
 
-def _records(file: Path) -> Iterator[object]:
+def records(file: Path) -> Iterator[object]:
     """Yield the rows of a file; of a JSON object (MathVista's) its values, each with its key."""
     if file.suffix == ".json" and file.read_bytes()[:64].lstrip()[:1] == b"{":
         try:
@@ -154,21 +154,20 @@ def _matches(folder: Path, config: str, stem: str) -> list[Path]:
 
 
 def image_of(row: dict[str, object], columns: str, base: Path) -> ImageRef | None:
-    """Return the image of the first of the columns ("a|b") that has one; None if none has.
+    """Return the image of the first of the columns ("a|b") that the row has; None if it is null.
 
     Raises BadImage if a path leads nowhere.
     """
-    for column in columns.split("|"):
-        value = row.get(column)
-        if isinstance(value, dict):
-            data, path = value.get("bytes"), value.get("path")
-            if isinstance(data, bytes):
-                return ImageRef(path=str(path or ""), data=data)
-            value = path
-        if isinstance(value, bytes):
-            return ImageRef(data=value)
-        if isinstance(value, str) and value:
-            return ImageRef(path=str(_found(value, base)))
+    value = next((row[column] for column in columns.split("|") if column in row), None)
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path")
+        if isinstance(data, bytes):
+            return ImageRef(path=str(path or ""), data=data)
+        value = path
+    if isinstance(value, bytes):
+        return ImageRef(data=value)
+    if isinstance(value, str) and value:
+        return ImageRef(path=str(_found(value, base)))
     return None
 
 

@@ -19,6 +19,7 @@ from ovlt.benchmarks.items import (
     BenchmarkPrompt,
     BenchmarkRow,
     BenchmarkTask,
+    PlainTruth,
     Rule,
     RuleRun,
     Ruling,
@@ -98,11 +99,14 @@ class HallusionBench(BenchmarkTask):
             question = openvlthinker.yes_or_no(question)
         elif style == "vlmevalkit" and "yes_no" in settings:
             question += " Please answer yes or no."
-        return BenchmarkPrompt(question, (1,) if item.images else ())
+        return BenchmarkPrompt.images_first(item.images, question)
 
     def rule(self, style: StyleName) -> Rule:
         rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_words}
         return rules[style]
+
+    def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
+        return PlainTruth("Yes" if text_of(row, "gt_answer") == "1" else "No", yes_no=True)
 
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:
         category = text_of(row, "category")
@@ -140,7 +144,7 @@ def figure_key(row: BenchmarkRow) -> tuple[str, ...] | None:
     return tuple(text_of(row, key) for key in ("category", "subcategory", "set_id", "figure_id"))
 
 
-def pair_key(row: BenchmarkRow) -> tuple[str, ...] | None:
+def pair_key(row: BenchmarkRow) -> tuple[str, ...]:
     """Return the question of a row, which is asked of several figures."""
     return tuple(text_of(row, key) for key in ("category", "subcategory", "set_id", "question_id"))
 
@@ -149,21 +153,28 @@ def all_right(
     rows: Sequence[BenchmarkRow],
     values: Sequence[float],
     key: Callable[[BenchmarkRow], tuple[str, ...] | None],
-) -> tuple[float, ...]:
+) -> dict[tuple[str, ...], float]:
     """Return the smallest value of each group: 1 if all its questions are right."""
     groups: dict[tuple[str, ...], float] = {}
     for row, value in zip(rows, values, strict=True):
         if (name := key(row)) is not None:
             groups[name] = min(value, groups.get(name, 1.0))
-    return tuple(groups.values())
+    return groups
+
+
+def _set_of(key: tuple[str, ...]) -> str:
+    """Category, subcategory and set: figures and questions of one set are not independent."""
+    return " ".join(key[:3])
 
 
 def accuracies(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> ScoreTable:
     """Return aAcc, fAcc and qAcc; the table's number is their mean."""
+    sets = tuple(_set_of(pair_key(row)) for row in rows)
+    figures, pairs = all_right(rows, values, figure_key), all_right(rows, values, pair_key)
     metrics = (
-        ScoreRow("aAcc", tuple(values)),
-        ScoreRow("fAcc", all_right(rows, values, figure_key)),
-        ScoreRow("qAcc", all_right(rows, values, pair_key)),
+        ScoreRow("aAcc", tuple(values), sets),
+        ScoreRow("fAcc", tuple(figures.values()), tuple(map(_set_of, figures))),
+        ScoreRow("qAcc", tuple(pairs.values()), tuple(map(_set_of, pairs))),
     )
     return ScoreTable("aAcc, fAcc, qAcc", tuple(m for m in metrics if m.units), mean="mean")
 
@@ -173,8 +184,8 @@ def _difficulty(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> list[S
     for label, hard in (("easy", False), ("hard", True)):
         at = [i for i, row in enumerate(rows) if (text_of(row, "visual_input") == "2") == hard]
         if at:
-            units = all_right([rows[i] for i in at], [values[i] for i in at], pair_key)
-            result.append(ScoreRow(label, units))
+            pairs = all_right([rows[i] for i in at], [values[i] for i in at], pair_key)
+            result.append(ScoreRow(label, tuple(pairs.values())))
     return result
 
 

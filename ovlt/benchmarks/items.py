@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ovlt.benchmarks.stats import mean_ci95, wilson_ci95
+from ovlt.benchmarks.stats import bootstrap_ci95, mean_ci95, wilson_ci95
 
 StyleName = Literal["official", "openvlthinker", "vlmevalkit"]
 STYLES: tuple[StyleName, ...] = ("official", "openvlthinker", "vlmevalkit")
@@ -36,13 +36,25 @@ class BenchmarkItem:
 
 @dataclass(frozen=True)
 class BenchmarkPrompt:
-    """The text that is sent, with ``<image>`` where an image stands; without a tag they go first.
+    """What is sent: pieces of text, and numbers of images where they stand (some stand twice)."""
 
-    ``images``: the numbers of the images, in the order of their tags; one may stand twice.
-    """
+    parts: tuple[str | int, ...]
 
-    text: str
-    images: tuple[int, ...] = ()
+    @classmethod
+    def images_first(cls, images: Iterable[int], text: str) -> BenchmarkPrompt:
+        return cls((*images, text))
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        return tuple(part for part in self.parts if isinstance(part, int))
+
+    @property
+    def text(self) -> str:
+        """The prompt as ``Chat`` reads it: ``<image>`` for an image, and nowhere else."""
+        return "".join(
+            "<image>" if isinstance(part, int) else part.replace("<image>", "<image >")
+            for part in self.parts
+        )
 
 
 @dataclass(frozen=True)
@@ -99,10 +111,16 @@ def rule_on(
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One line of a table. ``units``: a value in [0, 1] for each question, figure or pair."""
+    """One line of a table.
+
+    Attributes:
+        units: a value in [0, 1] for each question, figure or pair.
+        clusters: what each unit depends on, for the interval of a mean over rows; empty: itself.
+    """
 
     label: str
     units: tuple[float, ...]
+    clusters: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
@@ -128,6 +146,20 @@ class ScoreTable:
     rows: tuple[ScoreRow, ...]
     mean: str = ""
 
+    @property
+    def number(self) -> float:
+        """The table's one number."""
+        if self.mean:
+            return sum(row.value for row in self.rows) / len(self.rows)
+        return self.rows[0].value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of ``number``; of a mean by a seeded bootstrap of clusters."""
+        if not self.mean:
+            return self.rows[0].interval
+        return bootstrap_ci95([(row.units, row.clusters) for row in self.rows])
+
 
 @dataclass(frozen=True)
 class Split:
@@ -147,6 +179,16 @@ class Split:
     configs: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class PlainTruth:
+    """What a plain answer is compared with where no judge decides (``plain.py``)."""
+
+    answer: str
+    options: tuple[str, ...] = ()
+    yes_no: bool = False
+    is_letter: bool = False
+
+
 class BenchmarkTask(ABC):
     """One benchmark. A new one is one more file with a subclass, and its line in the registry."""
 
@@ -155,6 +197,7 @@ class BenchmarkTask(ABC):
     hub: ClassVar[str]
     splits: ClassVar[Mapping[str, Split]]  # the first is the default
     columns: ClassVar[tuple[str, ...]]  # without which a row cannot be read
+    combined: ClassVar[tuple[str, ...]] = ()  # splits whose mean is the published overall
     image_columns: ClassVar[tuple[str, ...]]  # column i holds the image of tag i; "a|b": a, else b
     settings: ClassVar[Mapping[str, str]]  # name -> meaning: what a run may ask for beside a style
 
@@ -187,6 +230,10 @@ class BenchmarkTask(ABC):
     def answer(self, row: BenchmarkRow) -> str:
         """Return the label of a row, for the hash of all labels."""
         return str(row.get("answer", ""))
+
+    def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
+        """Return what ``plain.py`` compares with; None where official rules need no judge."""
+        return None
 
     def tables(self, rows: Sequence[BenchmarkRow], values: Sequence[float]) -> list[ScoreTable]:
         """Return the tables that the benchmark reports, from one value in [0, 1] per row."""

@@ -19,6 +19,7 @@ from ovlt.benchmarks.items import (
     BenchmarkPrompt,
     BenchmarkRow,
     BenchmarkTask,
+    PlainTruth,
     Rule,
     RuleRun,
     Ruling,
@@ -102,18 +103,24 @@ class MathVerse(BenchmarkTask):
     def prompt(
         self, item: BenchmarkItem, style: StyleName, settings: frozenset[str]
     ) -> BenchmarkPrompt:
-        images = (1,) if item.images else ()
         cot = style == "openvlthinker" or "cot" in settings
         if style == "vlmevalkit" and not cot:
             vision = text_of(item.row, "problem_version") == "Vision Only"
             column = "query_wo" if vision else "question"
         else:
             column = "query_cot" if cot else "query_wo"
-        return BenchmarkPrompt(text_of(item.row, column), images)
+        return BenchmarkPrompt.images_first(item.images, text_of(item.row, column))
 
     def rule(self, style: StyleName) -> Rule:
         rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_two_calls}
         return rules[style]
+
+    def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
+        answer = text_of(row, "answer")
+        is_choice = text_of(row, "question_type") == "multi-choice"
+        if is_choice and (len(answer) != 1 or answer not in "ABCDE"):
+            return None  # "(C)", "False", "C\nD": not safely comparable
+        return PlainTruth(answer, is_letter=is_choice)
 
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:
         data = row.get("metadata")

@@ -98,7 +98,7 @@ class MathVision(BenchmarkTask):
                 text = f"{question}\n{shown}{_DIRECT}"
             else:
                 text = f"{_STEPS}\n{question}\n{shown}"
-        return BenchmarkPrompt(text, (1,))
+        return BenchmarkPrompt.images_first((1,), text)
 
     def rule(self, style: StyleName) -> Rule:
         rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_prefetch}

@@ -20,6 +20,7 @@ from ovlt.benchmarks.items import (
     BenchmarkPrompt,
     BenchmarkRow,
     BenchmarkTask,
+    PlainTruth,
     Rule,
     RuleRun,
     Ruling,
@@ -79,11 +80,15 @@ class MathVista(BenchmarkTask):
         query = text_of(item.row, "query")
         if "solution_order" in settings or not query:
             query = build_query(item.row, hint_last="solution_order" in settings)
-        return BenchmarkPrompt(query, (1,))
+        return BenchmarkPrompt.images_first((1,), query)
 
     def rule(self, style: StyleName) -> Rule:
         rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_prefetch}
         return rules[style]
+
+    def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
+        options, answer = options_of(row, "choices"), text_of(row, "answer")
+        return PlainTruth(openvlthinker.truth_of(answer, options), tuple(options))
 
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:
         data = row.get("metadata")

@@ -60,6 +60,7 @@ class MmmuPro(BenchmarkTask):
         "standard4": _split("standard (4 options)"),
         "vision": _split("vision"),
     }
+    combined: ClassVar[tuple[str, ...]] = ("standard10", "vision")
     columns: ClassVar[tuple[str, ...]] = ("id", "options", "answer", "subject")
     image_columns: ClassVar[tuple[str, ...]] = (
         "image_1|image", *(f"image_{i}" for i in range(2, 8)),
@@ -83,12 +84,12 @@ class MmmuPro(BenchmarkTask):
                 openvlthinker.in_the_image(options) if vision
                 else openvlthinker.with_choices(question, options)
             )  # fmt: skip
-            return BenchmarkPrompt(text, tuple(sorted(item.images)))
+            return BenchmarkPrompt.images_first(item.images, text)
         if style == "vlmevalkit":
             ask = _KIT_LAST_LINE if "cot" in settings else _KIT_DIRECT
             if vision:
                 head = "Answer the following multiple-choice question in the image. "
-                return BenchmarkPrompt(head + ask, (1,))
+                return BenchmarkPrompt.images_first((1,), head + ask)
             head = "Answer the following multiple-choice question. " if "cot" in settings else ""
             lines = lettered(options, "{}. {}")
             return at_tags(f"Question: {question}\nOptions:\n{lines}\n{head}{ask}", item)
@@ -98,7 +99,7 @@ class MmmuPro(BenchmarkTask):
                 f"{_DIRECT} {_LAST_LINE}" if "direct" in settings
                 else f"{head} {_LAST_LINE}{_STEPS}"
             )  # fmt: skip
-            return BenchmarkPrompt(ask, (1,))
+            return BenchmarkPrompt.images_first((1,), ask)
         head = "Answer the preceding multiple choice question."
         ask = _DIRECT if "direct" in settings else f"{head} {_LAST_LINE}{_STEPS}"
         return images_last(f"{question}\n{lettered(options, '{}. {}')}\n{ask}", item)
@@ -123,17 +124,20 @@ def images_last(text: str, item: BenchmarkItem) -> BenchmarkPrompt:
 
     One that is named twice stands twice. The number in a tag names the column.
     """
-    images = tuple(int(number) for number in _TAG.findall(text) if int(number) in item.images)
-    return BenchmarkPrompt(_TAG.sub("[image]", text) + "<image>" * len(images), images)
+    images = [int(number) for number in _TAG.findall(text) if int(number) in item.images]
+    return BenchmarkPrompt((_TAG.sub("[image]", text), *images))
 
 
 def at_tags(text: str, item: BenchmarkItem) -> BenchmarkPrompt:
-    """Put the images at their tags."""
-    images = tuple(int(number) for number in _TAG.findall(text) if int(number) in item.images)
-    if not images:
-        return BenchmarkPrompt(text, tuple(sorted(item.images)))
-    shown = _TAG.sub(lambda m: "<image>" if int(m.group(1)) in item.images else "", text)
-    return BenchmarkPrompt(shown, images)
+    """Put the images at their tags; without a tag they go first."""
+    parts: list[str | int] = [
+        int(piece) if i % 2 else piece
+        for i, piece in enumerate(_TAG.split(text))
+        if i % 2 == 0 or int(piece) in item.images
+    ]
+    if len(parts) == 1:
+        return BenchmarkPrompt.images_first(item.images, text)
+    return BenchmarkPrompt(tuple(parts))
 
 
 def official(row: BenchmarkRow, response: str, settings: frozenset[str]) -> RuleRun:

@@ -20,15 +20,26 @@ BENCHMARKS: dict[str, BenchmarkTask] = {
 }  # fmt: skip
 
 
-def chosen(text: str) -> tuple[BenchmarkTask, str]:
-    """Return the benchmark and the split of "name" or "name:split". Raises ValueError."""
-    name, _, split = text.strip().partition(":")
-    if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}{_nearest(name, list(BENCHMARKS))}")
-    benchmark = BENCHMARKS[name]
-    if split and split not in benchmark.splits:
-        raise ValueError(f"{name} has no split {split!r}{_nearest(split, list(benchmark.splits))}")
-    return benchmark, split or next(iter(benchmark.splits))
+def chosen(text: str) -> list[tuple[BenchmarkTask, str]]:
+    """Return benchmark and split of each "name" or "name:split" of a list with commas.
+
+    A name alone is its first split, or those whose mean is published. Raises ValueError.
+    """
+    pairs: list[tuple[BenchmarkTask, str]] = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        name, _, split = word.partition(":")
+        if name not in BENCHMARKS:
+            raise ValueError(f"there is no benchmark {name!r}{_nearest(name, list(BENCHMARKS))}")
+        benchmark = BENCHMARKS[name]
+        if split and split not in benchmark.splits:
+            raise ValueError(
+                f"{name} has no split {split!r}{_nearest(split, list(benchmark.splits))}"
+            )
+        splits = (split,) if split else benchmark.combined or (next(iter(benchmark.splits)),)
+        pairs += [(benchmark, part) for part in splits]
+    if not pairs:
+        raise ValueError(f"no benchmark is named; there are: {', '.join(BENCHMARKS)}")
+    return list(dict.fromkeys(pairs))
 
 
 def style_named(text: str) -> StyleName:

@@ -53,6 +53,17 @@ class Engine(ABC):
         Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.
         """
 
+    def stream(
+        self, prompts: Iterable[tuple[Prompt, int]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (place, completions) of each (prompt, seed) as it is finished, in any order.
+
+        Prompts are taken from the iterable as the engine has room, so memory holds as many as are
+        under way.
+        """
+        for place, (prompt, seed) in enumerate(prompts):
+            yield place, self.generate([prompt], sampling, [seed])[0]
+
     @abstractmethod
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight from a stream of (transformers name, whole tensor)."""
