@@ -83,6 +83,12 @@ COMMANDS = {
                  "--judge-model", "--restyle", "--expect", "--compare", "--out"),
         short=EVALUATE_KEYS,
     ),
+    "serve": Command(
+        "Serve a model folder to other harnesses: vLLM's OpenAI server.",
+        "ovlt.benchmarks.serve:main", (), own_help=True,
+        options=("--name", "--host", "--port", "--style", "--max-tokens", "--max-images",
+                 "--tensor-parallel"),
+    ),
     "distill": Command(
         "Distil reasoning traces into SFT rows.",
         "ovlt.distill.command:work", ("distill", *SHARED), ranks=True,

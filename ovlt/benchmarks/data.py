@@ -47,10 +47,16 @@ class BenchmarkData:
 
 
 def read_benchmark(
-    benchmark: BenchmarkTask, split: str, where: str, *, strict: bool = True
+    benchmark: BenchmarkTask,
+    split: str,
+    where: str,
+    *,
+    strict: bool = True,
+    with_images: bool = True,
 ) -> BenchmarkData:
     """Read the items of a split; ``where`` as ``source_of`` takes it.
 
+    Without ``with_images`` only what rules read is needed: an image folder may be missing.
     ``strict`` refuses files whose counts are not those of the benchmark; otherwise ``check`` says
     how they differ. Raises ValueError: a missing file, column or image, a doubled id, other counts.
     """
@@ -67,7 +73,7 @@ def read_benchmark(
                 f"{', '.join(row)}"
             )
         try:
-            images = _images(benchmark, row, base)
+            images = _images(benchmark, row, base) if with_images else {}
         except BadImage as error:
             raise ValueError(f"{source.origin}: row {number}: {error}") from None
         present.append(tuple(sorted(images)))
@@ -82,7 +88,7 @@ def read_benchmark(
     if check and strict:
         raise ValueError(
             f"{source.origin} is not {benchmark.title}'s {split}: {check}. Another release of the "
-            "files, or part of them? evaluate.check_counts = false scores what is there"
+            "files, or part of them? evaluate.benchmark.check_counts = false scores what is there"
         )
     twice = [name for name, n in Counter(item.id for item in chosen).items() if n > 1]
     if twice:

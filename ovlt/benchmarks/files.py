@@ -81,7 +81,7 @@ class HubRows:
         except ImportError:
             raise ValueError(
                 f"reading {self.hub} from the Hub needs the package datasets: pip install "
-                "'ovlt[datasets]', or name a folder with its files (evaluate.benchmark_data)"
+                "'ovlt[datasets]', or name a folder with its files (evaluate.benchmark.data)"
             ) from None
         for config in self.configs:
             names = () if config == "default" else (config,)
@@ -90,7 +90,7 @@ class HubRows:
             except Exception as error:  # of the network, the Hub, and many packages below it
                 raise ValueError(
                     f"{self.origin} cannot be loaded ({type(error).__name__}: {str(error)[:200]}). "
-                    "Without a network, name a folder with its files (evaluate.benchmark_data)"
+                    "Without a network, name a folder with its files (evaluate.benchmark.data)"
                 ) from None
             for column, feature in table.features.items():
                 if isinstance(feature, Image):

@@ -213,7 +213,7 @@ def ask_all(
     """
     missing = [[item for item in job.items if item.id not in answered(job.folder)] for job in jobs]
     runtime.barrier()  # every rank has read what is there before one of them writes
-    if any(missing):
+    if any(missing):  # no collective after the engine is closed: vLLM ends the process group
         tokens = max(j.asking.max_prompt_tokens + j.asking.sampling.max_tokens for j in jobs)
         images = max((len(item.images) for items in missing for item in items), default=1)
         with opened(tokens, 2 * images) as engine, engine.awake():  # an image may stand twice
@@ -227,4 +227,3 @@ def ask_all(
                 runtime.barrier()
                 if runtime.is_main:
                     merge(job.folder, job.items)
-    runtime.barrier()

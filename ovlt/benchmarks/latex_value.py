@@ -84,6 +84,7 @@ class _Reader:
     def __init__(self, text: str, as_python: bool) -> None:
         self.text, self.as_python = text, as_python
         self.at = self.depth = 0
+        self.in_bars = False  # then a bar ends the expression
 
     @property
     def next(self) -> str:
@@ -160,6 +161,8 @@ class _Reader:
         lexeme = self.next
         if lexeme[:1].isdigit() or (lexeme[:1] == "." and len(lexeme) > 1):
             return True
+        if lexeme == "|" and self.in_bars:
+            return False
         if lexeme in _OPEN or lexeme in ("\\frac", "\\binom", "|", "\\lfloor", "\\lceil"):
             return True
         if lexeme.isalpha():
@@ -253,8 +256,10 @@ class _Reader:
         return value
 
     def bars(self) -> Number:
-        lexeme = self.take()
+        lexeme, outer = self.take(), self.in_bars
+        self.in_bars = lexeme == "|"
         value = self.sum()
+        self.in_bars = outer
         self.take({"|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}[lexeme])
         if lexeme == "\\lfloor":
             return math.floor(value)

@@ -208,7 +208,7 @@ def restyle(config: BenchmarkConfig) -> list[str]:
     [(benchmark, split)] = pairs
     style = style_named(config.style)
     settings = checked_settings(benchmark, words_of(config.settings))
-    items = stored_items(benchmark, split, config.restyle, config.data)
+    items = stored_items(benchmark, split, config.restyle, config.data, strict=config.check_counts)
     label = "-".join([style, *sorted(settings)])
     folder = (
         source / f"by-{label}"

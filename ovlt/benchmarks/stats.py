@@ -86,6 +86,8 @@ def bootstrap_ci95(
     totals = counts @ weights.T  # [parts, resamples]
     shares = np.divide(sums @ weights.T, totals, out=np.zeros_like(totals), where=totals > 0)
     low, high = np.quantile(shares.mean(axis=0), [0.025, 0.975])
+    if low == high and low in (0.0, 1.0):  # all alike: the bootstrap sees no way to differ
+        return wilson_ci95(int(low) * len(places), len(places))
     return float(low), float(high)
 
 

@@ -17,10 +17,13 @@ from ovlt.benchmarks.results import RESULT, UNSCORED, ScoredItem, ScoredSample, 
 _RESPONSES = ("response", "prediction", "model_answer", "model_prediction", "output")
 
 
-def stored_items(benchmark: BenchmarkTask, split: str, where: str, data: str) -> list[ScoredItem]:
+def stored_items(
+    benchmark: BenchmarkTask, split: str, where: str, data: str, *, strict: bool = True
+) -> list[ScoredItem]:
     """Read responses from a result folder or a shipped file; their rulings are to be made anew.
 
-    ``data`` is where the benchmark's rows are, if the file does not hold them. Raises ValueError.
+    ``data`` is where the benchmark's rows are, if the file does not hold them; ``strict`` as
+    ``read_benchmark`` takes it. Raises ValueError.
     """
     path = Path(where).expanduser()
     if (path / RESULT).is_file():
@@ -29,7 +32,7 @@ def stored_items(benchmark: BenchmarkTask, split: str, where: str, data: str) ->
         raise ValueError(f"{path} is neither the folder of a result nor a file of responses")
     rows = dict(_responses(benchmark, path))
     if any(column not in row for row, _ in rows.values() for column in _needed(benchmark)):
-        whole = read_benchmark(benchmark, split, data)
+        whole = read_benchmark(benchmark, split, data, strict=strict, with_images=False)
         own = {item.id: item.row for item in whole.items}
         unknown = [name for name in rows if name not in own]
         if unknown:
