@@ -111,8 +111,9 @@ COMMANDS = {
         options=("--hardware", "--sizes"), own_help=True,
     ),
     "report": Command(
-        "Write report.html of a run folder.",
-        "ovlt.report.command:main", (), options=("--out", "--baseline"), own_help=True,
+        "Write report.html of a run folder, or result.html of a benchmark result.",
+        "ovlt.report.command:main", (), options=("--out", "--baseline", "--compare"),
+        own_help=True,
     ),
     "prepare": Command(
         "Draw a mixture of public datasets into files of questions; --list shows what there is.",

@@ -77,6 +77,7 @@ def prepare(
         facts = decides | {
             "image placement": _placement(benchmark, items, style, settings),
             "rows": data.source.origin,
+            "data": config.data or data.benchmark.hub,
             "counts": data.check or "those of the benchmark",
             "thoughts": "stripped up to the last </think>" if config.strip_thoughts else "kept",
             "engine": engine,

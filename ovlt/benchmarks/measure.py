@@ -217,7 +217,12 @@ def restyle(config: BenchmarkConfig) -> list[str]:
         / f"{benchmark.name}-{source.stem}-{label}"
     )
     folder.mkdir(parents=True, exist_ok=True)
-    head = {"benchmark": benchmark.title, "split": split, "style": facts.get("style", "unknown")}
+    head = {
+        "benchmark": benchmark.title,
+        "name": f"{benchmark.name}:{split}",
+        "split": split,
+        "style": facts.get("style", "unknown"),
+    }
     with open_pool(config.workers) as pool:
         scoring = Scoring(benchmark, split, style, settings, config, pool)
         result = scoring.write(items, folder, facts | head | {"responses of": str(source)})
