@@ -10,6 +10,7 @@ import hashlib
 import json
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,27 +86,62 @@ def ask(
     items: Sequence[BenchmarkItem],
     asking: Asking,
     path: Path,
-) -> None:
-    """Ask these items and append their responses to ``path``."""
-    drop_torn_tail(path)
-    asked: dict[int, BenchmarkItem] = {}
-    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(asking.workers) as pool:
+) -> float:
+    """Ask these items and append their responses to ``path``.
 
-        def write(record: ResponseRecord) -> None:
+    Returns the share of the time in which the engine waited for prompts.
+    """
+    drop_torn_tail(path)
+    started, waiting = time.perf_counter(), Waiting()
+    with path.open("a", encoding="utf-8") as file:
+        for record in responses(engine, folder, data, items, asking, waiting):
             file.write(json.dumps(record) + "\n")
             file.flush()
+    return waiting.seconds / (time.perf_counter() - started)
 
-        def prompts() -> Iterator[tuple[Prompt, int]]:
-            made = _ahead(_prompts(folder, data, items, asking, pool))
-            for item, prompt in made:
-                if isinstance(prompt, str):
-                    write(_record(item, folder, [], prompt))
-                else:
-                    asked[len(asked)] = item
-                    yield prompt, seed_of(asking.seed, item.id, asking.sampling.n)
 
-        for place, completions in engine.stream(prompts(), asking.sampling):
-            write(_record(asked[place], folder, completions))
+@dataclass
+class Waiting:
+    """For how long an engine had to wait for its next prompt."""
+
+    seconds: float = 0.0
+
+
+def responses(
+    engine: Engine,
+    folder: ModelFolder,
+    data: BenchmarkData,
+    items: Sequence[BenchmarkItem],
+    asking: Asking,
+    waiting: Waiting,
+) -> Iterator[ResponseRecord]:
+    """Yield the responses to items as the engine finishes them, in any order."""
+    asked: dict[int, BenchmarkItem] = {}
+    refused: list[ResponseRecord] = []
+
+    def prompts(made: Iterator[Made]) -> Iterator[tuple[Prompt, int]]:
+        count = 0
+        while True:
+            since = time.perf_counter()
+            entry = next(made, None)
+            waiting.seconds += time.perf_counter() - since
+            if entry is None:
+                return
+            item, prompt = entry
+            if isinstance(prompt, str):
+                refused.append(_record(item, folder, [], prompt))
+                continue
+            asked[count] = item
+            count += 1
+            yield prompt, seed_of(asking.seed, item.id, asking.sampling.n)
+
+    with ThreadPoolExecutor(asking.workers) as pool:
+        made = _ahead(_prompts(folder, data, items, asking, pool))
+        for place, completions in engine.stream(prompts(made), asking.sampling):
+            yield _record(asked.pop(place), folder, completions)
+            yield from refused
+            refused.clear()
+    yield from refused
 
 
 def merge(folder: Path, items: Sequence[BenchmarkItem]) -> None:

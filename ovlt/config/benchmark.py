@@ -54,5 +54,11 @@ class BenchmarkConfig(Table):
     )
     expect: str = field("", "A model of docs/benchmarks.md whose published score to compare with.")
     compare: str = field("", "A result folder of another model, for a paired comparison.")
+    validation: str = field(
+        "", "Benchmarks asked at every validation of a stage, by rules alone; empty: none."
+    )
+    validation_questions: NonNegative = field(
+        200, "A seeded choice of this many questions of each at a validation; 0: all."
+    )
     workers: Positive = field(4, "Threads that decode images, and processes that apply rules.")
     judge: JudgeConfig = JudgeConfig()
