@@ -10,6 +10,7 @@ from pathlib import Path
 from ovlt.benchmarks.ask import Asking, answered, ask, chosen_items, merge
 from ovlt.benchmarks.data import BenchmarkData, read_benchmark
 from ovlt.benchmarks.items import BenchmarkItem, BenchmarkTask, StyleName
+from ovlt.benchmarks.places import result_folder, words_of
 from ovlt.benchmarks.published import published_for
 from ovlt.benchmarks.registry import checked_settings, chosen, style_named
 from ovlt.benchmarks.styles import DECODING, pixels_within
@@ -42,18 +43,6 @@ class BenchmarkJob:
         return f"{self.data.benchmark.title} ({self.data.split}), style {self.style}"
 
 
-def words_of(text: str) -> frozenset[str]:
-    """Split a list with commas."""
-    return frozenset(filter(None, map(str.strip, text.split(","))))
-
-
-def out_folder(config: BenchmarkConfig, model: str) -> Path:
-    """Return where results go: ``out``, or a folder named after the model's last two names."""
-    if config.out:
-        return Path(config.out)
-    return Path("runs/benchmarks") / "-".join(Path(model).resolve().parts[-2:])
-
-
 def prepare(
     config: BenchmarkConfig, folder: ModelFolder, out: Path, seed: int, engine: str
 ) -> list[BenchmarkJob]:
@@ -70,7 +59,7 @@ def prepare(
         data = read_benchmark(benchmark, split, config.data, strict=config.check_counts)
         items = chosen_items(data.items, config.limit, seed)
         asking = _asking(config, folder, style, settings, seed)
-        place = out / f"{benchmark.name}-{split}" / "-".join([style, *sorted(settings)])
+        place = result_folder(out, benchmark, split, style, settings)
         prompts = _prompts_hash(benchmark, items, style, settings)
         decides = _decides(data, items, asking, folder, prompts)
         _claim(place, decides)

@@ -11,8 +11,9 @@ from ovlt.benchmarks.answers import without_thoughts
 from ovlt.benchmarks.ask import ResponseRecord, answered
 from ovlt.benchmarks.compare import compare, side_by_side
 from ovlt.benchmarks.items import STYLES, BenchmarkItem, BenchmarkTask, ScoreTable, StyleName
-from ovlt.benchmarks.jobs import BenchmarkJob, words_of
+from ovlt.benchmarks.jobs import BenchmarkJob
 from ovlt.benchmarks.judge import Judge
+from ovlt.benchmarks.places import words_of
 from ovlt.benchmarks.plain import plain_verdict
 from ovlt.benchmarks.published import expected
 from ovlt.benchmarks.registry import checked_settings, chosen, style_named

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ovlt.benchmarks.ask import Asking, Waiting, chosen_items, responses
 from ovlt.benchmarks.data import BenchmarkData, read_benchmark
 from ovlt.benchmarks.items import BenchmarkItem
-from ovlt.benchmarks.jobs import words_of
+from ovlt.benchmarks.places import words_of
 from ovlt.benchmarks.registry import checked_settings, chosen, style_named
 from ovlt.benchmarks.scoring import RuleSet, ScoredText, open_pool, score
 from ovlt.config.benchmark import BenchmarkConfig

@@ -6,8 +6,9 @@ Questions are spread over ranks; the engine opens the model folder without any t
 
 from __future__ import annotations
 
-from ovlt.benchmarks.jobs import ask_all, out_folder, prepare
+from ovlt.benchmarks.jobs import ask_all, prepare
 from ovlt.benchmarks.measure import restyle, score_jobs
+from ovlt.benchmarks.places import out_folder
 from ovlt.config import EngineConfig, EvaluateConfig, ModelConfig, Recipe
 from ovlt.data.digests import rows_digest
 from ovlt.data.rows import RowReader

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ovlt.benchmarks.data import BenchmarkData, read_benchmark
 from ovlt.benchmarks.registry import chosen
-from ovlt.benchmarks.results import RESULT, ScoredItem, percent, read_head, read_items
+from ovlt.benchmarks.results import ScoredItem, percent, read_head, read_items
 from ovlt.data.images import BadImage, ImageRef
 from ovlt.report.page import csp_hash, environment
 from ovlt.report.samples import LongText, ShownImage, long_text
@@ -54,11 +54,6 @@ class ShownQuestion:
     labels: Sequence[str]
     responses: Sequence[Sequence[ShownResponse]]  # of each model, its samples
     verdicts: str  # words that the filter looks for
-
-
-def is_result(folder: Path) -> bool:
-    """Whether a folder is that of one benchmark result."""
-    return (folder / RESULT).is_file()
 
 
 def write_page(folder: Path, out: Path | None = None, other: Path | None = None) -> Path:

@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ovlt.benchmarks.results import RESULT
 from ovlt.config.fields import expanded
-from ovlt.report.benchmark import is_result, write_page
 from ovlt.report.collect import read_run
 from ovlt.report.cycle import distillations, during_grpo, read_cycle
 from ovlt.report.page import render
@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     try:
-        if is_result(arguments.run_dir):
+        if (arguments.run_dir / RESULT).is_file():
+            # Here: it decodes images, and so loads torch, which a cycle's report does without.
+            from ovlt.report.benchmark import write_page
+
             print(write_page(arguments.run_dir, arguments.out, arguments.compare))
             return
         out = write_report(arguments.run_dir, arguments.out, arguments.baseline)
