@@ -54,6 +54,7 @@ EVALUATE_KEYS = {
     "--expect": "evaluate.benchmark.expect",
     "--compare": "evaluate.benchmark.compare",
     "--out": "evaluate.benchmark.out",
+    "--questions": "evaluate.benchmark.limit",
 }
 SHARED = ("run", "model", "data", "engine", "reward")
 COMMANDS = {
@@ -77,10 +78,11 @@ COMMANDS = {
         "  --restyle=RESULT        score stored responses by --style; asks no model\n"
         "  --expect=MODEL          compare with the model's published scores\n"
         "  --compare=RESULT        paired comparison with another model's result\n"
+        "  --questions=N           only a seeded choice of so many\n"
         "  --out=FOLDER            where results go\n",
         "ovlt.evaluate.command:evaluate", ("evaluate", *SHARED), ranks=True,
         options=("--model", "--benchmark", "--benchmark-data", "--style", "--settings", "--judge",
-                 "--judge-model", "--restyle", "--expect", "--compare", "--out"),
+                 "--judge-model", "--restyle", "--expect", "--compare", "--questions", "--out"),
         short=EVALUATE_KEYS,
     ),
     "serve": Command(

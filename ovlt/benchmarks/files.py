@@ -119,15 +119,14 @@ def _files(benchmark: BenchmarkTask, split: Split, root: Path) -> list[Path]:
     repository = benchmark.hub.partition("/")[2]
     folders = [root / benchmark.name, root / repository, root / benchmark.hub, root]
     folders = [folder for folder in folders if folder.is_dir()]
+    configs = split.configs or (split.config,)
     for folder in folders:
         for stems in split.files:
-            files: list[Path] = []
-            for config in split.configs or (split.config,):
-                for stem in stems:
-                    files += _matches(folder, config, stem)
-            wanted = len(stems) * len(split.configs or (split.config,))
-            if len({file.parent / _stem(file) for file in files}) >= wanted:
-                return files
+            # One folder per configuration, or one that joins them (lmms-eval's copy of EMMA).
+            for wanted in dict.fromkeys((configs, (split.config,))):
+                places = [_matches(folder, config, stem) for config in wanted for stem in stems]
+                if all(places):
+                    return [file for files in places for file in files]
     tried = [f"{stem}*.parquet, .jsonl or .json" for stems in split.files for stem in stems]
     inside = "" if split.config in ("default", "All") else f" in a folder {split.config!r}"
     raise ValueError(
@@ -135,10 +134,6 @@ def _files(benchmark: BenchmarkTask, split: Split, root: Path) -> list[Path]:
         f"{' or '.join(tried)}{inside}"
         + (f", in folders {', '.join(split.configs)}" if len(split.configs) > 1 else "")
     )
-
-
-def _stem(file: Path) -> str:
-    return file.name.partition("-0")[0].removesuffix(file.suffix)
 
 
 def _matches(folder: Path, config: str, stem: str) -> list[Path]:

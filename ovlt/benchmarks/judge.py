@@ -82,6 +82,19 @@ class Judge:
                 self._replies[record["key"]] = record["reply"]
         self.model = self.config.model
 
+    def check(self) -> None:
+        """Find out whether the endpoint answers, before hours are spent on what it is to judge.
+
+        Raises ValueError.
+        """
+
+        async def ask() -> None:
+            async with _client(self.config) as client:
+                name = await self._first_model(client)
+                self.model = self.model or name
+
+        asyncio.run(ask())
+
     def replies(self, requests: Sequence[JudgeRequest]) -> list[str | None]:
         """Return a reply to each request, None where there is none."""
         return asyncio.run(self._all(requests))

@@ -45,6 +45,10 @@ _JUDGED: dict[StyleName, tuple[str, ...]] = {
 }
 
 
+# Facts that say how a result was scored, and do not hold for another style.
+_OF_SCORING = ("tables", "judge", "judge's prompts", "unjudged", "without a judge", "plain rules")
+
+
 @dataclass(frozen=True)
 class WrittenResult:
     """A result that is on disk: its tables, and lines that say it."""
@@ -199,7 +203,8 @@ def restyle(config: BenchmarkConfig) -> list[str]:
     names = config.names
     if (source / RESULT).is_file():
         facts = read_head(source)
-        facts.pop("tables", None)
+        for key in _OF_SCORING:
+            facts.pop(key, None)
         names = names or str(facts.get("name", ""))
     pairs = chosen(names)
     if len(pairs) > 1 and ":" not in names:

@@ -7,6 +7,7 @@ Questions are spread over ranks; the engine opens the model folder without any t
 from __future__ import annotations
 
 from ovlt.benchmarks.jobs import ask_all, prepare
+from ovlt.benchmarks.judge import Judge
 from ovlt.benchmarks.measure import restyle, score_jobs
 from ovlt.benchmarks.places import out_folder
 from ovlt.config import EngineConfig, EvaluateConfig, ModelConfig, Recipe
@@ -87,6 +88,8 @@ def measure_benchmarks(
     name = f"{engine.backend}, {str(dtype).removeprefix('torch.')}"
     out = out_folder(config.benchmark, str(folder.path))
     jobs = prepare(config.benchmark, folder, out, config.seed, name)
+    if config.benchmark.judge.url and runtime.is_main:
+        Judge(config.benchmark.judge, out / "judge.jsonl").check()
 
     def opened(max_tokens: int, max_images: int) -> Engine:
         return open_engine(

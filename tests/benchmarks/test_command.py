@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers import benchmark_files as files
-from helpers.commands import Server
+from helpers.commands import Server, environment
 from helpers.home import Home
 from helpers.tiny import tiny_folder
 
@@ -108,3 +117,76 @@ def test_a_mistake_is_one_sentence_before_the_engine_opens(
     command = home.start("evaluate", "mistake", *words)
     assert message in command.refusal()
     assert "opening the engine" not in command.stdout()
+
+
+@pytest.fixture(scope="module")
+def judge(home: Home) -> Iterator[str]:
+    """A real endpoint: ``ovlt serve`` on the tiny model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--name", "judge", "--port", str(port), "--max-tokens", "2048"]
+    command = [sys.executable, "-m", "ovlt", "serve", str(home.folder / "model"), *words]
+    with (home.folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--", "--max-num-seqs=4"],
+            env=environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while not answers(f"http://127.0.0.1:{port}/v1/models"):
+            text = (home.folder / "serve.log").read_text()[-3000:]
+            assert process.poll() is None, text
+            assert time.monotonic() < deadline, text
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310 - our own, http
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def test_with_a_real_judge_and_a_kill_half_way_the_files_are_the_same(
+    home: Home, judge: str
+) -> None:
+    def words(out: Path) -> list[str]:
+        return [
+            "--evaluate.benchmark.names=mathvista",
+            f"--evaluate.benchmark.judge.url={judge}",
+            f"--evaluate.benchmark.out={out}",
+        ]
+
+    whole, killed = home.folder / "whole", home.folder / "killed"
+    home.start("evaluate", "whole", *words(whole)).finish()
+    victim = home.start("evaluate", "killed", *words(killed))
+    responses = killed / "mathvista-testmini/official/responses.rank0.jsonl"
+    victim.kill_when(lambda: responses.is_file() and responses.read_bytes().count(b"\n") >= 2)
+    assert not (killed / "mathvista-testmini/official/result.json").exists()
+    home.start("evaluate", "killed", *words(killed)).finish()
+    folder = whole / "mathvista-testmini/official"
+    for name in ("responses.jsonl", "result.jsonl", "result.json", "result.md"):
+        other = killed / "mathvista-testmini/official" / name
+        assert (folder / name).read_bytes() == other.read_bytes(), name
+    head = json.loads((folder / "result.json").read_text())
+    assert head["judge"] == "judge"
+    assert head["unjudged"] == 0
+    assert head["decided by"]["judge"] == len((folder / "judge.jsonl").read_text().splitlines())
+    for style in ("openvlthinker", "vlmevalkit"):
+        again = [
+            f"--evaluate.benchmark.restyle={folder}",
+            f"--evaluate.benchmark.style={style}",
+            f"--evaluate.benchmark.judge.url={judge}",
+        ]
+        command = home.start("evaluate", f"by-{style}", *again)
+        command.finish()
+        assert f"by {style}" in command.stdout()

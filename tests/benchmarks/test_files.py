@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from helpers import benchmark_files as files
 
@@ -85,6 +86,42 @@ def test_mathvistas_json_object_of_records_is_read(tmp_path: Path) -> None:
     for row in rows.values():
         (tmp_path / row["image"]).write_bytes(files.picture(1)["bytes"])
     assert [item.id for item in read(tmp_path, "mathvista").items] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_dataset_of_the_hub_is_read_without_decoding_its_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[tuple[str, ...], str]] = []
+
+    def load(*names: str, split: str) -> datasets.Dataset:
+        calls.append((names, split))
+        table = datasets.Dataset.from_list(files.MATHVISION)
+        return table.cast_column("decoded_image", datasets.Image())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    data = read("", "mathvision", "test")
+    assert [item.images for item in data.items] == [(1,)] * 5
+    stored = files.MATHVISION[0]["decoded_image"]["bytes"]
+    assert next(iter(data.images(data.items)))[1].data == stored
+    assert set(calls) == {(("MathLLMs/MathVision",), "test")}
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: str, split: str) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match=r"ConnectionError: offline.*name a folder"):
+        read("", "emma", "math")
+
+
+def test_one_folder_may_join_the_configurations(tmp_path: Path) -> None:
+    rows = [row for part in files.EMMA.values() for row in part]
+    whole = [row | {"options": row["options"] or None} for row in rows]
+    files.write(whole, tmp_path / "All/test.parquet")
+    assert len(read(tmp_path, "emma", "test").items) == len(rows)
 
 
 def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
