@@ -97,21 +97,26 @@ def _decimals(words: list[str]) -> int | float:
 
 
 def _whole_number(words: list[str]) -> int | None:
-    """Return the number before the point, 0 for no words; None if it is malformed."""
+    """Return the number before the point, 0 for no words; None if it is malformed.
+
+    What follows the last scale is added, and where nothing does, what follows the scale before it,
+    so that "two million five thousand" is 2,006,005: the original's sum, and so the verdict's.
+    """
     if len(words) < 2:
         return _WORDS[words[0]] if words else 0
-    scales = [word for word in words if word in _SCALES]
-    if scales != sorted(scales, key=lambda word: -_SCALES[word]):
+    places = {words.index(word): value for word, value in _SCALES.items() if word in words}
+    if list(places) != sorted(places):
         return None
-    total, rest = 0, words
-    for word in scales:
-        at = rest.index(word)
-        before = _below_thousand(rest[:at])
-        if before is None:
-            return None
-        total, rest = total + before * _SCALES[word], rest[at + 1 :]
-    last = _below_thousand(rest) if rest else 0
-    return None if last is None else total + last
+    parts: list[int | None] = []
+    begin = 0
+    for place, value in places.items():
+        count = _below_thousand(words[begin:place])
+        parts.append(None if count is None else count * value)
+        begin = place + 1
+    followed = [place for place in places if place < len(words) - 1]
+    if followed or not places:
+        parts.append(_below_thousand(words[followed[-1] + 1 if followed else 0 :]))
+    return None if None in parts else sum(part for part in parts if part is not None)
 
 
 def _below_thousand(words: list[str]) -> int | None:

@@ -66,6 +66,7 @@ class Emma(BenchmarkTask):
     name: ClassVar[str] = "emma"
     title: ClassVar[str] = "EMMA"
     hub: ClassVar[str] = "luckychao/EMMA"
+    overlap: ClassVar[str] = "MathVision and MathVista (498 questions of Math)"
     splits: ClassVar[Mapping[str, Split]] = {
         "test": _split("All", _SIZES),
         **{name.lower(): _split(name, _SIZES) for name in _SIZES},

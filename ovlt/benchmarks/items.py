@@ -197,6 +197,7 @@ class BenchmarkTask(ABC):
     hub: ClassVar[str]
     splits: ClassVar[Mapping[str, Split]]  # the first is the default
     columns: ClassVar[tuple[str, ...]]  # without which a row cannot be read
+    overlap: ClassVar[str] = ""  # training sets and benchmarks with which it shares questions
     combined: ClassVar[tuple[str, ...]] = ()  # splits whose mean is the published overall
     image_columns: ClassVar[tuple[str, ...]]  # column i holds the image of tag i; "a|b": a, else b
     settings: ClassVar[Mapping[str, str]]  # name -> meaning: what a run may ask for beside a style

@@ -67,6 +67,7 @@ def prepare(
             "image placement": _placement(benchmark, items, style, settings),
             "rows": data.source.origin,
             "data": config.data or data.benchmark.hub,
+            "shares questions with": benchmark.overlap or "none known",
             "counts": data.check or "those of the benchmark",
             "thoughts": "stripped up to the last </think>" if config.strip_thoughts else "kept",
             "engine": engine,

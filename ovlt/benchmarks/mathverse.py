@@ -64,6 +64,7 @@ class MathVerse(BenchmarkTask):
     name: ClassVar[str] = "mathverse"
     title: ClassVar[str] = "MathVerse"
     hub: ClassVar[str] = "AI4Math/MathVerse"
+    overlap: ClassVar[str] = "GeoQA, Geometry3K, GEOS"
     splits: ClassVar[Mapping[str, Split]] = {
         "testmini": _split(*_VERSIONS),
         **{version.lower().replace(" ", "_"): _split(version) for version in _VERSIONS},

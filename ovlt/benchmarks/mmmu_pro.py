@@ -55,6 +55,7 @@ class MmmuPro(BenchmarkTask):
     name: ClassVar[str] = "mmmu-pro"
     title: ClassVar[str] = "MMMU-Pro"
     hub: ClassVar[str] = "MMMU/MMMU_Pro"
+    overlap: ClassVar[str] = "MMMU, validation (577 questions) and test"
     splits: ClassVar[Mapping[str, Split]] = {
         "standard10": _split("standard (10 options)"),
         "standard4": _split("standard (4 options)"),

@@ -56,6 +56,7 @@ def test_emma_reads_numbers_in_words_and_doubled_options() -> None:
     ("text", "value"),
     [
         ("two million twenty three thousand and forty nine", 2023049), ("one hundred", 100),
+        ("two million five thousand", 2006005),
         ("two point five", 2.5), ("point", 0), ("seven", 7), ("12", 12), ("twelve dogs", 12),
         ("cats", None), ("thousand two thousand", None), ("thousand million", None),
     ],
