@@ -58,8 +58,8 @@ class MathVista(BenchmarkTask):
     title: ClassVar[str] = "MathVista"
     hub: ClassVar[str] = "AI4Math/MathVista"
     overlap: ClassVar[str] = (
-        "GeoQA+, Geometry3K, UniGeo, GEOS, IconQA, TabMWP, Super-CLEVR, CLEVR-Math, FigureQA, DVQA, "
-        "PlotQA, ChartQA, AI2D, ScienceQA, MapQA, TQA, VQA2.0, A-OKVQA, TextVQA, KVQA, DocVQA"
+        "GeoQA+, Geometry3K, UniGeo, GEOS, IconQA, TabMWP, Super-CLEVR, CLEVR-Math, FigureQA, "
+        "DVQA, PlotQA, ChartQA, AI2D, ScienceQA, MapQA, TQA, VQA2.0, A-OKVQA, TextVQA, KVQA, DocVQA"
     )
     splits: ClassVar[Mapping[str, Split]] = {
         "testmini": Split("default", "testmini", (("testmini",), ("annot_testmini",)), _COUNTS)
