@@ -17,6 +17,7 @@ from ovlt.benchmarks.styles import DECODING, pixels_within
 from ovlt.config.benchmark import BenchmarkConfig
 from ovlt.data.images import PixelLimits
 from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.contents import folder_digest
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Engine, Sampling
 from ovlt.run.provenance import versions
@@ -53,6 +54,7 @@ def prepare(
     if config.expect:
         published_for(config.expect)
     style = style_named(config.style)
+    contents = folder_digest(folder)[:12]
     jobs: list[BenchmarkJob] = []
     for benchmark, split in chosen(config.names):
         settings = checked_settings(benchmark, words_of(config.settings))
@@ -61,9 +63,10 @@ def prepare(
         asking = _asking(config, folder, style, settings, seed)
         place = result_folder(out, benchmark, split, style, settings)
         prompts = _prompts_hash(benchmark, items, style, settings)
-        decides = _decides(data, items, asking, folder, prompts)
+        decides = _decides(data, items, asking, contents, prompts)
         _claim(place, decides)
         facts = decides | {
+            "model": str(folder.path),
             "image placement": _placement(benchmark, items, style, settings),
             "rows": data.source.origin,
             "data": config.data or data.benchmark.hub,
@@ -118,7 +121,7 @@ def _decides(
     data: BenchmarkData,
     items: Sequence[BenchmarkItem],
     asking: Asking,
-    folder: ModelFolder,
+    contents: str,
     prompts: str,
 ) -> dict[str, object]:
     """Return what decides the responses: a folder holds only those that agree in all of it."""
@@ -130,7 +133,7 @@ def _decides(
         "split": data.split,
         "style": asking.style,
         "settings": sorted(asking.settings),
-        "model": str(folder.path),
+        "model contents": contents,
         "prompts": prompts,
         "pixels": f"{asking.limits.min_pixels} to {asking.limits.max_pixels}",
         "decoding": "greedy" if sampling.temperature == 0 else drawn,

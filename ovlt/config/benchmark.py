@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ovlt.config.fields import NonNegative, Positive, Table, field
+from ovlt.config.fields import NonNegative, Place, Positive, Table, field
 
 
 class JudgeConfig(Table):
     """An OpenAI-compatible endpoint, for benchmarks whose rules ask a judge."""
 
     url: str = field("", "Its address, like http://localhost:8000/v1; empty: no judge.")
-    model: str = field("", "Model to ask for; empty: the first that the endpoint lists.")
+    model: str = field("", "Name to ask for; empty: the first that the endpoint lists.")
     key_variable: str = field(
         "OPENAI_API_KEY", "Environment variable that holds the key, if the endpoint wants one."
     )
@@ -32,8 +32,10 @@ class BenchmarkConfig(Table):
         "official", "Whose prompt, decoding, sizes of images and verdicts."
     )
     settings: str = field("", "Variants of a style, like 'direct' or 'cot,llm_eval'.")
-    data: str = field("", "Folder with the benchmarks' files, a file, or a Hub id; empty: the Hub.")
-    out: str = field(
+    data: Place = field(
+        "", "Folder of the benchmarks' files, a file, or a Hub id; empty: the Hub."
+    )
+    out: Place = field(
         "", "Folder of results; empty: runs/benchmarks/ and the last two names of the model."
     )
     n: Positive = field(1, "Responses per question; above 1 a temperature is needed.")
@@ -49,11 +51,11 @@ class BenchmarkConfig(Table):
     strip_thoughts: bool = field(True, "Rules read only what follows the last </think>.")
     check_counts: bool = field(True, "Refuse files whose counts are not the benchmark's.")
     limit: NonNegative = field(0, "Ask a seeded choice of this many questions; 0: all.")
-    restyle: str = field(
+    restyle: Place = field(
         "", "Score the responses of this result (or an official output file) again; asks no model."
     )
     expect: str = field("", "A model of docs/benchmarks.md whose published score to compare with.")
-    compare: str = field("", "A result folder of another model, for a paired comparison.")
+    compare: Place = field("", "A result folder of another model, for a paired comparison.")
     validation: str = field(
         "", "Benchmarks asked at every validation of a stage, by rules alone; empty: none."
     )

@@ -88,6 +88,9 @@ def measure_benchmarks(
     name = f"{engine.backend}, {str(dtype).removeprefix('torch.')}"
     out = out_folder(config.benchmark, str(folder.path))
     jobs = prepare(config.benchmark, folder, out, config.seed, name)
+    for job in jobs:
+        longest = job.asking.max_prompt_tokens + job.asking.sampling.max_tokens
+        check_engine(folder, engine, max_tokens=longest, samplings=[job.asking.sampling])
     if config.benchmark.judge.url and runtime.is_main:
         Judge(config.benchmark.judge, out / "judge.jsonl").check()
 

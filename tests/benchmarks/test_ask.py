@@ -153,6 +153,15 @@ def test_a_folder_with_responses_asked_otherwise_is_refused(
         prepare(config(root, "mathvision", max_response_tokens=16), folder, tmp_path, 0, "test")
 
 
+def test_responses_of_other_weights_at_the_same_place_are_refused(
+    root: Path, tmp_path: Path
+) -> None:
+    settings = config(root, "mathvision")
+    prepare(settings, tiny_folder(tmp_path / "model", seed=1), tmp_path / "out", 0, "test")
+    with pytest.raises(ValueError, match="model contents was"):
+        prepare(settings, tiny_folder(tmp_path / "model", seed=2), tmp_path / "out", 0, "test")
+
+
 def test_a_prompt_that_is_too_long_is_not_asked_and_counts_as_wrong(
     root: Path, folder: ModelFolder, tmp_path: Path
 ) -> None:
