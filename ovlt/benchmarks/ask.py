@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +23,11 @@ from ovlt.model.chat import BadText
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
 from ovlt.run.record import drop_torn_tail, whole_lines
+from ovlt.system.ahead import ahead
 from ovlt.system.files import write_whole
 from ovlt.types import Prompt
 
-_AHEAD = 64  # prompts whose images are decoded before the engine has room for them
+_AHEAD = 32  # prompts whose images are decoded before the engine has room for them
 
 
 class ResponseRecord(TypedDict):
@@ -89,22 +88,15 @@ def ask(
 ) -> float:
     """Ask these items and append their responses to ``path``.
 
-    Returns the share of the time in which the engine waited for prompts.
+    Returns the share of the time in which the engine was at work.
     """
     drop_torn_tail(path)
-    started, waiting = time.perf_counter(), Waiting()
+    started, busy = time.perf_counter(), engine.busy_s
     with path.open("a", encoding="utf-8") as file:
-        for record in responses(engine, folder, data, items, asking, waiting):
+        for record in responses(engine, folder, data, items, asking):
             file.write(json.dumps(record) + "\n")
             file.flush()
-    return waiting.seconds / (time.perf_counter() - started)
-
-
-@dataclass
-class Waiting:
-    """For how long an engine had to wait for its next prompt."""
-
-    seconds: float = 0.0
+    return (engine.busy_s - busy) / (time.perf_counter() - started)
 
 
 def responses(
@@ -113,7 +105,6 @@ def responses(
     data: BenchmarkData,
     items: Sequence[BenchmarkItem],
     asking: Asking,
-    waiting: Waiting,
 ) -> Iterator[ResponseRecord]:
     """Yield the responses to items as the engine finishes them, in any order."""
     asked: dict[int, BenchmarkItem] = {}
@@ -121,13 +112,7 @@ def responses(
 
     def prompts(made: Iterator[Made]) -> Iterator[tuple[Prompt, int]]:
         count = 0
-        while True:
-            since = time.perf_counter()
-            entry = next(made, None)
-            waiting.seconds += time.perf_counter() - since
-            if entry is None:
-                return
-            item, prompt = entry
+        for item, prompt in made:
             if isinstance(prompt, str):
                 refused.append(_record(item, folder, [], prompt))
                 continue
@@ -136,7 +121,7 @@ def responses(
             yield prompt, seed_of(asking.seed, item.id, asking.sampling.n)
 
     with ThreadPoolExecutor(asking.workers) as pool:
-        made = _ahead(_prompts(folder, data, items, asking, pool))
+        made = ahead(_prompts(folder, data, items, asking, pool), _AHEAD)
         for place, completions in engine.stream(prompts(made), asking.sampling):
             yield _record(asked.pop(place), folder, completions)
             yield from refused
@@ -205,38 +190,3 @@ def _prompt(
     if len(token_ids) > asking.max_prompt_tokens:
         return f"the prompt has {len(token_ids)} tokens, more than {asking.max_prompt_tokens}"
     return Prompt(item.id, data.benchmark.name, text.text, "", token_ids, images)
-
-
-def _ahead(made: Iterable[Made]) -> Iterator[Made]:
-    """Yield what an iterable makes in a thread of its own, up to _AHEAD before it is taken."""
-    ready: queue.Queue[Made | BaseException | None] = queue.Queue(_AHEAD)
-    stopped = threading.Event()
-
-    def put(entry: Made | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(entry, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for entry in made:
-                put(entry)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # raised where the entry would be taken
-            put(error)
-
-    thread = threading.Thread(target=work, name="ovlt-benchmark-images", daemon=True)
-    thread.start()
-    try:
-        while (entry := ready.get()) is not None:
-            if isinstance(entry, BaseException):
-                raise entry
-            yield entry
-    finally:
-        stopped.set()
-        thread.join()

@@ -217,9 +217,9 @@ def ask_all(
                 size = -(-len(items) // runtime.world_size)
                 share = items[runtime.rank * size : (runtime.rank + 1) * size]
                 path = job.folder / f"responses.rank{runtime.rank}.jsonl"
-                waited = ask(engine, folder, job.data, share, job.asking, path)
+                busy = ask(engine, folder, job.data, share, job.asking, path)
                 if items:
-                    runtime.say(f"{job.name}: the engine waited for {waited:.1%} of the time")
+                    runtime.say(f"{job.name}: the engine worked {busy:.1%} of the time")
                 runtime.barrier()
                 if runtime.is_main:
                     merge(job.folder, job.items)

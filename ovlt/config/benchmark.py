@@ -32,9 +32,7 @@ class BenchmarkConfig(Table):
         "official", "Whose prompt, decoding, sizes of images and verdicts."
     )
     settings: str = field("", "Variants of a style, like 'direct' or 'cot,llm_eval'.")
-    data: Place = field(
-        "", "Folder of the benchmarks' files, a file, or a Hub id; empty: the Hub."
-    )
+    data: Place = field("", "Folder of the benchmarks' files, a file, or a Hub id; empty: the Hub.")
     out: Place = field(
         "", "Folder of results; empty: runs/benchmarks/ and the last two names of the model."
     )

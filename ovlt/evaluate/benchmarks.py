@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ovlt.benchmarks.ask import Asking, Waiting, chosen_items, responses
+from ovlt.benchmarks.ask import Asking, chosen_items, responses
 from ovlt.benchmarks.data import BenchmarkData, read_benchmark
 from ovlt.benchmarks.items import BenchmarkItem
 from ovlt.benchmarks.places import words_of
@@ -74,9 +74,7 @@ def measure_benchmarks(
             rows = {item.id: item.row for item in mine}
             texts = [
                 ScoredText(record["id"], rows[record["id"]], text)
-                for record in responses(
-                    engine, reader.folder, benchmark.data, mine, asking, Waiting()
-                )
+                for record in responses(engine, reader.folder, benchmark.data, mine, asking)
                 for text in record["responses"]
             ]
             rules = RuleSet(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,12 @@ class Engine(ABC):
 
     A fresh engine is asleep if it shares its GPU with a trainer: it works inside ``with
     engine.awake()``, and outside of that its memory belongs to the trainer.
+
+    Attributes:
+        busy_s: seconds in which ``stream`` has let the engine work.
     """
+
+    busy_s: float = 0.0
 
     @abstractmethod
     def generate(
@@ -62,7 +68,10 @@ class Engine(ABC):
         under way.
         """
         for place, (prompt, seed) in enumerate(prompts):
-            yield place, self.generate([prompt], sampling, [seed])[0]
+            since = time.perf_counter()
+            [completions] = self.generate([prompt], sampling, [seed])
+            self.busy_s += time.perf_counter() - since
+            yield place, completions
 
     @abstractmethod
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
