@@ -14,7 +14,7 @@ from ovlt.config import EngineConfig, ModelConfig, RunConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.parallel import load_sharded
-from ovlt.rollout.engine import Engine, Sampling, request_seeds, sample_of
+from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
 from ovlt.rollout.sync import WeightSync
 from ovlt.rollout.vllm import VllmEngine
@@ -165,6 +165,35 @@ def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[ModelFolder, Any
     assert draw([0, 1, 2, 3]) == everything
     assert draw([2]) == everything[8:12]  # not on what else is in the batch
     assert len({tuple(s) for s in everything[:4]}) == 4
+
+
+def test_streamed_prompts_get_the_samples_of_a_call_and_are_taken_as_there_is_room(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    folder, _, engine = parts
+    prompts = [*prompts_of(folder)] * 12
+    seeds = request_seeds(5, 2, range(len(prompts)), 2)
+    expected = engine.generate(prompts, Sampling(2, 1.0, 9), seeds)
+    taken = 0
+
+    def source() -> Iterator[tuple[Prompt, int]]:
+        nonlocal taken
+        for entry in zip(prompts, seeds, strict=True):
+            taken += 1
+            yield entry
+
+    torch.manual_seed(123)
+    state, busy = torch.get_rng_state(), engine.busy_s
+    answers: dict[int, list[Completion]] = {}
+    for place, completions in engine.stream(source(), Sampling(2, 1.0, 9)):
+        if not answers:
+            assert taken < len(prompts)
+        answers[place] = completions
+    assert torch.equal(torch.get_rng_state(), state)
+    assert engine.busy_s > busy
+    for place, group in enumerate(expected):
+        for one, two in zip(group, answers[place], strict=True):
+            assert one.token_ids.tolist() == two.token_ids.tolist()
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.001}])
