@@ -81,7 +81,7 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
     env.apply("cpu" if recipe.run.device == "cpu" else env.machine(), shared=True)
 
     def run(stage: CycleStage) -> None:
-        asking = benchmarks_of(recipe, stage)
+        asking = benchmarks_of(recipe.evaluate.benchmark.names, stage)
         is_asked = asking is None or is_measured(asking.evaluate.benchmark)
         if record.is_done(stage) and is_asked:
             return

@@ -102,19 +102,19 @@ def stage_of(
     return CycleStage(name, table, iteration, title, recipe_from(tree, f"stage {name}"), comparison)
 
 
-def benchmarks_of(recipe: Recipe, stage: CycleStage) -> Recipe | None:
+def benchmarks_of(names: str, stage: CycleStage) -> Recipe | None:
     """Return the recipe that asks a finished stage's model the public benchmarks, if any.
 
-    None if the recipe names no benchmark or the stage makes no model. Results go into the stage's
-    folder, where the report looks for them.
+    None if ``names`` is empty or the stage makes no model. Results go into the stage's folder, where
+    the report looks for them.
     """
-    if not recipe.evaluate.benchmark.names or stage.table == "distill":
+    if not names or stage.table == "distill":
         return None
     model = stage.recipe.evaluate.model if stage.table == "evaluate" else str(stage.output)
     tree = stage.recipe.resolved()
     tree["evaluate"] |= {"model": model, "stage": f"{stage.name}-benchmarks"}
     tree["evaluate"]["benchmark"] |= {
-        "names": recipe.evaluate.benchmark.names,
+        "names": names,
         "out": str(stage.folder / "benchmarks"),
     }
     return recipe_from(tree, f"benchmarks of {stage.name}")
