@@ -105,8 +105,8 @@ def stage_of(
 def benchmarks_of(names: str, stage: CycleStage) -> Recipe | None:
     """Return the recipe that asks a finished stage's model the public benchmarks, if any.
 
-    None if ``names`` is empty or the stage makes no model. Results go into the stage's folder, where
-    the report looks for them.
+    None if ``names`` is empty or the stage makes no model. Results go into the folder of the stage,
+    where the report looks for them.
     """
     if not names or stage.table == "distill":
         return None
