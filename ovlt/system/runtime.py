@@ -25,7 +25,7 @@ from ovlt.system import collectives
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
 
-OTHERS_WAIT_S = 3.0  # in which torchrun sees that rank 0 has ended; it looks ten times a second
+OTHERS_WAIT_S = 10.0  # in which rank 0 comes to the same mistake, and torchrun ends the others
 
 
 @dataclass(frozen=True)
