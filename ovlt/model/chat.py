@@ -66,7 +66,10 @@ class Chat:
 
         Raises BadText.
         """
-        return self._encode(self._render(self._turns(messages, len(grids)), open_turn=True), grids)
+        text = self._render(self._turns(messages, len(grids)), open_turn=True)
+        # Not the model's earlier turns: a template may leave their thoughts out of a prompt.
+        _check_written([m for m in messages if m["role"] != "assistant"], text)
+        return self._encode(text, grids)
 
     def conversation_ids(
         self, messages: Sequence[Message], grids: Sequence[qwen.Grid]
@@ -90,11 +93,14 @@ class Chat:
             whole = self._render(turns[: i + 1], open_turn=False)
             if not (prefix.startswith(done) and whole.startswith(prefix)):
                 raise BadText(self._why_unlabelled(prefix, whole, done))
+            _check_written(messages[i : i + 1], whole[len(done) :])
             reply, end, rest = whole[len(prefix) :].partition(self.end)
             if not end:
                 raise BadText(f"chat template does not end this turn of the model with {self.end}")
             pieces += [(prefix[len(done) :], False), (reply + end, True), (rest, False)]
             done = whole
+        last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+        _check_written([m for m in messages[:last] if m["role"] != "assistant"], done)
         while pieces and not pieces[-1][1]:
             pieces.pop()  # what the template writes after the last end token is never sampled
         ids: list[np.ndarray] = []
@@ -194,3 +200,19 @@ class Chat:
         for slot, grid in zip(slots, grids, strict=True):
             repeats[slot] = qwen.tokens_per_image(self.config, grid)
         return np.repeat(ids, repeats)
+
+
+def _check_written(messages: Sequence[Message], text: str) -> None:
+    """Raise BadText unless a rendered ``text`` holds all that the messages say, but for white space.
+
+    Templates of reasoning models cut thoughts out of the model's turns, and others know no system
+    turn: trained on these, a model would learn something else than the rows say.
+    """
+    written = "".join(text.split())
+    for message in messages:
+        for part in message["content"].split(IMAGE_TAG):
+            if "".join(part.split()) not in written:
+                raise BadText(
+                    f"chat template leaves out, or changes, what stands in a turn of the "
+                    f"{message['role']}"
+                )

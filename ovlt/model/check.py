@@ -8,6 +8,7 @@ ValueError with the name of the thing.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -60,6 +61,13 @@ def check_config(path: Path, config: qwen.Config) -> None:
             "sliding_window), which the packed attention does not have: set it to false"
         )
     _check_rope(path, text)
+    vision = config.vision_config
+    window, token = vision.window_size, vision.patch_size * vision.spatial_merge_size
+    if window < token:
+        raise ValueError(
+            f"{path}/config.json: window_size {window} of vision_config holds no token of {token} "
+            f"pixels: it must be {token} or more"
+        )
 
 
 def _check_rope(path: Path, text: qwen.TextConfig) -> None:
@@ -77,12 +85,18 @@ def _check_rope(path: Path, text: qwen.TextConfig) -> None:
             f"{where} type '{kind}' do not know {', '.join(odd)}: name the type that does, or "
             "leave it out"
         )
-    factor = rope.get("factor", 1.0)
-    if not isinstance(factor, int | float) or factor < 1:
-        raise ValueError(f"{where} type '{kind}' have factor {factor!r}: it must be 1 or more")
+    for name, least in (("factor", 1.0), ("rope_theta", 1e-9)):
+        value = rope.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{where} type '{kind}' have {name} {value!r}: it must be a number")
+        if not least <= value < math.inf:
+            bound = "1 or more" if name == "factor" else "above 0"
+            raise ValueError(f"{where} type '{kind}' have {name} {value!r}: it must be {bound}")
     head = int(getattr(text, "head_dim", 0) or text.hidden_size // text.num_attention_heads)
     sections = rope.get("mrope_section")
-    if not isinstance(sections, list) or sum(sections) * 2 != head or len(sections) != 3:
+    numbers = sections if isinstance(sections, list) else []
+    whole = all(type(x) is int and x >= 0 for x in numbers)
+    if len(numbers) != 3 or not whole or sum(numbers) * 2 != head:
         raise ValueError(
             f"{where} this family need mrope_section, three numbers whose sum is half the head "
             f"dimension, {head // 2}; it is {sections}"
@@ -195,6 +209,7 @@ def check_weights(path: Path, config: qwen.Config) -> None:
         raise ValueError(
             f"{path} lacks {len(missing)} of {len(shapes)} tensors, e.g. {missing[:3]}: the folder "
             f"is incomplete or of another model{_adapter_hint(index)}"
+            f"{_others(sorted(set(index) - set(shapes)))}"
         )
     known = set(shapes) | ({"lm_head.weight"} if tied else set())
     if unknown := sorted(n for n in set(index) - known if not n.endswith(_COMPUTED)):
@@ -225,6 +240,11 @@ def check_weights(path: Path, config: qwen.Config) -> None:
 def _adapter_hint(names: Mapping[str, Path] | list[str]) -> str:
     lora = any("lora_" in name or name.startswith("base_model.") for name in names)
     return " (this is a LoRA adapter: merge it first)" if lora else ""
+
+
+def _others(names: list[str]) -> str:
+    """Name what a folder holds instead: a prefix that a wrapper left there is seen at once."""
+    return f"; it holds {', '.join(map(repr, names[:2]))} instead" if names else ""
 
 
 def _check_tie(path: Path, index: Mapping[str, Path]) -> None:

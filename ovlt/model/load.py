@@ -167,6 +167,11 @@ def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
         config = cast("qwen.Config", AutoConfig.from_pretrained(path, trust_remote_code=False))
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(f"{path}/config.json cannot be read: {_reason(error)}") from None
+    if not isinstance(getattr(config.get_text_config(), "vocab_size", None), int):
+        raise ValueError(
+            f"{path} holds a '{config.model_type}' model, which has no tokens (no vocab_size in "
+            "config.json): give the folder of a whole language or vision-language model"
+        )
     try:
         tokenizer = cast("Tokenizer", AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     except Exception as error:

@@ -7,7 +7,7 @@ configuration or what ``read_config`` returns.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,18 +100,25 @@ def read_config(path: Path, *, text_only: bool = False) -> FileSizes:
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a config.json: {error}") from None
     kind = tree.get("model_type") if isinstance(tree, dict) else type(tree).__name__
     families = ("qwen2_5_vl", "qwen2") if text_only else ("qwen2_5_vl",)
     if kind not in families:
         names = " and ".join(f"'{name}'" for name in families)
         raise ValueError(f"{path} describes a '{kind}' model; ovlt knows {names}")
-    text = tree | tree.get("text_config", {})
+    for table in ("text_config", "vision_config"):
+        if not isinstance(tree.setdefault(table, {}), dict):
+            raise ValueError(f"{path}: {table} is {tree[table]!r}, not a table")
+    text = tree | tree["text_config"]
     missing = [key for key in _TEXT_KEYS if key not in text]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: is it the whole config.json?")
-    vision = dict(tree.get("vision_config", {})) if kind == "qwen2_5_vl" else _NO_VISION
+    vision = dict(tree["vision_config"])
+    _check_sizes(path, text, (*_TEXT_KEYS, "max_position_embeddings"))
+    _check_sizes(path, vision, [key for key in _VISION_DEFAULTS if key != "fullatt_block_indexes"])
+    if kind != "qwen2_5_vl":
+        vision = _NO_VISION
     if "in_chans" in vision:
         vision.setdefault("in_channels", vision["in_chans"])
     sizes = SimpleNamespace(
@@ -123,6 +130,13 @@ def read_config(path: Path, *, text_only: bool = False) -> FileSizes:
         vision_config=SimpleNamespace(**(_VISION_DEFAULTS | vision)),
     )
     return cast("FileSizes", sizes)
+
+
+def _check_sizes(path: Path, table: Mapping[str, object], keys: Sequence[str]) -> None:
+    for key in keys:
+        value = table.get(key, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{path}: {key} is {value!r}, not a whole number above 0")
 
 
 def merged_patch(config: Sizes) -> int:
