@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ovlt.config.engine import SoloEngineConfig
-from ovlt.config.fields import NonNegative, Place, Positive, Table, field
+from ovlt.config.fields import NonNegative, Place, Positive, StageName, Table, field
 
 
 class DistillConfig(Table):
     """Traces for SFT: captions for a teacher that cannot see, or a model's own answers."""
 
-    stage: str = field("distill", "Name of the stage folder inside run.folder.")
+    stage: StageName = field("distill", "Name of the stage folder inside run.folder.")
     data: Place = field("", "Questions: problem, answer, images (parquet or JSONL).")
     questions: NonNegative = field(
         0, "Use only this many questions, from the start of the file; 0: all."

@@ -6,9 +6,10 @@ import os
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_FILLED_IN = re.compile(r"\{(\w+)\}")
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -30,6 +31,10 @@ def expanded(text: str) -> str:
             raise ValueError(f"'{text}': there is no environment variable {name}")
         return os.environ[name]
 
+    if unknown := set(_FILLED_IN.findall(_VARIABLE.sub("", text))) - {"seed", "folder"}:
+        raise ValueError(
+            f"'{text}': {{{min(unknown)}}} is not filled in; {{seed}} and {{folder}} are"
+        )
     path = os.path.expanduser(_VARIABLE.sub(value, text))
     if path.startswith("~"):
         raise ValueError(f"'{text}': there is no home folder of {path.partition('/')[0]}")
@@ -39,9 +44,30 @@ def expanded(text: str) -> str:
 Place = Annotated[str, AfterValidator(expanded)]  # the path of a file or folder
 
 
+def _plain_name(text: str) -> str:
+    if not text.strip() or text in (".", "..") or set(text) & set("/\\\0"):
+        raise ValueError(
+            f"{text!r} is no name of a folder inside run.folder: give one without slashes"
+        )
+    return text
+
+
+StageName = Annotated[str, AfterValidator(_plain_name)]
+
+
 class Table(BaseModel):
     # Infinity and NaN pass every comparison the wrong way, and JSON has no word for them.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, values: object) -> object:
+        """Refuse true and false where a number belongs: pydantic reads them as 1 and 0."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            info = cls.model_fields.get(name)
+            if info is not None and info.annotation in (int, float) and isinstance(value, bool):
+                raise ValueError(f"{name} is {str(value).lower()}, but it must be a number")
+        return values
 
 
 def field(default: Any, sentence: str) -> Any:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ovlt.config import Recipe
+from ovlt.config.foreign import same_here
 from ovlt.config.places import recipe_path, recipes_folder
 from ovlt.config.smoke_size import at_smoke_size
 from ovlt.config.trees import merged
@@ -177,6 +178,7 @@ def _unknown(location: tuple[int | str, ...], name: str) -> str:
     known = list(_fields_at(location[:-1]))
     near = [key for key, _ in leaves(Recipe) if key.split(".")[-1] == location[-1]]
     near.sort(key=lambda key: key.split(".")[0] != location[0])  # its own table first
-    near = near or difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    near = near or same_here(str(location[-1]), str(location[0]))
+    near = near or difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
     return f"unknown key '{name}'; {hint}"

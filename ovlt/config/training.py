@@ -8,7 +8,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ovlt.config.benchmark import BenchmarkConfig
 from ovlt.config.engine import SoloEngineConfig
-from ovlt.config.fields import Decay, NonNegative, Place, Positive, Rate, Share, Table, field
+from ovlt.config.fields import (
+    Decay,
+    NonNegative,
+    Place,
+    Positive,
+    Rate,
+    Share,
+    StageName,
+    Table,
+    field,
+)
 
 
 class RunConfig(Table):
@@ -34,6 +44,12 @@ class RunConfig(Table):
     profile: NonNegative = field(
         0, "Steps to profile, after the first: trace and table in profile/ of the stage folder."
     )
+
+    @model_validator(mode="after")
+    def _folder(self) -> RunConfig:
+        if not self.folder.strip() or "{folder}" in self.folder:
+            raise ValueError(f"run.folder is {self.folder!r}: name a folder, such as runs/{{seed}}")
+        return self
 
 
 def _checkpointing(value: object) -> object:
@@ -109,7 +125,7 @@ class SftOptimConfig(OptimConfig):
 class SftConfig(Table):
     """Supervised fine-tuning on sharegpt messages; loss on the assistant's tokens only."""
 
-    stage: str = field("sft", "Name of the stage folder inside run.folder.")
+    stage: StageName = field("sft", "Name of the stage folder inside run.folder.")
     title: str = field("SFT on teacher traces", "What the report calls this stage.")
     start: Place = field("", "Model folder to start from; empty: model.path.")
     data: Place = field("", "SFT rows: messages, images (parquet or JSONL).")
@@ -171,7 +187,7 @@ class RolloutConfig(Table):
 class GrpoConfig(Table):
     """Group-relative policy optimisation."""
 
-    stage: str = field("grpo", "Name of the stage folder inside run.folder.")
+    stage: StageName = field("grpo", "Name of the stage folder inside run.folder.")
     title: str = field("GRPO", "What the report calls this stage.")
     start: Place = field("", "Model folder to start from; empty: model.path.")
     reference: Place = field("", "Model folder of the frozen KL reference; empty: the start.")
@@ -243,7 +259,7 @@ class GrpoConfig(Table):
 class EvaluateConfig(Table):
     """Accuracy on questions: greedy, and sampled at a temperature."""
 
-    stage: str = field("evaluate", "Name of the stage folder inside run.folder.")
+    stage: StageName = field("evaluate", "Name of the stage folder inside run.folder.")
     model: Place = field("", "Model folder; empty: model.path.")
     data: Place = field("", "Questions; empty: data.held_out.")
     n: NonNegative = field(4, "Samples per question; 0: greedy only.")
