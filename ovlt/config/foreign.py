@@ -10,7 +10,6 @@ _ROWS = ("sft.data", "grpo.data")
 _PARALLEL = ("evaluate.engine.tensor_parallel", "distill.engine.tensor_parallel")
 
 FOREIGN: dict[str, tuple[str, ...]] = {
-    "batch_size": _STEP,
     "beta": ("grpo.loss.kl_coef",),
     "bf16": ("model.compute_dtype",),
     "clip_ratio": ("grpo.loss.clip_low", "grpo.loss.clip_high"),

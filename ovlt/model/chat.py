@@ -203,7 +203,7 @@ class Chat:
 
 
 def _check_written(messages: Sequence[Message], text: str) -> None:
-    """Raise BadText unless a rendered ``text`` holds all that the messages say, but for white space.
+    """Raise BadText unless ``text`` holds all that the messages say, but for white space.
 
     Templates of reasoning models cut thoughts out of the model's turns, and others know no system
     turn: trained on these, a model would learn something else than the rows say.

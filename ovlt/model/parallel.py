@@ -15,6 +15,7 @@ from ovlt.model import liger
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.model.weights import read_weights
+from ovlt.system.collectives import on_all_ranks
 
 
 def shard(
@@ -79,7 +80,7 @@ def load_sharded(
     shard(model, mesh, dtype, reshard=config.reshard)
     model.to_empty(device=device)
     fill_buffers(model, device)
-    read_weights(model, folder.path)
+    on_all_ranks(lambda: read_weights(model, folder.path))  # a rank may see NaN alone
     model.set_head(
         temperature=temperature,
         banned=folder.banned,

@@ -96,7 +96,8 @@ def weight_files(path: Path) -> list[Path]:
 def read_weights(model: nn.Module, path: Path) -> None:
     """Fill a (sharded) model from a folder, each rank reading its own slices.
 
-    Raises ValueError if a parameter is missing or has another shape than the configuration says.
+    Raises ValueError if a parameter is missing, has another shape than the configuration says, or
+    holds NaN or infinity.
     """
     index = weight_index(path)
     parameters = dict(model.named_parameters())
@@ -121,6 +122,14 @@ def read_weights(model: nn.Module, path: Path) -> None:
                         f"{list(target.shape)}"
                     )
                 _copy_slice(target, source)
+                local = target.to_local() if isinstance(target, DTensor) else target
+                # A NaN is least and largest at once; both ends are looked at for infinities.
+                if local.numel() and not all(end.isfinite() for end in local.aminmax()):
+                    raise ValueError(
+                        f"{file}: {name} holds numbers that are not finite (NaN or infinity): the "
+                        "file is damaged, or was written by a run that had diverged; take an "
+                        "earlier one"
+                    )
 
 
 class TensorOnDisk(Protocol):

@@ -133,6 +133,11 @@ def lock_folder(folder: Path) -> None:
         raise ValueError(
             f"{folder} is in use: {error}; wait until that ends, or give another --run.folder"
         ) from None
+    except OSError as error:
+        raise ValueError(
+            f"run.folder: {folder} cannot be made or written to ({error.strerror}): give another "
+            "--run.folder"
+        ) from None
     _locks[place] = held
 
 

@@ -8,6 +8,7 @@ place, and ``MetricsWriter.resume`` takes back what a run wrote after its last c
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -285,13 +286,18 @@ def _bar_text(metrics: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _start_wandb(project: str, description: str, folder: Path) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
+def check_wandb(project: str) -> None:
+    """Raise ValueError if a run is to be logged to wandb, and it is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             "the recipe asks for wandb, which is not installed: run `pip install wandb`, or leave "
             "the wandb project out"
-        ) from error
+        )
+
+
+def _start_wandb(project: str, description: str, folder: Path) -> Any:
+    check_wandb(project)
+    import wandb  # optional
+
     # wandb refuses steps that go back, so a resumed run is a new run in the same group.
     return wandb.init(project=project, name=description, group=description, dir=str(folder))

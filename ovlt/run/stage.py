@@ -9,6 +9,7 @@ from pathlib import Path
 from ovlt.config import Recipe
 from ovlt.config.changes import MEASURES
 from ovlt.run.folder import Contents, claim_run_folder
+from ovlt.run.metrics import check_wandb
 from ovlt.system.files import read_object, write_json
 from ovlt.system.runtime import Runtime
 
@@ -29,6 +30,7 @@ class StageFolder:
     ) -> None:
         self.runtime = runtime
         self.path: Path = recipe.folder / name
+        check_wandb(recipe.run.wandb)
         self.tables = recipe.decisive_tables(kind)
         chooses = kind == "grpo" and recipe.grpo.keep == "best"  # the model, by its validations
         self._accept = recipe.run.accept_changes

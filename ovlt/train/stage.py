@@ -49,9 +49,15 @@ class TrainingStage:
         self.keeps_best = isinstance(config, GrpoConfig) and config.keep == "best"
         self.best = Best(runtime, model, source, folder.path)
         self.first = self.position = 0
-        folder.begin()
         self._checkpoints = folder.path / "checkpoints"
-        if (saved := checkpoint.latest(self._checkpoints)) is not None:
+        saved = checkpoint.latest(self._checkpoints)
+        if saved is not None and (done := int(saved.name.removeprefix("step_"))) > steps:
+            raise ValueError(
+                f"{folder.path} holds a run of {done} steps, and {config.stage}'s steps (or "
+                f"epochs) ask for {steps}: ask for {done} or more, or give another --run.folder"
+            )
+        folder.begin()
+        if saved is not None:
             state = checkpoint.load(saved, model=model, optimizer=optimizer)
             self.first, self.position = state["step"], state["position"]
             self.best.state = state.get("best", {})

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ovlt.__main__ import COMMANDS
 from ovlt.config import GrpoConfig, LossConfig, Recipe, RolloutConfig
 from ovlt.config.command_line import command_line
+from ovlt.config.foreign import FOREIGN
 from ovlt.config.load import MOVED, REPOSITORY, SMOKE_RECIPE, leaves, load_recipe
 
 RECIPES = sorted(SMOKE_RECIPE.parent.glob("*.toml"))
@@ -208,12 +209,24 @@ def test_folder_and_seed_are_filled_in() -> None:
         ("--grpo.optim.n=4", "unknown key 'grpo.optim.n'; did you mean 'grpo.rollout.n'?"),
         ("--zzzzzz=3", "unknown key 'zzzzzz'; known here: run, model, data"),
         ("--grpo.steps.x=3", "grpo.steps"),
+        ("--grpo.beta=0.04", "unknown key 'grpo.beta'; did you mean 'grpo.loss.kl_coef'?"),
+        ("--grpo.learning_rate=1e-6", "'grpo.learning_rate'; did you mean 'grpo.optim.lr'?"),
+        ("--sft.learning_rate=1e-6", "'sft.learning_rate'; did you mean 'sft.optim.lr'?"),
+        ("--trainer.n_gpus_per_node=8", "unknown key 'trainer'; known here: run"),
     ],
 )
 def test_unknown_keys_are_answered_with_the_nearest(override: str, expected: str) -> None:
     said = refusal(override)
     assert expected in said
     assert "smoke.toml" in said or "is a value, not a table" in said
+
+
+def test_the_keys_that_other_trainers_keys_are_answered_with_exist() -> None:
+    every = {key for key, _ in leaves(Recipe)}
+    for key, ours in FOREIGN.items():
+        assert ours, key
+        assert every.issuperset(ours), key
+        assert key not in {name.split(".")[-1] for name in every}, f"{key} is found without this"
 
 
 def test_unknown_keys_in_a_file_are_answered_all_at_once(tmp_path: Path) -> None:
@@ -245,6 +258,15 @@ def test_unknown_keys_in_a_file_are_answered_all_at_once(tmp_path: Path) -> None
         ("--grpo.loss.kl_estimator=k4", "kl_estimator: Input should be 'k1', 'k2' or 'k3'"),
         ("--grpo.dynamic_sampling=maybe", "grpo.dynamic_sampling: Input should be a valid boolean"),
         ("--grpo=3", "grpo: Input should be a valid dictionary"),
+        ("--grpo.steps=true", "steps is true, but it must be a number"),
+        ("--sft.optim.lr=true", "lr is true, but it must be a number"),
+        ("--run.seed=false", "seed is false, but it must be a number"),
+        ("--grpo.stage=", "grpo.stage: '' is no name of a folder inside run.folder"),
+        ("--grpo.stage=../other", "grpo.stage: '../other' is no name of a folder"),
+        ("--evaluate.stage=/tmp/x", "evaluate.stage: '/tmp/x' is no name of a folder"),
+        ("--run.folder=", "run.folder is '': name a folder"),
+        ("--run.folder={folder}/x", "run.folder is '{folder}/x': name a folder"),
+        ("--run.folder=runs/{name}", "{name} is not filled in; {seed} and {folder} are"),
         ("--grpo.loss.clip_low=1", "grpo.loss.clip_low: Input should be less than 1"),
         ("--grpo.rollout.top_p=0", "grpo.rollout.top_p: Input should be greater than 0"),
     ],

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.folders import copy_of, edit_json, edit_weights
+from helpers.folders import copy_of, edit_json, edit_weights, rope
 from helpers.tiny import tiny_folder
 from safetensors.torch import load_file, save_file
 
 from ovlt.model.contents import folder_digest, model_contents
 from ovlt.model.load import open_folder, open_reference
-from ovlt.model.weights import weight_index
+from ovlt.model.packed_model import empty_model
+from ovlt.model.weights import read_weights, weight_index
 
 NORM = "model.norm.weight"
 
@@ -150,6 +151,26 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "chat_template.jinja").rename(f / "chat_template.json"),
         "chat_template.json cannot be read",
     ),
+    "rotary sections that are no numbers": (
+        lambda f: rope(f, mrope_section=["4", "6", "6"]), "need mrope_section, three numbers",
+    ),
+    "a negative rotary section": (lambda f: rope(f, mrope_section=[-4, 14, 6]), "mrope_section"),
+    "a rotary base of zero": (lambda f: rope(f, rope_theta=0), "rope_theta 0: .* above 0"),
+    "a rotary base as text": (lambda f: rope(f, rope_theta="1e6"), "rope_theta '1e6'.* a number"),
+    "an endless factor": (
+        lambda f: rope(f, rope_type="linear", factor=float("inf")), "factor inf: .* 1 or more",
+    ),
+    "no window": (
+        lambda f: edit_json(f / "config.json", lambda c: c["vision_config"].update(window_size=8)),
+        "window_size 8 .* must be 28 or more",
+    ),
+    "a part of a family": (of_config(model_type="qwen2_5_vl_text"), "has no tokens"),
+    "names of a wrapper": (
+        lambda f: edit_weights(
+            f, lambda t: [t.update({f"module.{n}": t.pop(n)}) for n in list(t)]
+        ),
+        "lacks .* it holds 'module.lm_head.weight'",
+    ),
     "dropout": (of_text(attention_dropout=0.1), "attention_dropout 0.1 is not supported"),
     "another patch size": (of_processor(patch_size=16), "patch_size is 16.*have 14"),
     "no normalisation": (of_processor(do_normalize=False), "do_normalize is False"),
@@ -202,6 +223,21 @@ def test_computed_buffers_of_older_checkpoints_are_no_harm(home: Path, tmp_path:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_weights(folder, lambda t: t.update({name: torch.zeros(16)}))
     open_folder(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    home: Path, tmp_path: Path, value: float
+) -> None:
+    """As a run that diverged leaves them; the first step would blame the learning rate."""
+    folder = copy_of(home / "untied", tmp_path / "m")
+    name = name_of(folder, "layers.1.mlp.up_proj.weight")
+    edit_weights(folder, lambda t: t[name][3:4, 5:6].fill_(value))
+    opened = open_folder(folder)
+    model = empty_model(opened.config)
+    model.to_empty(device="cpu")
+    with pytest.raises(ValueError, match=r"up_proj.weight holds numbers that are not finite"):
+        read_weights(model, folder)
 
 
 def test_a_reference_must_read_tokens_alike(home: Path, tmp_path: Path) -> None:

@@ -273,6 +273,41 @@ def test_templates_that_drop_earlier_thoughts_serve_one_turn_and_say_so_for_more
         chat.conversation_ids(turns("How many?", "3", "Why?", "So."), [])
 
 
+@pytest.mark.parametrize(
+    ("content", "role"),
+    [
+        ("{{ m['content'].split('</think>')[-1] }}", "assistant"),
+        ("{{ m['content'] | replace('<answer>', '') }}", "assistant"),
+        ("{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}", "system"),
+        ("{{ m['content'] | replace('many', 'few') }}", "user"),
+    ],
+)
+def test_a_template_that_leaves_text_out_is_not_trained_on(
+    home: Path, tmp_path: Path, content: str, role: str
+) -> None:
+    """As the templates of reasoning models do with thoughts, and others with a system turn."""
+    chat = with_template(home, tmp_path / "m", whole(body(content)))
+    answer = "<think>There are three of them, red ones.</think> <answer>3</answer>"
+    talk = [{"role": "system", "content": "Count."}, *turns("How many?", answer)]
+    with pytest.raises(BadText, match=f"leaves out, or changes, .* turn of the {role}"):
+        chat.conversation_ids(talk, [])
+    if role != "assistant":
+        with pytest.raises(BadText, match=f"turn of the {role}"):
+            chat.dialogue_ids(talk[:2], [])
+
+
+def test_white_space_of_thoughts_is_the_templates(home: Path, tmp_path: Path) -> None:
+    """Some templates take a turn apart and write it again, thoughts on lines of their own."""
+    content = (
+        "{% if '</think>' in m['content'] %}{% set t = m['content'].split('</think>') %}"
+        "{{ t[0].strip() + '\n</think>\n\n' + t[1].strip() }}"
+        "{% else %}{{ m['content'] }}{% endif %}"
+    )
+    chat = with_template(home, tmp_path / "m", whole(body(content)))
+    ids, mask = chat.conversation_ids(turns("How many?", "<think>1 2 3</think> <answer>3"), [])
+    assert labelled(chat, ids, mask) == ["<think>1 2 3\n</think>\n\n<answer>3<|im_end|>"]
+
+
 def test_an_end_that_only_some_turns_have_is_noticed(home: Path, tmp_path: Path) -> None:
     end = "{% if loop.last %}<|im_end|>{% endif %}\n"
     chat = with_template(home, tmp_path / "m", whole(body(CONTENTS["either"], end=end)))

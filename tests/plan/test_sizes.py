@@ -70,12 +70,24 @@ def test_the_old_layout_of_a_configuration_is_read(tmp_path: Path) -> None:
     assert parameters(read_config(tmp_path / "config.json")).total == P7
 
 
+WHOLE = (
+    '{"model_type": "qwen2_5_vl", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, '
+    '"num_hidden_layers": 28, "num_attention_heads": 2, "num_key_value_heads": 1}'
+)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("{", "cannot be read"),
         ('{"model_type": "llama"}', "'llama'"),
         ('{"model_type": "qwen2_5_vl"}', "lacks vocab_size"),
+        ('{"model_type": "qwen2_5_vl", "text_config": null}', "text_config is None, not a table"),
+        ('{"model_type": "qwen2_5_vl", "vision_config": 3}', "vision_config is 3, not a table"),
+        (WHOLE.replace("28", '"28"'), "num_hidden_layers is '28', not a whole number above 0"),
+        (WHOLE.replace("28", "0"), "num_hidden_layers is 0, not a whole number above 0"),
+        (WHOLE[:-1] + ', "max_position_embeddings": null}', "max_position_embeddings is None"),
+        (WHOLE[:-1] + ', "vision_config": {"depth": []}}', "depth is \\[\\], not a whole number"),
     ],
 )
 def test_other_configurations_are_refused(tmp_path: Path, text: str, sentence: str) -> None:

@@ -189,6 +189,14 @@ time.sleep(60)
 """
 
 
+@pytest.mark.parametrize("place", ["/proc/nowhere", "{file}/stage"])
+def test_a_folder_that_cannot_be_made_names_its_key(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = place.replace("{file}", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=f"run.folder: {folder} cannot be made"):
+        claim_run_folder(folder, {"a": {"b": 1}}, "auto")
+
+
 def test_a_folder_in_use_names_the_process_and_is_free_when_that_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

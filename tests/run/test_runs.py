@@ -113,6 +113,7 @@ def test_sft_goes_on_with_its_own_rows_only(home: Home) -> None:
     moved.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n")
     longer = ["--sft.steps=3", f"--sft.data={moved}"]
     home.start("sft", "rows", *longer, "--sft.token_budget=300", "--sft.save_every=0").finish()
+    assert "holds a run of 3 steps" in refusal(home, "sft", "rows", *longer, "--sft.steps=1")
     assert [line["step"] for line in read_metrics(home.stage("sft", "rows"))] == [1, 2, 3]
 
 

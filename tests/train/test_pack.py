@@ -12,6 +12,7 @@ from helpers.tiny import random_sample, tiny_folder
 from ovlt.model.load import ModelFolder
 from ovlt.train.balance import plan
 from ovlt.train.pack import collate, extents, sharing
+from ovlt.train.prompts import shared_prompts
 from ovlt.types import Sample
 
 
@@ -110,6 +111,22 @@ def test_a_shared_prompt_on_a_hand_made_example(folder: ModelFolder) -> None:
     assert batch.num_samples == 4
     (lengths,) = {e.prompt for e in extents([first, second, empty], folder.config)}
     assert lengths == 2
+
+
+def test_prompts_of_the_same_words_are_not_compared_pixel_by_pixel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """300 different images of one question: in pairs that would be 45,000 comparisons."""
+    rng = np.random.default_rng(2)
+    pictures = [rng.integers(0, 256, (40, 30, 3), dtype=np.uint8) for _ in range(300)]
+    shown = [[image] for image in pictures for _ in range(2)] + [[pictures[7].copy()]]
+    compared: list[object] = []
+    equal = np.array_equal
+    monkeypatch.setattr(np, "array_equal", lambda a, b: compared.append(a) or equal(a, b))
+    groups = shared_prompts([np.arange(5)] * len(shown), shown)
+    assert len(groups) == 300
+    assert groups[7] == [14, 15, 600]
+    assert len(compared) == 1
 
 
 def test_what_differs_is_not_shared(folder: ModelFolder) -> None:
