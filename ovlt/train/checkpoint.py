@@ -16,6 +16,7 @@ folder that all of them see. One run at a time owns a folder: ``run.folder`` see
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -136,6 +137,13 @@ def latest(folder: Path | str) -> Path | None:
     Temporary folders, and those whose files are not what their manifest lists, are skipped.
     """
     return next((path for path in _steps(Path(folder)) if not _why_torn(path)), None)
+
+
+def passed_over(folder: Path | str) -> str:
+    """Name the checkpoints newer than the ``latest`` and what they lack; "" if there are none."""
+    torn = ((path, _why_torn(path)) for path in _steps(Path(folder)))
+    newer = itertools.takewhile(lambda pair: pair[1], torn)
+    return ", ".join(f"{path.name} ({why})" for path, why in newer)
 
 
 def load(path: Path | str, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

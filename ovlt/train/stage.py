@@ -56,6 +56,8 @@ class TrainingStage:
                 f"{folder.path} holds a run of {done} steps, and {config.stage}'s steps (or "
                 f"epochs) ask for {steps}: ask for {done} or more, or give another --run.folder"
             )
+        if torn := checkpoint.passed_over(self._checkpoints):
+            runtime.say(f"checkpoints that are not complete are passed over: {torn}")
         folder.begin()
         if saved is not None:
             state = checkpoint.load(saved, model=model, optimizer=optimizer)

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from ovlt.run.folder import claim_run_folder
-from ovlt.train.checkpoint import latest
+from ovlt.train.checkpoint import latest, passed_over
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +147,11 @@ def test_latest_passes_over_the_torn(home: Path, case: str, tmp_path: Path) -> N
     (tmp_path / "step_000012").mkdir()
     assert latest(tmp_path) == tmp_path / "step_000001"
     assert latest(tmp_path / "none") is None
+    text = passed_over(tmp_path)
+    assert text.startswith("step_000012 (")
+    assert "step_000010 (" in text
+    assert "step_000001" not in text
+    assert not passed_over(home / "two" / "refusals")
 
 
 KILLED = {
