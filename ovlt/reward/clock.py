@@ -42,6 +42,17 @@ def _hours(hour: int, half: str) -> set[int]:
     return {hour % 12 + (12 if half == "p" else 0)} if hour <= 12 else {hour}
 
 
+_NOON = re.compile(r"(?:12\s*(?::00)?\s*)?(?P<name>noon|midnight|midday)", re.IGNORECASE)
+
+
+def noon_as_time(text: str, other: str) -> str:
+    """Return "12:00 PM" for "noon" and "12:00 AM" for "midnight" beside a time in digits."""
+    match = _NOON.fullmatch(text)
+    if match is None or not any(char.isdigit() for char in other):
+        return text
+    return "12:00 AM" if match.group("name").lower() == "midnight" else "12:00 PM"
+
+
 def compare_clock(given: str, truth: str) -> tuple[bool, str] | None:
     """Compare two times or ratios; None unless the ground truth, or both with a.m., is one."""
     clocks = _clock(given), _clock(truth)

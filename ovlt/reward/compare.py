@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ovlt.reward import choices
-from ovlt.reward.clock import compare_clock
+from ovlt.reward.clock import compare_clock, noon_as_time
 from ovlt.reward.lists import Elements, elements, is_equation, split_name
 from ovlt.reward.mathematics import Verdict, compare_relations
 from ovlt.reward.mathematics import compare as compare_mathematics
@@ -19,6 +19,7 @@ def compare(given: str, truth: str, depth: int) -> Verdict:
         return True, "equal text"
     if labelled := _compare_labelled(given, truth):
         return labelled
+    given, truth = noon_as_time(given, truth), noon_as_time(truth, given)
     if verdict := _compare_words(given, truth):
         return verdict
     unnamed = split_name(given).values[-1], split_name(truth).values[-1]
@@ -221,9 +222,17 @@ def _compare_lists(given: Elements, truth: Elements, depth: int) -> Verdict:
     ordered = given.ordered or truth.ordered
     one_is_named = [_names(listed) for listed in (given, truth)]
     if (one_is_named[0] is None) != (one_is_named[1] is None):
-        ordered = True  # "x = 1, y = 2" says which is which
-        if {given.brackets, truth.brackets} - {"", "()"}:
+        named, bare = (given, truth) if one_is_named[0] else (truth, given)
+        if any("=" in item for item in bare.items):
+            return False, "other names"
+        names = one_is_named[0] or one_is_named[1] or []
+        ordered = ordered or not _are_numbered(names)  # "x = 1, y = 2" says which is which
+        if ordered and {given.brackets, truth.brackets} - {"", "()"}:
             return False, "other brackets"
+        if set(names) <= set("xyz"):  # "y = 2, x = 1" is (1, 2)
+            items = [item for _, item in sorted(zip(names, named.items, strict=True))]
+            sides = named._replace(items=items), bare
+            given, truth = sides if named is given else sides[::-1]
     elif ordered and given.brackets != truth.brackets:
         return False, "other brackets"
     if len(given.items) != len(truth.items):
@@ -238,6 +247,11 @@ def _compare_lists(given: Elements, truth: Elements, depth: int) -> Verdict:
             return False, "unordered"
         rest.remove(match)
     return True, "unordered"
+
+
+def _are_numbered(names: list[str]) -> bool:
+    """Return whether names are those of several solutions: "x_1", "x_2"."""
+    return len({re.sub(r"_?\{?\d+\}?$", "", name) for name in names}) == 1
 
 
 def _names(listed: Elements) -> list[str] | None:

@@ -82,7 +82,8 @@ def _grade(given: str, truth: str) -> Verdict:
         return False, "too long"
     if _SMALL_INT.fullmatch(given) and _SMALL_INT.fullmatch(truth):
         return _as_int(given) == _as_int(truth), "integers"
-    given, truth = undress(unify_characters(given)), undress(unify_characters(truth))
+    given = undress(_unboxed(unify_characters(given)))
+    truth = undress(_unboxed(unify_characters(truth)))
     if not given or not truth:
         return False, "empty answer"
     *_, bare = _readings(truth)
@@ -98,6 +99,22 @@ def _grade(given: str, truth: str) -> Verdict:
             return verdict
         first = first or verdict
     return first or (False, "differs")
+
+
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}")
+
+
+def _unboxed(text: str) -> str:
+    """Return what the one box of a sentence holds, with a unit that follows: "so \\boxed{5} cm".
+
+    The text as it is if it has no box, or boxes of different content.
+    """
+    boxes = list(_BOXED.finditer(text))
+    if not boxes or len({box.group(1).strip() for box in boxes}) > 1:
+        return text
+    after = re.split(r"[.;,!?]?(?:\s|\Z)", text[boxes[-1].end() :].strip(" $*"), maxsplit=1)[0]
+    unit = after.strip("$*") if re.match(r"[A-Za-z\\°%]", after) else ""
+    return f"{boxes[-1].group(1).strip()} {unit}".strip()
 
 
 def _as_int(text: str) -> int:
@@ -117,12 +134,13 @@ def _is_option(label: str | None, option: str) -> bool:
 
 _SENTENCE = re.compile(
     r"(?P<lead>(?:[^\W\d_]|[\s,'()\-])*?\b(?:is|are|was|were|equals|be|becomes|has|have|total of|"
-    r"answer|ans|result|solution|gives?|gets?|got|makes?|measures?|weighs?|costs?|contains?|shows?|finds?|found|obtains?|"
+    r"it's|that's|answer|ans|result|solution|gives?|gets?|got|makes?|measures?|weighs?|costs?|contains?|shows?|finds?|found|obtains?|"
     r"needs?|takes?)\b(?:\s+(?:equal\s+to|equals|approximately|about))?\s*:?"
     r"|[^\W\d_]*答案[是为]?:?|[A-Za-z][A-Za-z ]{2,40}:)"
     r"\s*(?P<value>\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
+_WHEN = re.compile(r"^(?:(?:in|at|on)\s+|(?:in\s+)?(?:the\s+)?year\s+(?:of\s+)?)(?=\d)", re.IGNORECASE)
 _THEREFORE = re.compile(r"^(?:so|thus|therefore|hence|then|finally|ergo)\b\W*", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(?:not|never|no|wrong|incorrect|cannot)\b|n't\b", re.IGNORECASE)
 _REASON = re.compile(r"[,;.]?\s+(?:because|since)\b.*", re.IGNORECASE | re.DOTALL)
@@ -133,7 +151,7 @@ def _readings(given: str) -> Iterator[str]:
     yield given
     for _ in range(4):
         before = given
-        given = _THEREFORE.sub("", given)
+        given = _WHEN.sub("", _THEREFORE.sub("", given))
         if (match := _SENTENCE.fullmatch(given)) and not _DENIAL.search(match.group("lead")):
             given = undress(match.group("value"))
         given = undress(_REASON.sub("", given))

@@ -40,14 +40,21 @@ def close(a: Value, b: Value) -> bool:
 def variables(*expressions: Basic) -> list[Basic]:
     """Return the symbols that stand for numbers, sorted by name."""
     symbols = {symbol for expression in expressions for symbol in expression.free_symbols}
-    return sorted(symbols - _imaginary(symbols), key=str)
+    return sorted(symbols - _imaginary(expressions), key=str)
 
 
-def _imaginary(symbols: set[Basic]) -> set[Basic]:
-    """Return the symbol i, or j alone, which are the imaginary unit unless they count."""
+def _imaginary(expressions: Sequence[Basic]) -> set[Basic]:
+    """Return the symbols i and j that are the imaginary unit: they do not count, nor point.
+
+    "3 + 4i" and "3 + 4j" are one number; i and j in one expression are two unit vectors.
+    """
+    symbols = {symbol for expression in expressions for symbol in expression.free_symbols}
     names = {str(symbol): symbol for symbol in symbols}
+    for expression in expressions:
+        if {"i", "j"} <= {str(symbol) for symbol in expression.free_symbols}:
+            return set()
     if set(names) in ({"j"}, {"i", "j"}):
-        return set(symbols)
+        return symbols
     return {names["i"]} if "i" in names and not {"j", "k", "n"} & set(names) else set()
 
 
@@ -65,8 +72,7 @@ def value_rows(expressions: Sequence[Basic], *, real: bool) -> list[list[Value]]
 
     With ``real``, points at which any part of an expression is complex are left out.
     """
-    symbols = {symbol for expression in expressions for symbol in expression.free_symbols}
-    unit = _imaginary(symbols)
+    unit = _imaginary(expressions)
     free = variables(*expressions)
     rows: list[list[Value]] = []
     for point in range(_POINTS if free else 1):
