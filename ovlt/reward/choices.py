@@ -6,13 +6,15 @@ import re
 
 _OPTION_TRUTH = re.compile(r"[\[(<]?([A-Za-z])[\])>]?[.:]?")
 _NEGATED = re.compile(
-    r"\b(?:not|never|neither|nor|none|no|wrong|incorrect|false)\b|n['\u2019]t\b", re.I
+    r"\b(?:not|never|neither|nor|none|no|wrong|incorrect|false)\b|n['\u2019]t\b"
+    r"|不(?:应该?|能|会|要|可能)?[选是为]",
+    re.I,
 )
 # What may stand before a label: "Option C", "So, the answer is C", "I think it is C", "答案是C".
 _LEAD = re.compile(
     r"(?P<lead>.*?(?:\b(?:is|be|are|option|choice|choose|answer|select|pick|say|guess|letter|so|thus|therefore|"
     r"hence|figure|graph|diagram|image|picture|panel|point|line|curve|shape|region|statement)\b"
-    r"|:|[选為为是]|\\Rightarrow|\\therefore))[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
+    r"|:|[选為为是项择]|\banswer\s+-|\b(?:it|that)'s\b|\\Rightarrow|\\therefore))[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
     r"(?=[\[(<{*$\"'\\]*(?:text\{)?[\[(]?[A-Za-z](?![A-Za-z]))",
     re.IGNORECASE | re.DOTALL,
 )
@@ -22,8 +24,13 @@ _LABEL = re.compile(
     re.DOTALL,
 )
 _CLOSERS = "])}>*$\"'\u201d\u2019"
-_SEPARATOR = r"(?:\bor\b|\band\b|\bnor\b|\bvs\b|[,;/&|+])"
+_SEPARATOR = r"(?:\bor\b|\band\b|\bnor\b|\bvs\b|[,;/&|+和或与及])"
 _ONLY_LETTERS = re.compile(r"(?:\W*(?:\b(?:or|and)\b\W*)?\b[A-Z]\b)+\W*")
+# The text of an option that names others: "(D) A and C", "(D) None of A, B, C"
+_COMBINATION = re.compile(
+    r"[.)\]:]*\s*(?:(?:[Bb]oth|[Ee]ither|[Nn]either)\s+)?[A-Z]\s*(?:,\s*[A-Z]\s*)*,?\s*"
+    r"(?:and|or|nor|&)\s*[A-Z]\W*"
+)
 _NEXT_LETTER = re.compile(
     rf"\s*{_SEPARATOR}\s*(?:(?:then|also|maybe|perhaps|possibly|option|choice)\s+)*[\[(]?"
     r"(?:(?![AI]\b)[A-Z]\b(?!['\u2019])|[AI]\b(?!['\u2019]|\s+[a-z]))"
@@ -32,6 +39,7 @@ _OTHER_LABEL = re.compile(
     rf"(?:{_SEPARATOR}|\bbut\b|\bmaybe\b|\bperhaps\b)\s*(?:option |choice |answer )?"
     r"(?:[\[(][A-Z][\])]|[A-Z][.):](?=\s|$))"
     r"|[\[(][A-Z][\])]\s*$"
+    r"|\b(?:could|might|may)\s+(?:also\s+)?be\s+[\[(]?[A-Z]\b(?!['\u2019]|\s+[a-z])"
 )
 _CORRECTED = re.compile(
     r"\b(?:[Aa]ctually|[Ww]ait|[Rr]ather|[Ii]nstead)\b\W*(?:it is |it's |the answer is )?"
@@ -71,7 +79,7 @@ def option_label(given: str) -> str | None:
         if match is None or _is_word(match):
             return None
     rest = match.group("rest")
-    if _offers_another(rest) or _DENIED.match(rest.lstrip(_CLOSERS)):
+    if _offers_another(rest, match.group("label")) or _DENIED.match(rest.lstrip(_CLOSERS)):
         return None
     return match.group("label")
 
@@ -88,9 +96,11 @@ def _is_word(match: re.Match[str]) -> bool:
     return not (starts_value or _REASON.match(following) or re.match(_SEPARATOR, following))
 
 
-def _offers_another(rest: str) -> bool:
+def _offers_another(rest: str, label: str) -> bool:
     after = rest.lstrip(_CLOSERS)
     only_letters = after.strip() and _ONLY_LETTERS.fullmatch(after)
+    if only_letters and rest[:1] in (")", "]", ".", ":") and _COMBINATION.fullmatch(after):
+        return re.search(rf"\b{label}\b", after) is not None
     first = _SENTENCE_END.split(after.lstrip(" .:\n"), maxsplit=1)[0]  # what follows explains it
     return bool(
         only_letters
@@ -108,7 +118,7 @@ _FOLLOWS_NO = (
 _SAYS = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is)?\s*:?\s*"
     r"|i think\s+|(?:it|this|that|the (?:statement|claim))\s+is\s+|答案是?:?\s*)?"
-    rf"[*_]*(?P<word>{'|'.join(_OPPOSITE)})(?![A-Za-z])[*_]*(?P<rest>.*)",
+    rf"[*_\"']*(?P<word>{'|'.join(_OPPOSITE)})(?![A-Za-z])[*_\"']*(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -11,6 +11,7 @@ from ovlt.reward.mathematics import Verdict, compare_relations
 from ovlt.reward.mathematics import compare as compare_mathematics
 from ovlt.reward.numbers import number
 from ovlt.reward.quantities import compare_quantities, compare_ranges, read_quantity
+from ovlt.reward.units import pounds_as_money
 
 
 def compare(given: str, truth: str, depth: int) -> Verdict:
@@ -20,6 +21,7 @@ def compare(given: str, truth: str, depth: int) -> Verdict:
     if labelled := _compare_labelled(given, truth):
         return labelled
     given, truth = noon_as_time(given, truth), noon_as_time(truth, given)
+    given, truth = pounds_as_money(given, truth), pounds_as_money(truth, given)
     if verdict := _compare_words(given, truth):
         return verdict
     unnamed = split_name(given).values[-1], split_name(truth).values[-1]
@@ -28,6 +30,8 @@ def compare(given: str, truth: str, depth: int) -> Verdict:
     quantities = read_quantity(given), read_quantity(truth)
     if quantities[0].value is not None and quantities[1].value is not None:
         return compare_quantities(*quantities)
+    if depth < 2 and (_same_operands(given, truth, depth) or _same_sizes(given, truth, depth)):
+        return True, "same operands"
     if is_equation(given) or is_equation(truth):
         return _compare_equations(given, truth, depth)
     return _compare_named(given, truth, depth)
@@ -53,6 +57,7 @@ def _compare_labelled(given: str, truth: str) -> Verdict | None:
 
 _WORD = re.compile(r"[^\W\d_]+(?:(?:[ ']|(?<=\w\w)-(?=\w\w))[^\W\d_]+)*")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt)\b")
+_GREEK = re.compile(r"[α-ωΓ-Ω]")
 _RUN = re.compile(r"[^\W\d_]+")
 _NO_WORDS = {"infinity", "sqrt", "pi", "inf"}
 
@@ -80,20 +85,30 @@ def _compare_words(given: str, truth: str) -> Verdict | None:
 
 
 def _is_wordy(text: str) -> bool:
+    if _GREEK.search(text) and re.search(r"[A-Za-z]", text):
+        return False  # ρgh
     return _WORD.fullmatch(text) is not None and _FUNCTION.search(text) is None
+
+
+def _has_case_of_word(run: str) -> bool:
+    return run.islower() or run.isupper() or run.istitle()
 
 
 def _fold(text: str) -> str:
     """Return a text without the case of its words; letters that may be symbols keep theirs."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}|\s*(\\[A-Za-z]+)\s*", r" \1\2 ", text)
-    text = re.sub(r"(?<=[A-Za-z])_\{?(\d+)\}?", r"\1", text)  # H_2O
+    text = re.sub(r"(?<=[A-Za-z])\s*_\{?(\d+)\}?\s*", r"\1", text)  # H_2O
     text = re.sub(r"\s*([|=<>])\s*", r"\1", text)
     text = " ".join(text.split())
     text = re.sub(r"(?<=[^\W\d_])[.,!]+$", "", text)
     text = re.sub(r"^(?:the|an?)\s+(?=[^\W\d_]{2})", "", text, flags=re.IGNORECASE)
     only_words = _WORD.fullmatch(text) is not None
     return _RUN.sub(
-        lambda run: run.group().casefold() if only_words or len(run.group()) > 2 else run.group(),
+        lambda run: (
+            run.group().casefold()
+            if only_words or (len(run.group()) > 2 and _has_case_of_word(run.group()))
+            else run.group()
+        ),
         text,
     )
 
@@ -147,7 +162,7 @@ def _compare_named(given: str, truth: str, depth: int) -> Verdict:
             return False, "another variable"
         verdict = False, "differs"
         for one in forms if name else [given]:
-            for other in true_forms if true_name else [truth]:
+            for other in true_forms:
                 verdict = _compare_values(one, other, depth)
                 if verdict[0]:
                     return verdict
@@ -185,6 +200,7 @@ def _compare_values(given: str, truth: str, depth: int) -> Verdict:
                 and other is not None
                 and other.brackets == "{}"
                 and len(other.items) == 1
+                and other.items[0] != r"\emptyset"
             ):
                 text = given if one is lists[0] else truth
                 return compare(text, other.items[0], depth + 1)
@@ -212,6 +228,36 @@ def _with_signs(text: str) -> Elements | None:
         else:
             both += [re.sub(r"\\pm\s*", sign, item) for sign in ("+", "-")]
     return Elements(listed.brackets if listed else "", both)
+
+
+_BY = re.compile(r"(?<=[A-Za-z\d)'\"°])\s*(?:\*|(?<![A-Za-z])(?:by|x)(?![A-Za-z]))\s*(?=\d)")
+
+
+def _same_sizes(given: str, truth: str, depth: int) -> bool:
+    """Return whether two texts give the same sides: "5 cm x 3 cm", "5 cm by 3 cm"."""
+    sides = _BY.split(given), _BY.split(truth)
+    if len(sides[0]) != len(sides[1]) or not 1 < len(sides[0]) < 4:
+        return False
+    lists = [Elements("", list(texts)) for texts in sides]
+    return _compare_lists(lists[0], lists[1], depth)[0]
+
+
+def _same_operands(given: str, truth: str, depth: int) -> bool:
+    """Return whether two unions, or intersections, have the same parts in any order."""
+    for command in (r"\cup", r"\cap"):
+        parts = [text.split(command) for text in (given, truth)]
+        rest = "".join(parts[0] + parts[1])
+        if len(parts[0]) != len(parts[1]) or not 1 < len(parts[0]) < 6:
+            continue
+        if re.search(r"\\(?:cup|cap|setminus)", rest):
+            continue
+        if all(
+            text.count("(") + text.count("[") == text.count(")") + text.count("]")
+            for text in parts[0] + parts[1]
+        ):
+            lists = [Elements("", [text.strip() for text in texts]) for texts in parts]
+            return _compare_lists(lists[0], lists[1], depth)[0]
+    return False
 
 
 _MAX_UNORDERED = 8  # every pair may cost a call of Math-Verify

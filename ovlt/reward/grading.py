@@ -104,17 +104,33 @@ def _grade(given: str, truth: str) -> Verdict:
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}")
 
 
-def _unboxed(text: str) -> str:
-    """Return what the one box of a sentence holds, with a unit that follows: "so \\boxed{5} cm".
+_BEFORE_BOX = re.compile(
+    r"(?:^|(?<![\\A-Za-z])[A-Za-z]{2,}|[^\W\da-zA-Z_]|[:.,=≈])(?:[\s$*]|\\[(\[,;: ])*$"
+)
+_AFTER_BOX = re.compile(
+    r"(?:[\s$*]|\\[)\],;: ])*(?P<next>$|[.,;:!?)](?=\s|$)|(?:\\?%|°|\^\s*\{?\s*\\circ|\\?[A-Za-z])[^\s.,;!?]*)"
+)
 
-    The text as it is if it has no box, or boxes of different content.
+
+def _unboxed(text: str) -> str:
+    """Return what the box of a sentence holds, with a unit after it: "so the length is \\boxed{5} cm".
+
+    Of boxes with other content, or a box within a formula, only the box is taken away.
     """
     boxes = list(_BOXED.finditer(text))
-    if not boxes or len({box.group(1).strip() for box in boxes}) > 1:
+    if not boxes:
         return text
-    after = re.split(r"[.;,!?]?(?:\s|\Z)", text[boxes[-1].end() :].strip(" $*"), maxsplit=1)[0]
-    unit = after.strip("$*") if re.match(r"[A-Za-z\\°%]", after) else ""
-    return f"{boxes[-1].group(1).strip()} {unit}".strip()
+    if len({box.group(1).strip() for box in boxes}) == 1:
+        box = boxes[-1]
+        before = text[: box.start()]
+        after = _AFTER_BOX.match(text, box.end())
+        sentence = re.split(r"[.\n]\s", before)[-1]
+        if _BEFORE_BOX.search(before) and after and not _DENIAL.search(sentence):
+            unit = after.group("next").strip("$*.,;:!?)")
+            return f"{box.group(1).strip()} {unit}".strip()
+    return _BOXED.sub(
+        lambda box: f" {box.group(1)} " if box.group(1).isalpha() else box.group(1), text
+    )
 
 
 def _as_int(text: str) -> int:
@@ -140,9 +156,17 @@ _SENTENCE = re.compile(
     r"\s*(?P<value>\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_WHEN = re.compile(r"^(?:(?:in|at|on)\s+|(?:in\s+)?(?:the\s+)?year\s+(?:of\s+)?)(?=\d)", re.IGNORECASE)
+_WHEN = re.compile(
+    r"^(?:(?:in|at|on)\s+|(?:in\s+)?(?:the\s+)?year\s+(?:of\s+)?)(?=\d)", re.IGNORECASE
+)
 _THEREFORE = re.compile(r"^(?:so|thus|therefore|hence|then|finally|ergo)\b\W*", re.IGNORECASE)
 _DENIAL = re.compile(r"\b(?:not|never|no|wrong|incorrect|cannot)\b|n't\b", re.IGNORECASE)
+# "4√3 (about 6.93)", "1200 (approximately)", "1200 approx."
+_AFTERTHOUGHT = re.compile(
+    r"(?<=\S)\s*(?:\((?:about|approx\.?|approximately|roughly|\\approx|\\sim|≈|~)[^()]*\)"
+    r"|\b(?:approx\.?|approximately))$",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"[,;.]?\s+(?:because|since)\b.*", re.IGNORECASE | re.DOTALL)
 
 
@@ -154,7 +178,7 @@ def _readings(given: str) -> Iterator[str]:
         given = _WHEN.sub("", _THEREFORE.sub("", given))
         if (match := _SENTENCE.fullmatch(given)) and not _DENIAL.search(match.group("lead")):
             given = undress(match.group("value"))
-        given = undress(_REASON.sub("", given))
+        given = undress(_AFTERTHOUGHT.sub("", _REASON.sub("", given)))
         if given == before or not given:
             return
         yield given

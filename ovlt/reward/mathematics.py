@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Sequence
 
-from ovlt.reward.latex import MAX_CHARS, danger_in, to_latex
+from ovlt.reward.latex import MAX_CHARS, danger_in, is_function, to_latex
 
 Verdict = tuple[bool, str]  # right or wrong, and the reason
 
@@ -33,10 +33,22 @@ def compare(given: str, truth: str) -> Verdict:
     # Imported here and not at the top of the file: most answers are decided without sympy.
     from ovlt.reward import expressions
 
+    given, truth = _one_symbol(given, truth)
     try:
         return expressions.equal(to_latex(given), to_latex(truth)), "mathematics"
     except ValueError as error:
         return False, f"refused: {error}"
+
+
+_RUN = re.compile(r"(?<![A-Za-z\\])(?<!\\text\{)[A-Za-z]{3,6}(?![A-Za-z({])")
+
+
+def _one_symbol(given: str, truth: str) -> tuple[str, str]:
+    """Write a run of letters that both texts have once as one symbol: GMm in "GMm/r^2"."""
+    runs = _RUN.findall(given), _RUN.findall(truth)
+    if len(runs[0]) != 1 or runs[0] != runs[1] or is_function(runs[0][0]):
+        return given, truth
+    return _RUN.sub(" w_{0} ", given), _RUN.sub(" w_{0} ", truth)
 
 
 def compare_relations(relations: Sequence[str], other: str, *, is_or: bool) -> Verdict:

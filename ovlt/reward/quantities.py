@@ -25,7 +25,7 @@ class Quantity(NamedTuple):
 
 
 _ABOUT = re.compile(
-    r"(?:\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|=|(?:about|approximately|approx\.?|around|roughly|"
+    r"(?:\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|=|(?:about|approximately|approx\.?|around|roughly|nearly|"
     r"circa|a total of|exactly)(?![A-Za-z]))\s*",
     re.IGNORECASE,
 )

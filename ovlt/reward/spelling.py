@@ -29,6 +29,7 @@ _CHARACTERS = {
     "∶": ":",
     "√": r"\sqrt ",
     "∛": r"\sqrt[3]",
+    "∜": r"\sqrt[4]",
     "∞": r"\infty ",
     "≤": r"\le ",
     "⩽": r"\le ",
@@ -50,6 +51,7 @@ _CHARACTERS = {
     "∠": r"\angle ",
     "△": r"\triangle ",
     "⟂": r"\perp ",
+    "⊥": r"\perp ",
     "∥": r"\parallel ",
     "⟨": "(",
     "⟩": ")",
@@ -57,6 +59,9 @@ _CHARACTERS = {
     "⇒": r"\Rightarrow ",
     "ℝ": r"\mathbb{R}",
     "∘": "°",
+    "∼": r"\sim ",
+    "【": "[",
+    "】": "]",
 }
 
 
@@ -67,6 +72,15 @@ def _runs(text: str, table: dict[str, str], sign: str) -> str:
         lambda run: f"{sign}{{{''.join(table[char] for char in run.group())}}}",
         text,
     )
+
+
+_SMALL_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂₃₄₅₆₇₈₉]+)")
+
+
+def _full_fraction(match: re.Match[str]) -> str:
+    """Return ``\\frac{5}{8}`` for a raised 5, a stroke and a lowered 8."""
+    top, bottom = match.groups()
+    return rf"\frac{{{''.join(map(_SUPERSCRIPTS.get, top))}}}{{{''.join(map(_SUBSCRIPTS.get, bottom))}}}"
 
 
 @functools.lru_cache(4096)
@@ -90,8 +104,19 @@ def unify_characters(text: str) -> str:
     if text.isascii():
         return text
     text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
+    text = _SMALL_FRACTION.sub(_full_fraction, text)
     text = _runs(_runs(text, _SUPERSCRIPTS, "^"), _SUBSCRIPTS, "_")
     return "".join(map(_plain, text))
+
+
+def _equations(match: re.Match[str]) -> str:
+    """Return "x = 1, y = 2" for a system of equations in cases."""
+    rows = [row.strip(" ,;") for row in match.group(1).split(r"\\")]
+    return ", ".join(row for row in rows if row)
+
+
+def _without_braces(match: re.Match[str]) -> str:
+    return re.sub(r"\^\s*\{\s*(-?\s*\d+)\s*\}", r"^\1", match.group())
 
 
 _NAMES = (
@@ -121,6 +146,10 @@ _COMMANDS = [
         (r"\\lg(?![A-Za-z])|(?<![A-Za-z\\])lg(?=\s*[\d(])", r"\\log_{10} "),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"^([^{}]*)\\over(?![A-Za-z])([^{}]*)$", r"\\frac{\1}{\2}"),
+        (
+            r"\\\{\s*\\begin\{array\}\s*\{[^{}]*\}([^&]*?=[^&]*?)\\end\{array\}",
+            _equations,
+        ),
         (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"),
         (r"\\end\{array\}", r"\\end{pmatrix}"),
         (r"\bper cent\b", "percent"),
@@ -134,7 +163,15 @@ _COMMANDS = [
         (r"\\langle(?![A-Za-z])|(?<![^\s])<(?=[^<>=]+,[^<>=]+>\s*$)", "("),
         (r"\\rangle(?![A-Za-z])|(?<=[\w)}])>$", ")"),
         (r"\\\{\s*\\\}", r"\\emptyset "),
-        (r"^\s*\\\{\s*[A-Za-z]\s*(?:\||:|\\mid(?![A-Za-z]))(.*)\\\}\s*$", r"\1"),  # {x | x > 3}
+        # {x | x > 3}
+        (
+            r"^\s*(?:\\?\{)?\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{R\}|R)\s*)?"
+            r"(?:\||:|\\mid(?![A-Za-z]))((?=[^|:]*\1).*?(?:[<>]|\\(?:le|ge|ne|in)(?![A-Za-z])).*?)"
+            r"(?:\\?\})?\s*$",
+            r"\2",
+        ),
+        (r"(?<=[)\]])\s*U\s*(?=[\[(])", r"\\cup "),  # (0, 1) U (2, 3)
+        (r"\\begin\{cases\}([^&]*?=[^&]*?)\\end\{cases\}", _equations),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:lbrack)(?![A-Za-z])", "["),
@@ -143,13 +180,40 @@ _COMMANDS = [
         (rf"\{{\s*\\(?:{_NAMES})(?![A-Za-z])\s*([^{{}}]*)\}}", r"\\text{\1}"),  # {\rm cm}
         (rf"\\(?:{_NAMES})\s*(?=\{{)", r"\\text"),
         (r"\\text\s*\{\s*m\s*\}\s*(?=\\angle)", "m"),  # the measure of an angle
+        (
+            r"\\frac\s*\{\s*\\text\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}"
+            r"\s*\{\s*\\text\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}",
+            r"\\text{\1/\2}",
+        ),
+        (
+            r"\\text\s*\{\s*\\frac\s*\{((?:[^{}]|\^\{\d\})*)\}"
+            r"\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}",
+            r"\\text{\1/\2}",
+        ),
+        (r"\\text\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}", _without_braces),  # of m s^{-2}
+        (r"\\mu\s*\\text\s*\{\s*(?=[A-Za-z]{1,3}\s*[}/^*\s])", r"\\text{µ"),
+        (r"\\text\s*\{\s*([kMGm])\s*\}\s*\\Omega(?![A-Za-z])", r"\1\\Omega"),
+        (r"\\AA(?![A-Za-z])", "Å"),
+        (r"\\ce\s*\{([^{}]*)\}", r"\1"),
+        (r"\\ang\s*\{([^{}]*)\}", r"\1°"),
+        (r"\\(?:overline|bar)\s*\{\s*([A-Z]{2})\s*\}", r"\1"),  # a side
+        (r"\\overrightarrow(?![A-Za-z])", r"\\vec"),
+        (r"(?<=[A-Za-z])\s+(?://|\|\|)\s+(?=[A-Za-z])", r" \\parallel "),
+        (r"\b([A-Z]{2})\s*(?://|\|\|)\s*(?=[A-Z]{2}\b)", r"\1 \\parallel "),
+        (r"\+\s*/\s*-|(?:^|(?<=[=,(]))\s*\+-(?=\s*[\d\\])", r"\\pm "),
+        (r"^([$€£])\s*([+-])\s*(?=[\d.][\d.,]*$)", r"\2\1"),
+        (r"\s*\b(sin|cos|tan|cot)(?=[α-ω])", r" \1 "),
+        (
+            r"(?<=[A-Za-z])(sin|cos|tan|cot)\s*(?=[α-ω]|\\(?:theta|alpha|beta|phi)(?![A-Za-z]))",
+            r" \1 ",
+        ),
         (r"\\(?:rm|bf|it|sf)(?![A-Za-z])\s*", ""),
         (r"\$(?=\S)([^$]*\S)\$(?!\d)", r" \1 "),  # math inside text; not "$5 or $6"
         (
-            r"(?<=[\d)}\]])\s*\^\s*(?:\{\s*(?:\\circ|°|o)\s*\}|\\circ(?![A-Za-z])|°|o(?![A-Za-z]))",
+            r"(?<=[\d)}\]])\s*\^\s*(?:\{\s*(?:\\circ|°|o|\\text\s*\{\s*(?:°|o)\s*\})\s*\}|\\text\s*\{\s*(?:°|o)\s*\}|\\circ(?![A-Za-z])|°|o(?![A-Za-z]))",
             "°",
         ),
-        (r"\\(?:text)?degrees?(?![A-Za-z])|\\circ(?![A-Za-z])|\{degrees?\}", "°"),
+        (r"\\(?:(?:text)?degrees?|deg)(?![A-Za-z])|\\circ(?![A-Za-z])|\{degrees?\}", "°"),
         (r"\s+°", "°"),
         (r"\\(?=[%&#])", ""),
         (r"\*\*", "^"),

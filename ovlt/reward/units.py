@@ -35,12 +35,14 @@ _OWN = {
     ),
     **dict.fromkeys(("°C", "degC", "celsius", "centigrade", "摄氏度"), Measure((("celsius", 1),))),
     **dict.fromkeys(("°F", "degF", "fahrenheit", "华氏度"), Measure((("fahrenheit", 1),))),
+    **dict.fromkeys(("gm", "gms"), Measure((("kilogram", 1),), Fraction(1, 1000))),
+    **dict.fromkeys(("wk", "wks"), Measure((("second", 1),), Fraction(604800))),
     "Nm": Measure((("kilogram", 1), ("meter", 2), ("second", -2))),
     **dict.fromkeys(("unit", "units"), Measure((("unit", 1),))),
     **dict.fromkeys(("$", "usd", "dollar", "dollars", "bucks"), Measure((("dollar", 1),))),
     **dict.fromkeys(("¢", "cent", "cents"), Measure((("dollar", 1),), Fraction(1, 100))),
     **dict.fromkeys(("€", "eur", "euro", "euros"), Measure((("euro", 1),))),
-    **dict.fromkeys(("£", "gbp"), Measure((("pound sterling", 1),))),
+    **dict.fromkeys(("£", "gbp", "sterling"), Measure((("pound sterling", 1),))),
     **dict.fromkeys(("¥", "yen", "jpy"), Measure((("yen", 1),))),
     **dict.fromkeys(("yuan", "rmb", "cny", "元"), Measure((("yuan", 1),))),
     **dict.fromkeys(("₹", "rs", "inr", "rupee", "rupees"), Measure((("rupee", 1),))),
@@ -137,6 +139,7 @@ def parse_unit(text: str) -> Measure | None:
     text = text.strip()
     if text[:1] == "(" and text[-1:] == ")":
         text = text[1:-1].strip()
+    text = re.sub(r"/\s*\(([^()]*)\)$", r"/\1", text)  # J/(kg K): all after a stroke is below it
     total, sign, pending, last = Measure(()), 1, 0, None
     at = words = 0
     while at < len(text):
@@ -158,6 +161,13 @@ def parse_unit(text: str) -> Measure | None:
                 return None
             total = _times(total, last, power * sign)
     return total if words and not pending else None
+
+
+def pounds_as_money(text: str, other: str) -> str:
+    """Return "5 sterling" for "5 pounds" beside an amount in £."""
+    if not re.search(r"£|\bgbp\b|\bsterling\b", other + text, re.IGNORECASE):
+        return text
+    return re.sub(r"\bpounds?(?:\s+sterling)?$", "sterling", text, flags=re.IGNORECASE)
 
 
 def _times(one: Measure, other: Measure, power: int = 1) -> Measure:
