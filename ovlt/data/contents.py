@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from ovlt.data.turns import Turn, part_text, read_dialogue
 from ovlt.model.chat import IMAGE_TAG
 
 QUESTIONS = ("problem", "question", "query", "prompt")
+_GSM8K = re.compile(r".*\n####(?=\s)", re.DOTALL)  # a solution in front of its answer
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_LETTER = re.compile(r"\(?[A-Za-z]\)?\.?")
+_LETTER = re.compile(r"\(?[A-Za-z]\)?\.?|\d{1,2}|[A-H](?:\s*,?\s*[A-H])+")
 # Where the two sides of a single exchange stand if there is no conversation (TRL, Alpaca, ...).
 _ASKED = ("prompt", "instruction", "question", "query", "problem")
 _REPLIES = ("completion", "response", "output")
@@ -48,6 +49,7 @@ def question_content(raw: Mapping[str, object], base: Path, ignore: Collection[s
     images = _one_place(inner, columns.images(base))
     columns.refuse_meant(len(images), (*CONVERSATIONS, "history", "suffix", "prefix"))
     _check_choices(columns, answer, turns[-1].text)
+    _check_blind(turns, len(images), _MARKS)
     return Content(tuple(turns), images, answer, columns.extra())
 
 
@@ -98,21 +100,67 @@ def _answer(columns: Columns) -> str:
         columns.drop("answer")
     if not isinstance(value, str) or not value.strip():
         raise BadRow("'answer' is not a non-empty string", columns.listing)
-    return value.strip()
+    if tagged := _TAGGED.search(value):
+        value = tagged[1].strip() or value
+    return _GSM8K.sub("", value).strip() or value.strip()
+
+
+_TEXT_OF_LIST = re.compile(r"\s*\[\s*(['\"].*['\"])\s*\]\s*", re.DOTALL)
+_LETTERED = ("a", "b", "c", "d", "e", "f")
+
+
+def _choices(columns: Columns) -> tuple[str, list[str]]:
+    """Return the columns that list choices, as named in a message, and the choices' texts.
+
+    A list, a dict from letters to texts, ARC's {label, text}, the text of a list, or columns A, B.
+    """
+    for name in ("choices", "options"):
+        value = columns.peek(name)
+        if isinstance(value, dict):
+            texts = value.get("text")
+            value = texts if isinstance(texts, list) else list(value.values())
+        if isinstance(value, str) and (text := _TEXT_OF_LIST.fullmatch(value)):
+            value = [item.strip().strip("'\"") for item in re.split(r"['\"]\s*,\s*['\"]", text[1])]
+        if isinstance(value, list) and (texts := [str(item) for item in value if item is not None]):
+            return f"'{name}'", texts
+    lettered = [columns.peek(name) for name in _LETTERED if columns.has(name)]
+    if columns.has("a") and columns.has("b") and all(isinstance(v, str) for v in lettered):
+        return "columns A, B ..", [str(value) for value in lettered]
+    return "", []
 
 
 def _check_choices(columns: Columns, answer: str, question: str) -> None:
-    """Raise BadRow if the answer is the letter of a choice that the question does not show."""
-    for name in ("choices", "options"):
-        choices = columns.peek(name)
-        if not isinstance(choices, list) or not choices or not _LETTER.fullmatch(answer):
-            continue
-        shown = " ".join(question.split()).casefold()
-        texts = [" ".join(str(choice).split()).casefold() for choice in choices]
-        if answer.casefold() not in texts and not all(text in shown for text in texts):
-            raise BadRow(
-                f"'{name}' are not in the text of the question, and the answer is a letter"
-            )
+    """Raise BadRow if the answer names a choice, by letter or place, that is not shown."""
+    name, choices = _choices(columns)
+    if not choices or not _LETTER.fullmatch(answer):
+        return
+    shown = " ".join(question.split()).casefold()
+    texts = [" ".join(choice.split()).casefold() for choice in choices]
+    is_place = answer.isdecimal()
+    if answer.casefold() in texts or (is_place and int(answer) > len(choices)):
+        return
+    if not all(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", shown) for text in texts):
+        what = "a number" if is_place else "a letter"
+        raise BadRow(f"{name} are not in the text of the question, and the answer is {what}")
+
+
+# Marks of an image in a text: tags of other programs, and in questions Markdown and HTML
+_TAGS = re.compile(
+    r"<\|?(?:image|img)[ _-]?(?:\d{1,2}|here|placeholder|pad|token)?\|?>", re.IGNORECASE
+)
+_MARKS = re.compile(
+    rf"!\[[^\]]*\]\([^()]+\)|<img\s[^>]*src\s*=|{_TAGS.pattern}", re.IGNORECASE
+)
+
+
+def _check_blind(turns: Sequence[Turn], num_images: int, marks: re.Pattern[str]) -> None:
+    """Raise BadRow if a text shows an image in a way that is not read, and the row holds none."""
+    if num_images:
+        return
+    for turn in turns:
+        mark = marks.search(turn.text.replace(IMAGE_TAG, "")) if turn.role == "user" else None
+        if mark:
+            raise BadRow("the text refers to an image, and the row holds none", mark.group()[:60])
 
 
 def conversation_content(raw: Mapping[str, object], base: Path, ignore: Collection[str]) -> Content:
@@ -135,6 +183,10 @@ def conversation_content(raw: Mapping[str, object], base: Path, ignore: Collecti
     turns = _with_system(columns, turns)
     images = _one_place(inner, columns.images(base))
     columns.refuse_meant(len(images), _NOT_FOR_SFT)
+    _check_blind(turns, len(images), _TAGS)
+    replies = [turn.text for turn in turns if turn.role == "assistant" and turn.learned]
+    if replies and not any(map(str.strip, replies)):
+        raise BadRow("every reply of the conversation is empty")
     return Content(tuple(turns), images)
 
 

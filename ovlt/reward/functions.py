@@ -85,7 +85,9 @@ def form_of(function: Callable[..., object]) -> Form:
     """Return how a reward wants to be called."""
     if getattr(function, "ovlt_form", None) == "batch":
         return "batch"
-    return "async" if inspect.iscoroutinefunction(function) else "single"
+    called = getattr(function, "__call__", None)  # of an object that can be called
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+    return "async" if is_async else "single"
 
 
 _THINK_ANSWER = re.compile(r"\s*<think>.*</think>.*<answer>.*</answer>\s*", re.DOTALL)

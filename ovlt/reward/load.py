@@ -97,7 +97,34 @@ def load_reward(spec: str) -> AnyRewardFunction:
         raise ValueError(
             f"{name!r} in reward file {path} must take one argument, {what}: {shape} ({error})"
         ) from None
+    if why := _why_not(function):
+        raise ValueError(f"{name!r} in reward file {path} {why}")
     return cast(AnyRewardFunction, function)
+
+
+def _why_not(function: Callable[..., object]) -> str:
+    """Return what is wrong with a function that takes one argument, "" if nothing is."""
+    is_batch = form_of(function) == "batch"
+    if inspect.isclass(function):
+        return "is a class: name a function, or an object that can be called"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "yields: it must return a RewardOutput, or with @batch a list of them"
+    if is_batch and inspect.iscoroutinefunction(function):
+        return "is both @batch and async def: choose one of them"
+    first = next(iter(inspect.signature(function).parameters.values()))
+    takes_list = str(first.annotation).lower().startswith(("list[", "typing.list[", "sequence["))
+    is_list = takes_list or first.annotation is list or first.name in _LISTS_OF_OTHERS
+    if is_list and not is_batch and first.kind is not first.VAR_POSITIONAL:
+        return (
+            f"takes a list ({first.name!r}), as the rewards of TRL or EasyR1 do: write "
+            "@batch def f(xs: list[RewardInput]) -> list[RewardOutput], or "
+            "def f(x: RewardInput) -> RewardOutput"
+        )
+    return ""
+
+
+# The first argument of a reward of TRL and of EasyR1
+_LISTS_OF_OTHERS = ("completions", "prompts", "reward_inputs", "solution_strs", "predicts")
 
 
 def _functions_of(module: ModuleType) -> list[str]:
