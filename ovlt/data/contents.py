@@ -148,9 +148,7 @@ def _check_choices(columns: Columns, answer: str, question: str) -> None:
 _TAGS = re.compile(
     r"<\|?(?:image|img)[ _-]?(?:\d{1,2}|here|placeholder|pad|token)?\|?>", re.IGNORECASE
 )
-_MARKS = re.compile(
-    rf"!\[[^\]]*\]\([^()]+\)|<img\s[^>]*src\s*=|{_TAGS.pattern}", re.IGNORECASE
-)
+_MARKS = re.compile(rf"!\[[^\]]*\]\([^()]+\)|<img\s[^>]*src\s*=|{_TAGS.pattern}", re.IGNORECASE)
 
 
 def _check_blind(turns: Sequence[Turn], num_images: int, marks: re.Pattern[str]) -> None:

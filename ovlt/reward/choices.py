@@ -14,7 +14,8 @@ _NEGATED = re.compile(
 _LEAD = re.compile(
     r"(?P<lead>.*?(?:\b(?:is|be|are|option|choice|choose|answer|select|pick|say|guess|letter|so|thus|therefore|"
     r"hence|figure|graph|diagram|image|picture|panel|point|line|curve|shape|region|statement)\b"
-    r"|:|[选為为是项择]|\banswer\s+-|\b(?:it|that)'s\b|\\Rightarrow|\\therefore))[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
+    r"|:|[选為为是项择]|\banswer\s+-|\b(?:it|that)'s\b|\\Rightarrow|\\therefore))"
+    r"[\s:,]*(?:(?:the )?(?:option|choice|letter)\s*)?"
     r"(?=[\[(<{*$\"'\\]*(?:text\{)?[\[(]?[A-Za-z](?![A-Za-z]))",
     re.IGNORECASE | re.DOTALL,
 )

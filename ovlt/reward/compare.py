@@ -57,7 +57,7 @@ def _compare_labelled(given: str, truth: str) -> Verdict | None:
 
 _WORD = re.compile(r"[^\W\d_]+(?:(?:[ ']|(?<=\w\w)-(?=\w\w))[^\W\d_]+)*")
 _FUNCTION = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt)\b")
-_GREEK = re.compile(r"[α-ωΓ-Ω]")
+_GREEK = re.compile(r"[\u03b1-\u03c9\u0393-\u03a9]")
 _RUN = re.compile(r"[^\W\d_]+")
 _NO_WORDS = {"infinity", "sqrt", "pi", "inf"}
 
@@ -86,7 +86,7 @@ def _compare_words(given: str, truth: str) -> Verdict | None:
 
 def _is_wordy(text: str) -> bool:
     if _GREEK.search(text) and re.search(r"[A-Za-z]", text):
-        return False  # ρgh
+        return False  # a product such as rho g h
     return _WORD.fullmatch(text) is not None and _FUNCTION.search(text) is None
 
 
@@ -268,17 +268,14 @@ def _compare_lists(given: Elements, truth: Elements, depth: int) -> Verdict:
     ordered = given.ordered or truth.ordered
     one_is_named = [_names(listed) for listed in (given, truth)]
     if (one_is_named[0] is None) != (one_is_named[1] is None):
-        named, bare = (given, truth) if one_is_named[0] else (truth, given)
-        if any("=" in item for item in bare.items):
+        # "x = 1, y = 2" says which is which
+        if "=" in "".join((truth if one_is_named[0] else given).items):
             return False, "other names"
         names = one_is_named[0] or one_is_named[1] or []
-        ordered = ordered or not _are_numbered(names)  # "x = 1, y = 2" says which is which
+        ordered = ordered or not _are_numbered(names)
         if ordered and {given.brackets, truth.brackets} - {"", "()"}:
             return False, "other brackets"
-        if set(names) <= set("xyz"):  # "y = 2, x = 1" is (1, 2)
-            items = [item for _, item in sorted(zip(names, named.items, strict=True))]
-            sides = named._replace(items=items), bare
-            given, truth = sides if named is given else sides[::-1]
+        given, truth = _by_name(given), _by_name(truth)
     elif ordered and given.brackets != truth.brackets:
         return False, "other brackets"
     if len(given.items) != len(truth.items):
@@ -286,13 +283,27 @@ def _compare_lists(given: Elements, truth: Elements, depth: int) -> Verdict:
     if ordered or len(truth.items) > _MAX_UNORDERED:
         pairs = zip(given.items, truth.items, strict=True)
         return all(compare(one, other, depth + 1)[0] for one, other in pairs), "in order"
-    rest = list(truth.items)
-    for item in given.items:
+    return _same_in_any_order(given.items, truth.items, depth), "unordered"
+
+
+def _same_in_any_order(given: list[str], truth: list[str], depth: int) -> bool:
+    rest = list(truth)
+    for item in given:
         match = next((other for other in rest if compare(item, other, depth + 1)[0]), None)
         if match is None:
-            return False, "unordered"
+            return False
         rest.remove(match)
-    return True, "unordered"
+    return True
+
+
+def _by_name(listed: Elements) -> Elements:
+    """Return coordinates in the order of their names: "y = 2, x = 1" is (1, 2)."""
+    names = _names(listed)
+    if names is None or not set(names) <= set("xyz"):
+        return listed
+    return listed._replace(
+        items=[item for _, item in sorted(zip(names, listed.items, strict=True))]
+    )
 
 
 def _are_numbered(names: list[str]) -> bool:

@@ -85,8 +85,8 @@ def form_of(function: Callable[..., object]) -> Form:
     """Return how a reward wants to be called."""
     if getattr(function, "ovlt_form", None) == "batch":
         return "batch"
-    called = getattr(function, "__call__", None)  # of an object that can be called
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+    method = vars(type(function)).get("__call__")  # of an object that can be called
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(method)
     return "async" if is_async else "single"
 
 

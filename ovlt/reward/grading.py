@@ -108,12 +108,13 @@ _BEFORE_BOX = re.compile(
     r"(?:^|(?<![\\A-Za-z])[A-Za-z]{2,}|[^\W\da-zA-Z_]|[:.,=≈])(?:[\s$*]|\\[(\[,;: ])*$"
 )
 _AFTER_BOX = re.compile(
-    r"(?:[\s$*]|\\[)\],;: ])*(?P<next>$|[.,;:!?)](?=\s|$)|(?:\\?%|°|\^\s*\{?\s*\\circ|\\?[A-Za-z])[^\s.,;!?]*)"
+    r"(?:[\s$*]|\\[)\],;: ])*(?P<next>$|[.,;:!?)](?=\s|$)"
+    r"|(?:\\?%|°|\^\s*\{?\s*\\circ|\\?[A-Za-z])[^\s.,;!?]*)"
 )
 
 
 def _unboxed(text: str) -> str:
-    """Return what the box of a sentence holds, with a unit after it: "so the length is \\boxed{5} cm".
+    """Return what the box of a sentence holds, with a unit after it: "it is \\boxed{5} cm".
 
     Of boxes with other content, or a box within a formula, only the box is taken away.
     """

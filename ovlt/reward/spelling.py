@@ -79,8 +79,9 @@ _SMALL_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄/]([₀₁₂�
 
 def _full_fraction(match: re.Match[str]) -> str:
     """Return ``\\frac{5}{8}`` for a raised 5, a stroke and a lowered 8."""
-    top, bottom = match.groups()
-    return rf"\frac{{{''.join(map(_SUPERSCRIPTS.get, top))}}}{{{''.join(map(_SUBSCRIPTS.get, bottom))}}}"
+    top = "".join(_SUPERSCRIPTS[char] for char in match.group(1))
+    bottom = "".join(_SUBSCRIPTS[char] for char in match.group(2))
+    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 @functools.lru_cache(4096)
@@ -165,9 +166,11 @@ _COMMANDS = [
         (r"\\\{\s*\\\}", r"\\emptyset "),
         # {x | x > 3}
         (
-            r"^\s*(?:\\?\{)?\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{R\}|R)\s*)?"
-            r"(?:\||:|\\mid(?![A-Za-z]))((?=[^|:]*\1).*?(?:[<>]|\\(?:le|ge|ne|in)(?![A-Za-z])).*?)"
-            r"(?:\\?\})?\s*$",
+            (
+                r"^\s*(?:\\?\{)?\s*([A-Za-z])\s*(?:\\in\s*(?:\\mathbb\s*\{R\}|R)\s*)?"
+                r"(?:\||:|\\mid(?![A-Za-z]))((?=[^|:]*\1).*?(?:[<>]|\\(?:le|ge|ne|in)(?![A-Za-z])).*?)"
+                r"(?:\\?\})?\s*$"
+            ),
             r"\2",
         ),
         (r"(?<=[)\]])\s*U\s*(?=[\[(])", r"\\cup "),  # (0, 1) U (2, 3)
@@ -181,13 +184,17 @@ _COMMANDS = [
         (rf"\\(?:{_NAMES})\s*(?=\{{)", r"\\text"),
         (r"\\text\s*\{\s*m\s*\}\s*(?=\\angle)", "m"),  # the measure of an angle
         (
-            r"\\frac\s*\{\s*\\text\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}"
-            r"\s*\{\s*\\text\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}",
+            (
+                r"\\frac\s*\{\s*\\text\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}"
+                r"\s*\{\s*\\text\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}"
+            ),
             r"\\text{\1/\2}",
         ),
         (
-            r"\\text\s*\{\s*\\frac\s*\{((?:[^{}]|\^\{\d\})*)\}"
-            r"\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}",
+            (
+                r"\\text\s*\{\s*\\frac\s*\{((?:[^{}]|\^\{\d\})*)\}"
+                r"\s*\{((?:[^{}]|\^\{\d\})*)\}\s*\}"
+            ),
             r"\\text{\1/\2}",
         ),
         (r"\\text\s*\{(?:[^{}]|\^\s*\{[^{}]*\})*\}", _without_braces),  # of m s^{-2}

@@ -404,3 +404,49 @@ def test_a_file_without_good_rows_is_a_sentence(tmp_path: Path, chat: Chat) -> N
     rows = Rows("x", [])
     with pytest.raises(ValueError, match="has no rows"):
         rows.require(1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"options": "['5 cm', '6 cm']"}, "'options' are not in the text"),
+        ({"options": '["5 cm", "6 cm"]'}, "'options' are not in the text"),
+        ({"choices": {"A": "5 cm", "B": "6 cm"}}, "'choices' are not in the text"),
+        ({"choices": {"label": ["A", "B"], "text": ["5 cm", "6 cm"]}}, "'choices' are not in"),
+        ({"A": "5 cm", "B": "6 cm"}, "columns A, B .. are not in the text"),
+        ({"options": ["apple", "pear"], "answer": "1"}, "the answer is a number"),
+        ({"problem": "What is in ![this](a.png)?"}, "refers to an image"),
+        ({"problem": 'What is in <img src="a.png">?'}, "refers to an image"),
+        ({"problem": "<image1> What?"}, "refers to an image"),
+    ],
+)
+def test_a_question_that_the_model_would_not_see_whole_is_refused(
+    tmp_path: Path, chat: Chat, columns: dict[str, object], why: str
+) -> None:
+    row = {"problem": "Which one?", "answer": "B"} | columns
+    rows = load_questions(lines(tmp_path, row), chat, LIMITS)
+    assert not rows.rows
+    assert why in next(iter(rows.bad))
+
+
+def test_choices_that_the_question_shows_are_no_hindrance(tmp_path: Path, chat: Chat) -> None:
+    row = {
+        "problem": "Which one?\n(A) 5 cm\n(B) 6 cm",
+        "answer": "B",
+        "options": "['5 cm', '6 cm']",
+    }
+    assert len(load_questions(lines(tmp_path, row, row | {"options": ["5 cm"]}), chat, LIMITS)) == 2
+
+
+def test_an_answer_behind_its_solution_is_read(tmp_path: Path, chat: Chat) -> None:
+    texts = ("<think>2</think><answer> 3 </answer>", "1 + 2 = 3\n#### 3", "3")
+    rows = load_questions(
+        lines(tmp_path, *({"problem": "1 + 2?", "answer": text} for text in texts)), chat, LIMITS
+    )
+    assert [to_prompt(row, LIMITS).answer for row in rows] == ["3"] * 3
+
+
+def test_a_conversation_whose_replies_are_all_empty_is_refused(tmp_path: Path, chat: Chat) -> None:
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": " "}]
+    rows = load_conversations(lines(tmp_path, {"messages": turns}), chat, LIMITS)
+    assert list(rows.bad) == ["every reply of the conversation is empty"]

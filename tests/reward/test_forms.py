@@ -162,3 +162,30 @@ def test_the_three_judges_stand_side_by_side():
         assert reward(RewardInput(r"<answer>\frac{1}{2}</answer>", "0.5")).score == right
         assert reward(RewardInput("<answer>9**9**9</answer>", "0.5")).score == 0.0
         assert reward(RewardInput("no tag", "0.5")).score == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("def score(completions, **kwargs): return [1.0]", "takes a list ('completions')"),
+        ("def score(reward_inputs): return [{}]", "takes a list ('reward_inputs')"),
+        ("def score(xs: list[RewardInput]): return []", "takes a list ('xs')"),
+        ("def score(x): yield RewardOutput(1.0)", "yields"),
+        ("class score:\n    def __init__(self, x): pass", "is a class"),
+        ("@batch\nasync def score(xs): return []", "choose one"),
+    ],
+)
+def test_a_reward_of_another_shape_is_refused_before_the_first_answer(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    with pytest.raises(ValueError, match=r"mine\.py") as error:
+        pool_of(tmp_path, HEAD + text)
+    assert why in str(error.value)
+
+
+def test_an_object_whose_call_is_async_is_awaited(tmp_path: Path) -> None:
+    text = (
+        "class Judge:\n    async def __call__(self, x): return RewardOutput(1.0)\nscore = Judge()"
+    )
+    with pool_of(tmp_path, HEAD + text) as pool:
+        assert [output.score for output in pool.score([RewardInput("a", "b")] * 3)] == [1.0] * 3
