@@ -60,7 +60,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             # they arrived; n answers to each prompt are graded. Every rank gets the same groups.
             with engine.awake():
                 with timer("sync"):
-                    mismatch = parts.sync()
+                    proof = parts.sync()
                 batch = parts.rollouts.draw(step)
             # Score and pack: advantages relative to the group; the samples of each optimizer step
             # joined without padding, by the same plan on every rank.
@@ -84,7 +84,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             seconds = timer.take()
             frozen = recipe.model.freeze_vision
             values = step_metrics(batch, updates, results, seconds, runtime, frozen_tower=frozen)
-            values |= {"mismatch/probe": mismatch, **validation}
+            values |= {**proof.metrics(), **validation}
             stage.log(step + 1, values, seconds, batch.groups[: cfg.log_groups])
             if batch.no_signal_frac == 1:
                 runtime.say(f"step {step + 1}: no group has a signal; their rewards are all equal")
@@ -153,6 +153,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         open_engine(
             model_folder, engine_config, runtime, dtype=sampling_dtype, max_tokens=longest,
             max_images=max(rows.max_images, evaluation.max_images),
+            max_pixels=recipe.model.max_pixels,
         )
     )  # fmt: skip
 
@@ -166,16 +167,15 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )  # fmt: skip
 
     model = load(model_folder, trainable=True)
-    reference = None  # held in memory only if the KL needs it
-    if cfg.loss.kl_coef > 0:
-        reference = load(frozen, trainable=False)
+    # Held in memory only if the KL needs it.
+    reference = load(frozen, trainable=False) if cfg.loss.kl_coef > 0 else None
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(
         stage_folder, recipe.run, cfg, model, optimizer, steps=cfg.steps, source=model_folder.path
     )
     opened.callback(stage.metrics.close)
-    tolerance = probe_tolerance(engine_config, sampling_dtype)
+    tolerance = probe_tolerance(engine_config, sampling_dtype, runtime.device)
     sync = WeightSync(engine, model, model_folder, tolerance=tolerance)
     loader = Loader(rows.prompt, recipe.data.workers)
     opened.callback(loader.close)

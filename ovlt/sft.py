@@ -193,9 +193,10 @@ def open_validator(
             open_engine(
                 model_folder, recipe.engine, runtime,
                 dtype=dtype, max_tokens=cfg.max_tokens, max_images=rows.max_images,
+                max_pixels=recipe.model.max_pixels,
             )
         )  # fmt: skip
-        tolerance = probe_tolerance(recipe.engine, dtype)
+        tolerance = probe_tolerance(recipe.engine, dtype, runtime.device)
         return sampler, WeightSync(sampler, load(), model_folder, tolerance=tolerance)
 
     pool = None

@@ -67,6 +67,7 @@ def engine_settings(
         }
     tensor_parallel = solo.tensor_parallel if solo else 1
     settings = common | {
+        "enforce_eager": config.eager,
         "gpu_memory_utilization": solo.gpu_memory if solo else config.gpu_memory,
         "enable_sleep_mode": solo is None,
         "tensor_parallel_size": tensor_parallel,
@@ -74,7 +75,33 @@ def engine_settings(
     if "LOCAL_RANK" in os.environ and tensor_parallel == 1:
         # One engine per torchrun rank, each on the rank's own GPU.
         settings["distributed_executor_backend"] = "external_launcher"
+    if config.attention_backend:
+        settings["attention_backend"] = config.attention_backend
     return settings
+
+
+def image_settings(folder: ModelFolder, max_images: int, max_pixels: int) -> dict[str, Any]:
+    """Return vLLM's settings for images.
+
+    vLLM sizes its encoder cache, its batches and its trial run for the largest image that the
+    processor lets through. The folder of Qwen2.5-VL says 12.8 million pixels, ours have at most
+    ``max_pixels`` and are not resized again.
+    """
+    least = folder.pixel_range[0]
+    size = {"shortest_edge": least, "longest_edge": max(least, max_pixels)}  # areas, in pixels
+    return {
+        "limit_mm_per_prompt": {"image": max(1, max_images), "video": 0},
+        "mm_processor_kwargs": {"size": size},
+    }
+
+
+def choose_runner(runner: str, device: torch.device) -> None:
+    """Tell vLLM which model runner to take. It reads the variable when an engine opens.
+
+    'auto' leaves the choice to vLLM, or to the variable that the user has set.
+    """
+    if device.type == "cuda" and runner != "auto":
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if runner == "v2" else "0"
 
 
 class VllmEngine(Engine):
@@ -87,13 +114,12 @@ class VllmEngine(Engine):
         *,
         device: torch.device,
         dtype: torch.dtype,
-        max_images: int,
-        shares_device: bool,
+        sleep_level: int,
     ):
+        """``settings`` are vLLM's; ``sleep_level`` is 0 if no trainer shares the device."""
         self.folder, self.device = folder, device
-        self._can_sleep = device.type == "cuda" and shares_device
-        # A model without a vision tower knows no such limit.
-        images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
+        self._sleep_level = sleep_level if device.type == "cuda" else 0
+        self._has_weights = True
         # The lines that are dropped are those of vLLM's CPU worker.
         noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
         try:
@@ -101,7 +127,6 @@ class VllmEngine(Engine):
                 self.llm = LLM(
                     model=str(folder.path),
                     dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-                    **(images if folder.patchify else {}),
                     **settings,
                 )
         except ValueError as error:  # of the model, or of sizes that do not fit its memory
@@ -121,6 +146,8 @@ class VllmEngine(Engine):
         """
         if not prompts:  # a rank without a share; vLLM refuses an empty call
             return []
+        if not self._has_weights:
+            raise RuntimeError("the engine's weights were dropped when it slept: load some first")
         self.reset_caches()
         params = [self._params(sampling, seed) for seed in seeds]
         with guarded_rng():
@@ -178,16 +205,22 @@ class VllmEngine(Engine):
             self.llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": _detached(weights)}
             )
+        self._has_weights = True
         self.reset_caches()
 
     def sleep(self) -> None:
-        """Give the device's memory to the trainer (level 1: weights wait in host memory)."""
-        if self._can_sleep:
-            self.llm.sleep(level=1)
+        """Give the device's memory to the trainer.
+
+        At level 2 the weights are dropped, and the engine is of no use before the next ``load``. At
+        level 1 they wait in pinned host memory.
+        """
+        if self._sleep_level:
+            self.llm.sleep(level=self._sleep_level)
+            self._has_weights = self._sleep_level == 1
 
     def wake(self) -> None:
         """Take the memory back; torch's cached blocks must go first."""
-        if self._can_sleep:
+        if self._sleep_level:
             torch.cuda.empty_cache()
             self.llm.wake_up()
 

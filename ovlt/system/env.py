@@ -31,6 +31,11 @@ ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, the ranks of one machine would share its cores
 }
+ON_CUDA = {
+    # vLLM's V2 runner imports flashinfer for its sampler, which our requests never use, and cannot
+    # start where it is not installed.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
 # What the demo and the tests add: they share a machine, and need nothing from outside.
 ON_A_SHARED_MACHINE = {
     # Threads that wait by spinning starve the other ranks: one generation took 1.5 s or 20 s. On a
@@ -85,8 +90,7 @@ def machine() -> Device:
 def variables(device: Device, *, shared: bool = False) -> dict[str, str]:
     """The table for ``device``; ``shared`` adds what keeps processes from starving each other."""
     table = ALWAYS | {"OVLT_DEVICE": device}  # child processes need not look again
-    if device == "cpu":
-        table |= ON_CPU
+    table |= ON_CPU if device == "cpu" else ON_CUDA
     if shared:
         table |= ON_A_SHARED_MACHINE | {"OMP_NUM_THREADS": str(min(usable_cores(), MOST_THREADS))}
     return table
