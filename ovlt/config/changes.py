@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "run.folder",
     "run.resume",
     "run.accept_changes",
+    "run.timeout_hours",
     "run.tensorboard",
     "run.wandb",
     "run.profile",

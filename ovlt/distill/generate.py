@@ -92,10 +92,10 @@ def generate(
 ) -> None:
     """Ask every question that has no record yet, and write its record. Collective.
 
-    The ranks share the questions. Each asks and writes ``batch_size`` of them at a time; ``workers``
-    threads make the prompts. To open vLLM is collective, so either all ranks open their engine, one
-    without a question too, or none does, if no question is left. When this returns all ranks
-    have written their records, and the process group is gone with the engine.
+    The ranks share the questions. Each asks and writes ``batch_size`` of them at a time, with
+    ``workers`` threads that make the prompts. To open vLLM is collective, so either all ranks open
+    their engine, one without a question too, or none does, if no question is left. When this
+    returns all ranks have written their records, and the process group is gone with the engine.
     """
     started = time.perf_counter()
     done = task.shards.done()

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,8 @@ from ovlt.system import collectives
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
 
+# A collective of the training that takes longer hangs. Uneven work is waited for elsewhere.
+COLLECTIVE_LIMIT = timedelta(minutes=30)
 OTHERS_WAIT_S = 3.0  # in which torchrun sees that rank 0 has ended; it looks ten times a second
 
 
@@ -54,7 +57,8 @@ class Runtime:
             self.say(text)
 
     def barrier(self) -> None:
-        dist.barrier()
+        """Wait for all ranks, up to run.timeout_hours."""
+        collectives.barrier()
 
     def gather_bytes(self, payload: bytes) -> list[bytes]:
         """Return every rank's payload, in rank order, on every rank. Collective."""
@@ -86,7 +90,9 @@ def start(config: RunConfig) -> Runtime:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
+    collectives.open_waiting_group(timedelta(hours=config.timeout_hours))
     world_size = dist.get_world_size()
     mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("dp",))
     seed_everything(config.seed + 7919 * dist.get_rank())  # a prime: seeds of runs do not meet
