@@ -14,6 +14,7 @@ from ovlt.rollout.engine import Engine, Sampling
 from ovlt.rollout.sync import ProbeDifference, probe_pixels, probe_tokens
 from ovlt.system.runtime import Runtime, compute_dtype
 
+GIB = 2**30
 # The differences between engine and trainer on the image probe that rounding explains, in nats
 # (docs/metrics.md). Float32 engines agree to about 1e-6 on a CPU; on CUDA vLLM's attention
 # multiplies float32 in TF32. In bfloat16 a token differs by 0.05 or so, one in thousands by tenths.
@@ -78,6 +79,22 @@ def check_engine(
         )
 
 
+def check_memory(
+    free: int, total: int, config: EngineConfig, solo: SoloEngineConfig | None
+) -> None:
+    """Raise ValueError if the engine's share of a GPU is not free; ``free``, ``total`` in bytes."""
+    share = solo.gpu_memory if solo else config.gpu_memory
+    table = "evaluate.engine] or [distill.engine" if solo else "engine"
+    needed = share * total
+    if free < needed:
+        raise ValueError(
+            f"{free / GIB:.1f} of the GPU's {total / GIB:.1f} GiB are free, and the engine would "
+            f"take {needed / GIB:.1f} (gpu_memory={share} of [{table}]): "
+            f"{(needed - free) / GIB:.1f} GiB are missing. End what else runs there (nvidia-smi "
+            f"lists it), or set gpu_memory to at most {int(100 * free / total) / 100}"
+        )
+
+
 def open_engine(
     folder: ModelFolder,
     config: EngineConfig,
@@ -106,6 +123,7 @@ def open_engine(
         return TransformersEngine(folder, device=runtime.device, dtype=dtype)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()  # vLLM measures what is free, and a trainer may live here already
+        check_memory(*torch.cuda.mem_get_info(runtime.device), config, solo)
     runtime.say("opening the engine: importing vLLM takes about ten seconds, then the model loads")
     started = time.perf_counter()
     try:  # here, because importing vLLM takes so long, and because it is optional

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -104,6 +105,15 @@ def choose_runner(runner: str, device: torch.device) -> None:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if runner == "v2" else "0"
 
 
+def first_error(error: BaseException) -> str:
+    """Return what went wrong first: an error raised while cleaning up hides the one before it."""
+    first = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    text = str(first) if isinstance(first, ValueError) else f"{type(first).__name__}: {first}"
+    return text if first is error else f"{text}; then {type(error).__name__}: {error}"
+
+
 class VllmEngine(Engine):
     """vLLM, in process."""
 
@@ -129,10 +139,15 @@ class VllmEngine(Engine):
                     dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
                     **settings,
                 )
-        except ValueError as error:  # of the model, or of sizes that do not fit its memory
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not isinstance(error, ValueError):  # vLLM's fault or the driver's: show where
+                traceback.print_exc()
             raise ValueError(
-                f"vLLM cannot open {folder.path}: {error} (the keys are those of [engine]: "
-                "gpu_memory, kv_cache_gib, max_sequences)"
+                f"vLLM cannot open {folder.path}: {first_error(error)} (the keys are those of "
+                "[engine]: gpu_memory, kv_cache_gib, max_sequences for memory; runner, eager, "
+                "attention_backend if a kernel fails)"
             ) from error
         self._bans = dict.fromkeys(folder.banned, BAN)
         self.sleep()

@@ -13,6 +13,7 @@ from helpers.tiny import tiny_folder
 
 from ovlt.config import EngineConfig, SoloEngineConfig
 from ovlt.rollout.engine import Sampling
+from ovlt.rollout.open import check_memory
 from ovlt.types import Prompt
 
 vllm = pytest.importorskip("ovlt.rollout.vllm", exc_type=ImportError)
@@ -101,3 +102,30 @@ def test_vllm_sizes_itself_for_the_recipes_images_not_the_folders(tmp_path: Path
     told = vllm.image_settings(folder, 2, 262_144)
     assert told["mm_processor_kwargs"]["size"] == {"shortest_edge": least, "longest_edge": 262_144}
     assert told["limit_mm_per_prompt"] == {"image": 2, "video": 0}
+
+
+def test_a_gpu_that_is_too_full_is_refused_with_what_is_missing_and_the_key() -> None:
+    gib = 2**30
+    check_memory(48 * gib, 80 * gib, EngineConfig(gpu_memory=0.6), None)
+    with pytest.raises(ValueError, match=r"17\.5 GiB are missing.*gpu_memory to at most 0\.38"):
+        check_memory(int(30.5 * gib), 80 * gib, EngineConfig(gpu_memory=0.6), None)
+    with pytest.raises(ValueError, match=r"72\.0 \(gpu_memory=0\.9 of \[evaluate\.engine"):
+        check_memory(48 * gib, 80 * gib, EngineConfig(), SoloEngineConfig())
+
+
+def test_an_engine_that_does_not_start_says_its_own_error_before_that_of_the_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: Any) -> None:
+        try:
+            raise RuntimeError("the kernel does not run on this chip")
+        finally:
+            raise AttributeError("'NoneType' object has no attribute 'shutdown'")
+
+    monkeypatch.setattr(vllm, "LLM", fail)
+    folder = tiny_folder(tmp_path / "m")
+    with pytest.raises(ValueError, match="attention_backend") as seen:
+        vllm.VllmEngine(folder, {}, device=CUDA, dtype=torch.bfloat16, sleep_level=2)
+    text = str(seen.value)
+    assert text.index("the kernel does not run") < text.index("'shutdown'")
+    assert "test_engine_settings.py" in capfd.readouterr().err  # the traceback, which says where
