@@ -8,6 +8,7 @@ user has set is left as it is. Importing this module imports nothing but the sta
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import shutil
@@ -73,10 +74,12 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return names
-    chosen = [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
-    if all(word.isdecimal() for word in chosen):
-        return [names[int(word)] for word in chosen if int(word) < len(names)]
-    return names[: len(chosen)]  # by UUID: as many of them
+    words = [word.strip() for word in visible.split(",")]
+    if not words[0].lstrip("-").isdecimal():
+        return names[: sum(1 for word in words if word)]  # by UUID: as many of them
+    # CUDA stops at the first that does not exist, such as -1.
+    exist = itertools.takewhile(lambda w: w.isdecimal() and int(w) < len(names), words)
+    return [names[int(word)] for word in exist]
 
 
 def machine() -> Device:

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ovlt.config import RunConfig
 from ovlt.config.places import PACKAGE
-from ovlt.system import collectives
+from ovlt.system import collectives, env
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
 
@@ -82,14 +82,10 @@ def start(config: RunConfig) -> Runtime:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device='cuda' but torch sees no CUDA device; use 'auto' or 'cpu'")
-    cuda = config.device != "cpu" and torch.cuda.is_available()
+    device = choose_device(config, int(os.environ.get("LOCAL_RANK", "0")))
+    cuda = device.type == "cuda"
     if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
     collectives.open_waiting_group(timedelta(hours=config.timeout_hours))
@@ -100,6 +96,38 @@ def start(config: RunConfig) -> Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return Runtime(dist.get_rank(), world_size, device, mesh)
+
+
+def choose_device(config: RunConfig, local_rank: int) -> torch.device:
+    """Return the device of a rank. Raises ValueError if there is a GPU that torch cannot use."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise ValueError(
+                f"rank {local_rank} of this machine has no GPU: torch sees {count} "
+                f"(CUDA_VISIBLE_DEVICES={visible}); start at most {count} ranks here"
+            )
+        return torch.device("cuda", local_rank)
+    if config.device == "cuda" or env.machine() == "cuda":
+        raise ValueError(
+            f"torch {torch.__version__} sees no CUDA device ({why_no_cuda()}); nvidia-smi lists "
+            f"{len(env.gpus())}. run.device='cpu' runs without a GPU"
+        )
+    return torch.device("cpu")
+
+
+def why_no_cuda() -> str:
+    """Return torch's own reason, such as a driver that is older than its CUDA."""
+    if torch.version.cuda is None:
+        return "this torch is built for CPUs: make install KIND=gpu"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"it is built for CUDA {torch.version.cuda}: {error}"
+    return f"it is built for CUDA {torch.version.cuda}"
 
 
 @contextlib.contextmanager
