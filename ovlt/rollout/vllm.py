@@ -7,7 +7,7 @@ without a trainer too (evaluation, distillation). What it promises:
 - ids that stand for pixels, or that have no tokenizer entry, are never sampled;
 - a request's seed is the caller's, so samples depend neither on ranks nor on batching order;
 - caches are empty when a call starts, so a resumed run samples the same answers;
-- the trainer's random generators stay as they were.
+- the trainer's random generators, threads and switch for determinism stay as they were.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
 from ovlt.system import quiet
-from ovlt.system.rng import guarded_rng
+from ovlt.system.guard import guarded
 from ovlt.types import Prompt
 
 # Log-probs after temperature and bans: the distribution that was sampled from, which is what the
@@ -133,7 +133,7 @@ class VllmEngine(Engine):
         # The lines that are dropped are those of vLLM's CPU worker.
         noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
         try:
-            with guarded_rng(), noise:
+            with guarded(), noise:
                 self.llm = LLM(
                     model=str(folder.path),
                     dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
@@ -165,7 +165,7 @@ class VllmEngine(Engine):
             raise RuntimeError("the engine's weights were dropped when it slept: load some first")
         self.reset_caches()
         params = [self._params(sampling, seed) for seed in seeds]
-        with guarded_rng():
+        with guarded():
             outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
         completions = []
         for prompt, output in zip(prompts, outputs, strict=True):
@@ -216,7 +216,7 @@ class VllmEngine(Engine):
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight from a stream of (transformers name, whole tensor)."""
-        with guarded_rng():
+        with guarded():
             self.llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": _detached(weights)}
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -45,3 +47,23 @@ def test_forward_is_a_method_of_the_class_and_options_are_one_record(tmp_path: P
     assert (temperature, logits_dtype) == (0.7, torch.bfloat16)
     assert banned_ids is not None
     assert banned_ids.tolist() == list(folder.banned)
+
+
+def test_the_gradients_of_an_image_that_samples_share_are_summed_in_float32() -> None:
+    """300 times 1 + 2^-7 in bfloat16: one by one the sum would stop at 256."""
+    features = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    model: Any = SimpleNamespace(
+        model=SimpleNamespace(visual=lambda *_, **__: SimpleNamespace(pooler_output=features)),
+        config=SimpleNamespace(image_token_id=7),
+    )
+    batch: Any = SimpleNamespace(
+        patches=torch.zeros(1),
+        grid_thw=None,
+        vision_plan=SimpleNamespace(_asdict=dict),
+        feature_index=torch.tensor([1] * 300),
+        input_ids=torch.tensor([7] * 300),
+    )
+    out = PackedModel._with_images(model, torch.zeros(300, 1, dtype=torch.bfloat16), batch)
+    out.backward(torch.full((300, 1), 1.0078125).bfloat16())
+    assert features.grad is not None
+    assert features.grad[:, 0].tolist() == [0.0, 302.0]  # 302.34, rounded once

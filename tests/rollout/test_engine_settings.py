@@ -129,3 +129,35 @@ def test_an_engine_that_does_not_start_says_its_own_error_before_that_of_the_cle
     text = str(seen.value)
     assert text.index("the kernel does not run") < text.index("'shutdown'")
     assert "test_engine_settings.py" in capfd.readouterr().err  # the traceback, which says where
+
+
+def test_every_call_of_vllm_runs_without_the_trainers_switch_for_determinism(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switched: list[bool] = []
+
+    class Watcher(Sleeper):
+        def __init__(self, **options: Any):
+            super().__init__(**options)
+            switched.append(torch.are_deterministic_algorithms_enabled())
+
+        def collective_rpc(self, name: str, **_: Any) -> None:
+            switched.append(torch.are_deterministic_algorithms_enabled())
+
+        def generate(self, *_: Any, **__: Any) -> list[Any]:
+            switched.append(torch.are_deterministic_algorithms_enabled())
+            return []
+
+    monkeypatch.setattr(vllm, "LLM", Watcher)
+    folder = tiny_folder(tmp_path / "m")
+    torch.use_deterministic_algorithms(True)
+    try:
+        engine = vllm.VllmEngine(folder, {}, device=CPU, dtype=torch.float32, sleep_level=0)
+        engine.load(iter(()))
+        ids = folder.chat.prompt_ids("How many?", [])
+        with pytest.raises(ValueError, match="zip"):
+            engine.generate([Prompt("a", "test", "q", "3", ids, ())], Sampling(1, 0.0, 4), [0])
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert switched == [False] * 3
