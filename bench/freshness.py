@@ -2,14 +2,15 @@
 
 First how often rounding alone would stop a run, by simulation. Then the real engine on a CPU,
 beside a trainer whose weights differ from the engine's in one known way (model of
-recipes/smoke.toml, random weights, float32): the difference on the probe, and which limits it
-breaks.
+recipes/smoke.toml, random weights, float32): the difference on the probe, which limits it breaks,
+and whether reading the tensors back finds it.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,8 +139,17 @@ def measure() -> None:
                 "no" if any(d.within(limits) for d in both) else "yes"
                 for limits in (FLOAT32, BFLOAT16)
             ]
+            try:
+                sync.verify()
+                stopped.append("no")
+            except RuntimeError:
+                stopped.append("yes")
             first = f"{both[0].mean:.1e}, {both[0].largest:.1e}"
             print(f"| {text} | {first} | {' | '.join(stopped)} |", flush=True)
+        engine.load(weights.items())
+        began = time.perf_counter()
+        sync.verify()
+        print(f"\nreading back took {time.perf_counter() - began:.3f} s")
         engine.close()
     runtime.close()
 

@@ -30,7 +30,7 @@ from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
 from ovlt.rollout.groups import RolloutBatch, Rollouts
-from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, weight_sync
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
@@ -175,8 +175,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         stage_folder, recipe.run, cfg, model, optimizer, steps=cfg.steps, source=model_folder.path
     )
     opened.callback(stage.metrics.close)
-    tolerance = probe_tolerance(engine_config, sampling_dtype, runtime.device)
-    sync = WeightSync(engine, model, model_folder, tolerance=tolerance)
+    sync = weight_sync(engine, model, model_folder, engine_config, sampling_dtype)
     loader = Loader(rows.prompt, recipe.data.workers)
     opened.callback(loader.close)
     return Parts(

@@ -23,7 +23,7 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
-from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, weight_sync
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
@@ -206,8 +206,7 @@ def open_validator(
     @functools.cache
     def engine() -> tuple[Engine, WeightSync]:
         assert sampler is not None  # there is something to measure
-        tolerance = probe_tolerance(recipe.engine, dtype, runtime.device)
-        return sampler, WeightSync(sampler, load(), model_folder, tolerance=tolerance)
+        return sampler, weight_sync(sampler, load(), model_folder, recipe.engine, dtype)
 
     return Validator(
         reader=reader,

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "engine.sleep_level",
     "engine.max_mismatch",
     "engine.max_mean_mismatch",
+    "engine.verify_every",
     "reward.workers",
     "*.title",
     "*.save_every",

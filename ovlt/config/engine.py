@@ -44,6 +44,11 @@ class EngineConfig(Table):
         "The same for the mean over the probe's tokens; 0: 0.12 in bfloat16, 1e-5 in float32 (5e-3 "
         "on CUDA).",
     )
+    verify_every: NonNegative = field(
+        50,
+        "Weight syncs from one to the next whose tensors are read back out of the engine and must "
+        "equal, bit for bit, what was sent; 0: none.",
+    )
 
 
 class SoloEngineConfig(Table):

@@ -56,6 +56,13 @@ class Engine(ABC):
         """Replace every weight from a stream of (transformers name, whole tensor)."""
 
     @abstractmethod
+    def weight(self, name: str) -> torch.Tensor:
+        """Return what the engine now holds for a tensor of the last ``load``, in its own dtype.
+
+        Raises RuntimeError if it has no such tensor.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Shut the engine down."""
 

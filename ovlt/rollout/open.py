@@ -10,8 +10,9 @@ import torch
 
 from ovlt.config import EngineConfig, ModelConfig, SoloEngineConfig
 from ovlt.model.load import ModelFolder
+from ovlt.model.packed_model import PackedModel
 from ovlt.rollout.engine import Engine, Sampling
-from ovlt.rollout.sync import ProbeDifference, probe_pixels, probe_tokens
+from ovlt.rollout.sync import ProbeDifference, WeightSync, probe_pixels, probe_tokens
 from ovlt.system.runtime import Runtime, compute_dtype
 
 GIB = 2**30
@@ -40,6 +41,24 @@ def probe_tolerance(
         default = FLOAT32_ON_CUDA if device.type == "cuda" else FLOAT32
     return ProbeDifference(
         engine.max_mean_mismatch or default.mean, engine.max_mismatch or default.largest
+    )
+
+
+def weight_sync(
+    engine: Engine,
+    model: PackedModel,
+    folder: ModelFolder,
+    config: EngineConfig,
+    dtype: torch.dtype,
+) -> WeightSync:
+    """Return the transfer of a model's weights into an engine of that dtype, as [engine] says."""
+    device = next(model.parameters()).device
+    return WeightSync(
+        engine,
+        model,
+        folder,
+        tolerance=probe_tolerance(config, dtype, device),
+        verify_every=config.verify_every,
     )
 
 

@@ -65,7 +65,8 @@ class Proof:
 class WeightSync:
     """Streams weights into one engine and proves that they arrived. One object per trained model.
 
-    ``tolerance`` is the difference on the probe that rounding explains.
+    ``tolerance`` is the difference on the probe that rounding explains. The first sync and then one
+    in ``verify_every`` also reads the tensors back (0: none does).
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class WeightSync:
         model_folder: ModelFolder,
         *,
         tolerance: ProbeDifference,
+        verify_every: int = 0,
     ):
         self.engine, self.model, self.model_folder = engine, model, model_folder
-        self.tolerance = tolerance
+        self.tolerance, self.verify_every = tolerance, verify_every
+        self._syncs = 0
         self.probes = [probe_prompt(model_folder, *probe) for probe in PROBES]
         self._expected = expected_names(model)
 
@@ -85,7 +88,7 @@ class WeightSync:
         """Transfer the weights and prove that they arrived.
 
         The engine is awake. Collective. Raises RuntimeError if a name is missing or unknown, or if
-        a rank's engine disagrees with the trainer on both probes.
+        a rank's engine disagrees with the trainer on both probes or in a tensor.
         """
         # 1. Stream whole tensors, one at a time: no rank ever holds two copies of the model.
         sent: set[str] = set()
@@ -97,7 +100,12 @@ class WeightSync:
                 f"weight sync sent another set of tensors than the model has: missing {lost[:3]}, "
                 f"unknown {unknown[:3]}; the engine would go on with old weights for these"
             )
-        # 3. The probe sees what names cannot: caches, fused copies, the tower. All ranks repeat it
+        # 3. Now and then, a proof that no rounding hides anything from.
+        verify = self.verify_every > 0 and self._syncs % self.verify_every == 0
+        self._syncs += 1
+        if verify:
+            self.verify()
+        # 4. The probe sees what names cannot: caches, fused copies, the tower. All ranks repeat it
         # if one has to, since the trainer's forward is collective; a rank that fails twice stops.
         first = self.difference(self.probes[0])
         passed = gather_json(first.within(self.tolerance))
@@ -115,6 +123,25 @@ class WeightSync:
                     "engine.max_mean_mismatch if the engine's dtype explains it"
                 )
         return Proof(first, repeated=True)
+
+    def verify(self) -> None:
+        """Raise RuntimeError unless the engine holds, bit for bit, what the trainer does.
+
+        In the engine's dtype; joined tensors are taken apart. The engine is awake and loaded.
+        Collective.
+        """
+        wrong: list[str] = []
+        for name, tensor in full_weights(self.model, tied_head=True):
+            held = self.engine.weight(name)
+            if not torch.equal(held, tensor.to(held.dtype)):  # nor is NaN equal to NaN
+                wrong.append(name)
+        for rank, names in enumerate(gather_json(wrong)):
+            if names:
+                raise RuntimeError(
+                    f"after the weight sync the engine of rank {rank} holds other values than the "
+                    f"trainer in {len(names)} tensors, e.g. {names[:3]}, and would sample from "
+                    "other weights. Check the vLLM version"
+                )
 
     def _recorded(self, sent: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in full_weights(self.model, tied_head=True):

@@ -27,6 +27,7 @@ from ovlt.config import EngineConfig, SoloEngineConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
+from ovlt.rollout.vllm_weights import weight_of
 from ovlt.system import quiet
 from ovlt.system.guard import guarded
 from ovlt.types import Prompt
@@ -127,9 +128,10 @@ class VllmEngine(Engine):
         sleep_level: int,
     ):
         """``settings`` are vLLM's; ``sleep_level`` is 0 if no trainer shares the device."""
-        self.folder, self.device = folder, device
+        self.folder, self.device, self._dtype = folder, device, dtype
         self._sleep_level = sleep_level if device.type == "cuda" else 0
         self._has_weights = True
+        self._shapes: dict[str, torch.Size] = {}  # of what was loaded last, by name
         # The lines that are dropped are those of vLLM's CPU worker.
         noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
         try:
@@ -216,12 +218,27 @@ class VllmEngine(Engine):
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight from a stream of (transformers name, whole tensor)."""
+        self._shapes.clear()
         with guarded():
             self.llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": _detached(weights)}
+                "reload_weights", kwargs={"weights_iterator": self._detached(weights)}
             )
         self._has_weights = True
         self.reset_caches()
+
+    def _detached(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self._shapes[name] = tensor.shape
+            yield name, tensor.detach()
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Implement ``Engine.weight``: joined tensors are taken apart."""
+        with torch.no_grad():
+            model = self.llm.apply_model(_itself)[0]
+            # On a CPU some biases are held in float32, rounded to the engine's dtype before.
+            return weight_of(model, name, self._shapes).to(self._dtype)
 
     def sleep(self) -> None:
         """Give the device's memory to the trainer.
@@ -244,9 +261,8 @@ class VllmEngine(Engine):
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def _detached(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in weights:
-        yield name, tensor.detach()
+def _itself(model: torch.nn.Module) -> torch.nn.Module:
+    return model
 
 
 def _completion(output: Any) -> Completion:

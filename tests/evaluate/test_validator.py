@@ -40,7 +40,7 @@ def test_sft_opens_its_engine_before_the_model_if_it_measures_anything(
         "check_engine": lambda *_, **__: None,
         "RewardPool": lambda *_, **__: contextlib.nullcontext("pool"),
         "open_engine": engine,
-        "WeightSync": lambda sampler, model, *_, **__: (sampler, model),
+        "weight_sync": lambda sampler, model, *_, **__: (sampler, model),
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(ovlt.sft, name, stand_in)

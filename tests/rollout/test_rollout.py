@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from ovlt.config import EngineConfig, ModelConfig, RunConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.parallel import load_sharded
+from ovlt.model.weights import full_weights, is_tied
 from ovlt.rollout.engine import Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
 from ovlt.rollout.sync import ProbeDifference, WeightSync
@@ -139,6 +141,28 @@ def test_sync_notices_a_stale_engine(parts: tuple[ModelFolder, Any, Engine]) -> 
     stale = WeightSync(Forgetful(), model, folder, tolerance=EXACT)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="image probe"):
         stale()
+    sync()
+
+
+def test_every_tensor_is_read_back_as_it_was_sent_and_one_bit_of_one_is_noticed(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    """What no probe can see: fused, padded and packed tensors, each by the name it was sent as."""
+    folder, model, engine = parts
+    perturb(model, 4)
+    sync = WeightSync(engine, model, folder, tolerance=EXACT, verify_every=1)
+    sync()
+    sent = {name: tensor.clone() for name, tensor in full_weights(model, tied_head=True)}
+    for name, tensor in sent.items():
+        assert torch.equal(engine.weight(name), tensor), name
+    # One layer and one block stand for all; a tied head is the embedding.
+    names = [name for name in sent if not re.search(r"(layers|blocks)\.0", name)]
+    for name in set(names) - ({"lm_head.weight"} if is_tied(model) else set()):
+        other = sent[name].clone()
+        other.view(-1)[-1] = torch.nextafter(other.view(-1)[-1], torch.tensor(torch.inf))
+        engine.load((sent | {name: other}).items())
+        with pytest.raises(RuntimeError, match=f"rank 0 holds other values .*'{re.escape(name)}'"):
+            sync.verify()
     sync()
 
 
