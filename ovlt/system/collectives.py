@@ -24,7 +24,9 @@ _waiting: tuple[dist.ProcessGroup | None, dist.ProcessGroup | None] = (None, Non
 def open_waiting_group(limit: timedelta) -> None:
     """Make the group for long waits. Collective; for each default group anew."""
     global _waiting
-    _waiting = (dist.group.WORLD, dist.new_group(backend="gloo", timeout=limit))
+    group = dist.new_group(backend="gloo", timeout=limit)
+    assert isinstance(group, dist.ProcessGroup)  # a number only for ranks outside of it
+    _waiting = (dist.group.WORLD, group)
 
 
 def waiting_group() -> dist.ProcessGroup | None:
