@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ovlt.config import GrpoConfig, Recipe
+from ovlt.config import GrpoConfig, ModelConfig, Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
@@ -40,6 +40,7 @@ from ovlt.train.contents import stage_contents
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import pack, sharing
+from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
 from ovlt.types import Group
@@ -75,7 +76,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                     optimizer_step(
                         model, parts.optimizer, update.batches, objective, cfg.optim, runtime,
                         number=step * cfg.updates_per_rollout + u, total=total_updates,
-                        first=u == 0,
+                        first=u == 0, reduce_each=parts.reduce_each,
                     )
                     for u, update in enumerate(updates)
                 ]  # fmt: skip
@@ -100,6 +101,7 @@ class Parts:
 
     model_folder: ModelFolder  # of the model that training starts from
     model: PackedModel
+    reduce_each: bool  # gradients are reduced over ranks after each micro-batch
     reference: PackedModel | None  # frozen, for the KL; None if kl_coef is 0
     optimizer: torch.optim.Optimizer
     engine: Engine
@@ -157,18 +159,9 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )
     )  # fmt: skip
 
-    hidden = int(model_folder.text_config.hidden_size)
-    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
-
-    def load(source: ModelFolder, *, trainable: bool) -> PackedModel:
-        return load_sharded(
-            source, runtime.mesh, runtime.device, recipe.model,
-            dtype=dtype, temperature=cfg.rollout.temperature, trainable=trainable,
-        )  # fmt: skip
-
-    model = load(model_folder, trainable=True)
-    # Held in memory only if the KL needs it.
-    reference = load(frozen, trainable=False) if cfg.loss.kl_coef > 0 else None
+    model_config, model, reference = load_models(
+        runtime, recipe, model_folder, frozen if cfg.loss.kl_coef > 0 else None
+    )
     optimizer = build_adamw(model, cfg.optim)
     # Restores the newest checkpoint if the run is resumed: weights, optimizer, position.
     stage = TrainingStage(
@@ -181,6 +174,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     return Parts(
         model_folder=model_folder,
         model=model,
+        reduce_each=model_config.reduce_gradients == "each",
         reference=reference,
         optimizer=optimizer,
         engine=engine,
@@ -208,6 +202,28 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         ),
         stage=stage,
     )
+
+
+def load_models(
+    runtime: Runtime, recipe: Recipe, source: ModelFolder, frozen: ModelFolder | None
+) -> tuple[ModelConfig, PackedModel, PackedModel | None]:
+    """Return how models are run, the trained one, and the reference, if the KL needs one."""
+    cfg = recipe.grpo
+    hidden = int(source.text_config.hidden_size)
+    dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
+    model_config = settle_memory(
+        recipe.model, source.config, runtime,
+        dtype=dtype, token_budget=cfg.token_budget, reference=frozen is not None,
+    )  # fmt: skip
+
+    def load(folder: ModelFolder, *, trainable: bool) -> PackedModel:
+        return load_sharded(
+            folder, runtime.mesh, runtime.device, model_config,
+            dtype=dtype, temperature=cfg.rollout.temperature, trainable=trainable,
+        )  # fmt: skip
+
+    model = load(source, trainable=True)
+    return model_config, model, load(frozen, trainable=False) if frozen is not None else None
 
 
 @dataclass
@@ -259,15 +275,15 @@ def pack_updates(
 
 def add_logprobs(updates: Sequence[PackedUpdate], parts: Parts, runtime: Runtime) -> None:
     """Put ``old_logp`` and ``ref_logp`` into the micro-batches, as far as the loss needs them."""
-    batches = [batch for update in updates for batch in update.batches]
     timer = parts.stage.timer
-    if len(updates) > 1:  # with one update per rollout the ratio is 1, and the update knows it
+    # The first update of a rollout computes them itself: its weights are those of before.
+    later = [batch for update in updates[1:] for batch in update.batches]
+    if later:
         with timer("old_logp"):
-            for batch, logp in zip(
-                batches, forward_only(parts.model, batches, runtime), strict=True
-            ):
+            for batch, logp in zip(later, forward_only(parts.model, later, runtime), strict=True):
                 batch.old_logp = logp
     if parts.reference is not None:
+        batches = [batch for update in updates for batch in update.batches]
         with timer("ref_logp"):
             logps = forward_only(parts.reference, batches, runtime)
             for batch, logp in zip(batches, logps, strict=True):

@@ -33,6 +33,7 @@ from ovlt.train.loss import CROSS_ENTROPY, loss_weights
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import collate
 from ovlt.train.prompts import prompt_length, shared_prompts
+from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, mfu, optimizer_step, token_mean
 from ovlt.types import Sample
@@ -59,9 +60,14 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
     hidden = int(model_folder.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
 
+    model_config = settle_memory(
+        recipe.model, model_folder.config, runtime,
+        dtype=dtype, token_budget=cfg.token_budget, reference=False,
+    )  # fmt: skip
+
     @functools.cache
     def load() -> PackedModel:
-        return load_sharded(model_folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
+        return load_sharded(model_folder, runtime.mesh, runtime.device, model_config, dtype=dtype)
 
     with contextlib.ExitStack() as opened:
         validator = open_validator(recipe, reader, load, opened)
@@ -90,6 +96,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                 update = optimizer_step(
                     model, optimizer, micro_batches, CROSS_ENTROPY, cfg.optim, runtime,
                     number=step, total=steps,
+                    reduce_each=model_config.reduce_gradients == "each",
                 )  # fmt: skip
             # Validate, log, save: figures, the step's line, a checkpoint.
             validation = stage.validate_if_due(step + 1, validator.measure)
@@ -118,11 +125,11 @@ class Batches:
         """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
         rows = [self.rows[i] for i in chosen]
         # Several traces of one question share its prompt: a group, as GRPO's samples are.
-        # It ends where the first assistant turn begins; images are told apart by their place.
+        # It ends where the first assistant turn begins; images are told apart unread.
         before = [prompt_length(row.loss_mask) for row in rows]
         groups = shared_prompts(
             [row.token_ids[:n] for row, n in zip(rows, before, strict=True)],
-            [row.images for row in rows],
+            [[image.key for image in row.images] for row in rows],
         )
         group_of = {i: number for number, group in enumerate(groups) for i in group}
         extents = [

@@ -9,6 +9,7 @@ Shape letters used throughout the project:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ class Prompt:
     ``token_ids`` holds the chat-formatted prompt with every image placeholder expanded to the
     number of tokens its image takes; ``images`` are uint8 RGB arrays ``[height, width, 3]`` whose
     sides are multiples of the merged patch (28 pixels for Qwen2.5-VL). Engine and trainer see this
-    very array, so no second resize can make them disagree.
+    very array, so no second resize can make them disagree. ``extra`` holds the columns of the row
+    that ovlt does not read itself, as JSON values; a reward sees them.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Prompt:
     token_ids: np.ndarray  # int64 [prompt tokens]
     images: tuple[np.ndarray, ...] = ()
     image_paths: tuple[str, ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 @dataclass

@@ -36,6 +36,13 @@ def mixed(x):
     return RewardOutput(float(sum(map(ord, x.response + x.question)) % 2))
 def flat(x):
     return RewardOutput(1.0)
+def errs(x):
+    raise KeyError("lost")
+def some_err(x):
+    import numpy
+    if sum(map(ord, x.response)) % 5 == 0:
+        raise KeyError("lost")
+    return RewardOutput(numpy.float32(odd(x).score), {"accuracy": numpy.bool_(True)})
 """
 RECIPE = """
 [run]
@@ -327,6 +334,29 @@ def test_the_best_model_by_validation_is_kept_through_a_kill(home: Home) -> None
 
 
 PHASES = ["sync", "data", "rollout", "reward", "exchange", "pack", "old_logp", "ref_logp", "update"]
+
+
+def test_a_reward_that_errs_stops_the_run_and_one_that_errs_at_times_is_counted(home: Home) -> None:
+    slow = ["--engine.backend=transformers", "--grpo.steps=2"]
+    function = f"--reward.function={home.folder}/odd.py"
+    refused = home.start("grpo", "errs", *slow, f"{function}:errs")
+    message = refused.refusal()
+    assert "step 1: 12 of 12 gradings failed: error: KeyError: 'lost'" in message
+    assert "reward.max_error_frac" in message
+    judged = home.start(
+        "grpo", "judge-errs", *slow, f"--reward.verdict={home.folder}/odd.py:errs",
+        "--grpo.eval_every=1",
+    )  # fmt: skip
+    assert "evaluation: 6 of 6 gradings failed" in judged.refusal()
+    counted = home.start(
+        "grpo", "some-err", *slow, f"{function}:some_err", "--reward.max_error_frac=1"
+    )
+    counted.finish()
+    errors = [
+        line["metrics"]["reward/errors"] for line in read_metrics(home.stage("grpo", "some-err"))
+    ]
+    assert len(errors) == 2
+    assert counted.stdout().count("gradings failed") == (sum(errors) > 0)
 
 
 def test_four_updates_per_rollout_with_reference_and_the_slow_engine(home: Home) -> None:

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "run.wandb",
     "run.profile",
     "model.activation_checkpointing",
+    "model.reduce_gradients",
     "model.reshard",
     "model.liger",
     "data.workers",
@@ -34,6 +35,8 @@ MAY_CHANGE = (
     "engine.max_mean_mismatch",
     "engine.verify_every",
     "reward.workers",
+    "reward.batch_size",
+    "reward.max_error_frac",
     "*.title",
     "*.save_every",
     "*.log_groups",
@@ -64,10 +67,18 @@ LENGTH = ("*.steps", "*.epochs")
 
 
 def changes_between(
-    before: Mapping[str, object], now: Mapping[str, object]
+    before: Mapping[str, object],
+    now: Mapping[str, object],
+    defaults: Mapping[str, object] | None = None,
 ) -> list[tuple[str, str]]:
-    """List (key, "key was A, is B") for all keys that differ between two recipes or tables."""
-    before, now = flat(before), flat(now)
+    """List (key, "key was A, is B") for all keys that differ between two recipes or tables.
+
+    A key that ``before`` lacks had the value that ``defaults`` gives it: the version that wrote
+    ``before`` did not know the key yet.
+    """
+    now = flat(now)
+    known = flat(defaults or {})
+    before = {key: value for key, value in known.items() if key in now} | flat(before)
 
     def shown(values: Mapping[str, object], key: str) -> str:
         return json.dumps(values[key]) if key in values else "absent"

@@ -18,6 +18,7 @@ class DataConfig(Table):
     )
     validation_questions: NonNegative = field(200, "Use this many validation questions; 0: all.")
     suffix: str = field("", "Text that follows every question, in every stage that asks.")
+    ignore: tuple[str, ...] = field((), "Columns of rows that are left out, unread.")
     workers: Positive = field(2, "Threads per rank that decode and resize images.")
     max_bad_share: Share = field(0.02, "Stop when a larger share of a file's rows is bad.")
 

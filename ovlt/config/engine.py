@@ -64,7 +64,10 @@ class SoloEngineConfig(Table):
 class RewardConfig(Table):
     """The verifiable reward, and who judges answers when no reward is needed."""
 
-    function: Place = field("answer", "'answer', 'released', 'exact', or file.py:function.")
+    function: Place = field(
+        "answer",
+        "'answer', 'math_verify', 'mathruler', 'judges', 'released', 'exact', or file.py:function.",
+    )
     verdict: Place = field(
         "",
         "Reward whose part `accuracy` judges answers in traces, validation and held-out sets; "
@@ -72,6 +75,14 @@ class RewardConfig(Table):
     )
     workers: Positive = field(2, "Killable grading processes per rank.")
     timeout: Rate = field(5.0, "Seconds one answer may take before its worker is killed.")
+    max_error_frac: Share = field(
+        0.25,
+        "Stop when a larger share of a step's gradings, or of an evaluation's, fails: the reward "
+        "raises, dies or returns no number.",
+    )
+    batch_size: Positive = field(
+        32, "Answers per call of a batch reward; calls at once of an async one, per worker."
+    )
     max_chars: Positive = field(100_000, "Longer responses score 0 unread.")
     overlong_tokens: NonNegative = field(
         0, "DAPO's soft overlong penalty: tokens before the limit at which it sets in; 0: off."

@@ -19,7 +19,8 @@ PACE = ("prompts_per_step", "eval_every", "save_every", "shard")
 TOKENS = ("token_budget", "max_prompt_tokens", "max_response_tokens", "max_caption_tokens",
           "max_words")  # fmt: skip
 WORDS = ("suffix", "caption_request", "teacher_request", "form")  # what a tiny model was taught
-MACHINE = ("device", "compute_dtype", "reshard", "activation_checkpointing", "ranks")
+MACHINE = ("device", "compute_dtype", "reshard", "activation_checkpointing", "reduce_gradients",
+           "ranks")  # fmt: skip
 OTHERS = ("model", "min_pixels", "max_pixels", "optim", "overlong_tokens", "tensor_parallel")
 SIZED = frozenset((*PLACES, *AMOUNTS, *PACE, *TOKENS, *WORDS, *MACHINE, *OTHERS))
 METHOD = ("run", "model", "data", "engine", "reward", "sft", "grpo", "evaluate", "distill", "cycle")

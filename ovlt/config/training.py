@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ovlt.config.engine import SoloEngineConfig
 from ovlt.config.fields import Decay, NonNegative, Place, Positive, Rate, Share, Table, field
@@ -40,6 +40,11 @@ class RunConfig(Table):
     )
 
 
+def _checkpointing(value: object) -> object:
+    """Read the switch of earlier recipes: true recomputes whole blocks."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
 class ModelConfig(Table):
     """The model that is trained, and how it is run."""
 
@@ -48,8 +53,17 @@ class ModelConfig(Table):
         "auto", "Dtype of forward and backward; master weights and optimizer stay float32."
     )
     freeze_vision: bool = field(False, "Keep the vision tower and its merger fixed.")
-    activation_checkpointing: bool = field(
-        False, "Recompute each decoder and tower block in backward (memory for time)."
+    activation_checkpointing: Annotated[
+        Literal["none", "mlp", "full", "auto"], BeforeValidator(_checkpointing)
+    ] = field(
+        "none",
+        "What is computed again in backward, memory for time: nothing, the MLPs, or whole decoder "
+        "and tower blocks; auto: the least that fits into the memory at hand.",
+    )
+    reduce_gradients: Literal["auto", "each", "last"] = field(
+        "auto",
+        "When gradients are summed over ranks: with each micro-batch, so that no rank holds whole "
+        "float32 gradients, or once, with the last; auto: last, if that fits.",
     )
     reshard: bool = field(
         True, "Free each block's gathered weights after its forward (ZeRO-3); off: keep (ZeRO-2)."

@@ -25,8 +25,8 @@ from ovlt.model.load import ModelFolder, open_folder, open_text_model
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import sampling_of
 from ovlt.rollout.open import check_engine
-from ovlt.system.files import num_rows
 from ovlt.system.hub import is_hub_name
+from ovlt.system.row_count import num_rows
 from ovlt.system.runtime import Runtime, sentence_of, start
 
 FIRST_ROWS = 16  # that are read of each file
@@ -108,13 +108,17 @@ class StageCheck:
         reader = RowReader(self.runtime, recipe.model, recipe.data, model)
         limits, suffix = reader.limits(longest), recipe.data.suffix
         for path in self.questions():
-            rows = load_questions(path, model.chat, limits, suffix=suffix, limit=FIRST_ROWS)
+            rows = load_questions(
+                path, model.chat, limits, suffix=suffix, limit=FIRST_ROWS, ignore=recipe.data.ignore
+            )
             rows.require(1.0)
             self.files[path] = num_rows(Path(path))
         path = recipe.expand(recipe.sft.data)
         if table == "sft" and Path(path).is_file():
             limits = reader.limits(recipe.sft.token_budget)
-            load_conversations(path, model.chat, limits, limit=FIRST_ROWS).require(1.0)
+            load_conversations(
+                path, model.chat, limits, limit=FIRST_ROWS, ignore=recipe.data.ignore
+            ).require(1.0)
             self.files[path] = num_rows(Path(path))
 
     def questions(self) -> list[str]:

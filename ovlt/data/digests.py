@@ -39,7 +39,7 @@ def _image_files(rows: GoodRows) -> Iterator[str]:
     """Yield the path of every image that is a file of its own; others are in the rows' file."""
     for row in rows:
         for image in row.images:
-            if image.data is None and Path(image.path).is_file():
+            if image.in_file and Path(image.path).is_file():
                 yield image.path
 
 

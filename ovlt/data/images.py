@@ -7,24 +7,15 @@ within the limits), and only exact arithmetic follows: scale, normalise, cut int
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from PIL import Image
 
+from ovlt.data.image_refs import BadImage, ImageRef
 from ovlt_kernels import image as kernels
 
-MAX_ASPECT = 200  # Qwen2-VL's own limit on long side / short side
-MAX_DECODE_PIXELS = 200_000_000  # refuse decompression bombs before decoding them
-Image.MAX_IMAGE_PIXELS = MAX_DECODE_PIXELS
-TOO_LARGE = f"image has more than {MAX_DECODE_PIXELS:,} pixels"
-# The formats that datasets hold. Pillow knows more, and starts programs for some (EPS:
-# Ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # JPEG opens MPO too
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 TURNS = {  # EXIF orientation -> what sets the image upright; 1 needs nothing
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,10 +28,6 @@ TURNS = {  # EXIF orientation -> what sets the image upright; 1 needs nothing
 }
 
 
-class BadImage(ValueError):
-    """An image that cannot be used; the message is the reason, short enough to count by."""
-
-
 @dataclass(frozen=True)
 class PixelLimits:
     """The sizes to which images are brought."""
@@ -48,91 +35,6 @@ class PixelLimits:
     factor: int  # both sides become multiples of this many pixels
     min_pixels: int  # height x width
     max_pixels: int
-
-
-class StoredImage(TypedDict):
-    """An image as files of rows hold it: the encoded bytes, and a file name."""
-
-    bytes: bytes
-    path: str
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """Where the bytes of an image are: in a file, or in a cell of a parquet row."""
-
-    path: str = ""
-    data: bytes | None = None
-
-    def open(self) -> Image.Image:
-        """Return the image with its header read and its pixels not decoded. Raises BadImage."""
-        try:
-            if self.data is not None:
-                if not self.data:
-                    raise BadImage("image has zero bytes")
-                image = Image.open(io.BytesIO(self.data), formats=FORMATS)
-            else:
-                if not Path(self.path).is_file():
-                    raise BadImage("image file is missing")
-                if not Path(self.path).stat().st_size:
-                    raise BadImage("image has zero bytes")
-                image = Image.open(self.path, formats=FORMATS)
-        except BadImage:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise BadImage(TOO_LARGE) from None
-        except Exception as error:  # PIL raises many kinds for hostile bytes
-            raise BadImage(f"image cannot be read ({type(error).__name__})") from None
-        width, height = image.size
-        reason = ""
-        if width < 1 or height < 1:
-            reason = "image has a side of zero pixels"
-        elif max(width, height) > MAX_ASPECT * min(width, height):
-            reason = f"one side of the image is more than {MAX_ASPECT} times the other"
-        elif width * height > MAX_DECODE_PIXELS:
-            reason = TOO_LARGE
-        if reason:
-            image.close()
-            raise BadImage(reason)
-        return image
-
-
-def stored(ref: ImageRef, name: str) -> StoredImage:
-    """Return the image as a file of rows holds it. Raises BadImage.
-
-    Its bytes are copied, not encoded anew, so that it keeps its pixels and its EXIF orientation;
-    ``path`` is ``name`` with the suffix of its format.
-    """
-    with ref.open() as header:
-        format = str(header.format)
-    suffix = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(format, format.lower())
-    data = Path(ref.path).read_bytes() if ref.data is None else ref.data
-    return {"bytes": data, "path": f"{name}.{suffix}"}
-
-
-def image_refs(images: object, base: Path) -> tuple[ImageRef, ...]:
-    """Return the images of a row, whatever form its column has. Raises BadImage.
-
-    ``images`` is None, one image, or a list: each a path relative to ``base``, bytes, or the
-    ``{bytes, path}`` of a Hugging Face image column.
-    """
-    if images is None:
-        return ()
-    refs = []
-    for image in images if isinstance(images, list) else [images]:
-        if isinstance(image, dict):
-            data, path = image.get("bytes"), image.get("path")
-            if data is not None:
-                refs.append(ImageRef(path=str(path or ""), data=data))
-                continue
-            image = path
-        if isinstance(image, bytes):
-            refs.append(ImageRef(data=image))
-        elif isinstance(image, str) and image:
-            refs.append(ImageRef(path=str(base / image)))
-        else:
-            raise BadImage("image is neither a path nor bytes")
-    return tuple(refs)
 
 
 def upright(image: Image.Image) -> tuple[int, int, Image.Transpose | None]:
@@ -192,20 +94,24 @@ def load_image(ref: ImageRef, limits: PixelLimits) -> np.ndarray:
             if turn is not None:
                 rgb = rgb.transpose(turn)
             if (rgb.height, rgb.width) != (height, width):
-                raise BadImage("image has another size than its header says")
+                raise BadImage("image has another size than its header says", ref.path)
             pixels = np.asarray(rgb)
         except BadImage:
             raise
         except Exception as error:
-            raise BadImage(f"image cannot be decoded ({type(error).__name__})") from None
+            reason = f"image cannot be decoded ({type(error).__name__})"
+            raise BadImage(reason, ref.path) from None
     return pixels if (height, width) == size else kernels.resize(pixels, *size, parallel=False)
 
 
 def _flat(image: Image.Image) -> Image.Image:
     """Return the image in RGB, whatever its mode; transparent places become white, as on paper."""
-    if image.mode in ("I", "F"):
+    if image.mode in ("I", "F") and (image.format, image.mode) != ("PPM", "I"):
         raise BadImage("image has 32-bit pixels, whose white is unknown")
-    if image.mode.startswith("I;16"):  # Pillow clips these at 255 instead of scaling them
+    # Pillow calls a PGM of 16 bits "I", and has scaled its values to 0..65535.
+    if image.mode == "I" or image.mode.startswith(
+        "I;16"
+    ):  # Pillow clips these at 255 instead of scaling them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -7,6 +7,7 @@ does not check: nesting deeper than ``MAX_DEPTH``, and a key that an object hold
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,17 @@ def json_list(path: str | Path, key: str = "") -> Iterator[object]:
         raise _WrongShape(f"{path} has no list '{key}'; its keys are {has}")
 
 
+def json_objects(path: str | Path) -> Iterator[object]:
+    """Yield the values of a file that stand one after the other, each over any number of lines.
+
+    Raises ValueError if one is not valid JSON.
+    """
+    with _open(Path(path), multiple_values=True) as file:
+        for number, (event, value) in enumerate(file.events):
+            file.event, file.value, file.place = event, value, f"in object {number}"
+            yield file.build()
+
+
 def json_members(path: str | Path) -> Iterator[tuple[str, object]]:
     """Yield (key, value) of the object in a file. Raises ValueError as ``json_list`` does."""
     with _open(Path(path)) as file:
@@ -61,12 +73,17 @@ class _WrongShape(ValueError):
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[_JsonFile]:
+def _open(path: Path, *, multiple_values: bool = False) -> Iterator[_JsonFile]:
     """Open a file for reading; every fault of its text becomes a ValueError that names the file."""
     with path.open("rb") as stream:
+        if stream.read(3) != codecs.BOM_UTF8:  # which Windows programs write first
+            stream.seek(0)
         # use_float: a number beyond 64 bits ends in an error. Without it, ijson 3.6's C parser can
         # crash at an integer of more digits than Python converts.
-        file = _JsonFile(path, ijson.basic_parse(stream, buf_size=_WINDOW, use_float=True))
+        events = ijson.basic_parse(
+            stream, buf_size=_WINDOW, use_float=True, multiple_values=multiple_values
+        )
+        file = _JsonFile(path, events)
         try:
             yield file
         except _WrongShape:

@@ -6,7 +6,7 @@ between processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -32,6 +32,15 @@ class Loader(Generic[T]):
         self.prefetch(indices)
         items = {index: self._pending.pop(index).result() for index in set(indices)}
         return [items[index] for index in indices]
+
+    def stream(self, indices: Sequence[int], ahead: int) -> Iterator[T]:
+        """Yield the items of these rows in order, at most ``ahead`` of them made before their turn.
+
+        However many there are, only these are in memory. Raises what making one raised.
+        """
+        for place, index in enumerate(indices):
+            self.prefetch(indices[place : place + 1 + ahead])
+            yield self._pending.pop(index).result()
 
     def close(self) -> None:
         """Drop what was requested and not yet started, and let the threads end."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 from ovlt.config import DataConfig, ModelConfig
 from ovlt.data.sources import (
+    FirstBad,
     Limits,
     Row,
     Rows,
@@ -53,6 +53,10 @@ class GoodRows(Sequence[Row]):
         """Decode a row of questions: the one place where its pixels appear."""
         return to_prompt(self.rows[index], self.limits)
 
+    def graded(self, index: int) -> Prompt:
+        """Return a row of questions as a grader needs it, without pixels."""
+        return to_prompt(self.rows[index], self.limits, pixels=False)
+
     def sample(self, index: int) -> Sample:
         """Decode a row of conversations."""
         return to_sample(self.rows[index], self.limits)
@@ -74,13 +78,16 @@ class RowReader:
         limits = self.limits(max_tokens)
         suffix = self.data.suffix + suffix
         chat = self.folder.chat
-        rows = load_questions(_given(path), chat, limits, suffix=suffix, limit=limit)
+        rows = load_questions(
+            _given(path), chat, limits, suffix=suffix, limit=limit, ignore=self.data.ignore
+        )
         return self._checked(rows, limits)
 
     def conversations(self, path: str, *, max_tokens: int) -> GoodRows:
         """Read a file of SFT rows."""
         limits = self.limits(max_tokens)
-        return self._checked(load_conversations(_given(path), self.folder.chat, limits), limits)
+        chat, ignore = self.folder.chat, self.data.ignore
+        return self._checked(load_conversations(_given(path), chat, limits, ignore=ignore), limits)
 
     def limits(self, max_tokens: int) -> Limits:
         """What images and samples may be under this recipe and model."""
@@ -103,10 +110,13 @@ class RowReader:
         runtime = self.runtime
         mine = range(runtime.rank, len(rows.rows), runtime.world_size)
         broken = bad_images([rows.rows[i] for i in mine], limits, self.data.workers)
-        reports = runtime.gather_json([[mine[i], reason] for i, reason in broken.items()])
-        bad = {int(i): str(reason) for report in reports for i, reason in report}
+        reports = runtime.gather_json(
+            [[mine[i], str(error), error.detail] for i, error in broken.items()]
+        )
+        bad = {int(i): (str(reason), str(text)) for report in reports for i, reason, text in report}
+        for i, (reason, detail) in sorted(bad.items()):
+            rows.leave_out(reason, FirstBad(rows.rows[i].number, rows.rows[i].id, detail))
         rows.rows = [row for i, row in enumerate(rows.rows) if i not in bad]
-        rows.bad += Counter(bad.values())
         runtime.say(rows.report())
         return GoodRows(rows.require(self.data.max_bad_share).rows, limits)
 

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from ovlt.system.files import written_whole
 
 # A row to be written: a value for each of the columns that the caller names to `write_rows`, and
-# "images", a list of StoredImage (ovlt.data.images).
+# "images", a list of StoredImage (ovlt.data.image_refs).
 FileRow = dict[str, Any]
 
 SHAREGPT_COLUMNS = {"messages": "messages", "images": "images", "source": "text", "id": "text"}
 
-# A parquet row group ends at 500 rows, or earlier at 64 MiB of images, which bounds the memory of
-# whoever writes or reads it.
-_GROUP_ROWS, _GROUP_BYTES = 500, 64 << 20
+# A parquet row group ends at 100 rows, or earlier at 8 MiB of images: a reader that needs one row
+# reads a group.
+_GROUP_ROWS, _GROUP_BYTES = 100, 8 << 20
 
 
 def write_rows(rows: Iterable[FileRow], path: str | Path, columns: Mapping[str, str]) -> int:

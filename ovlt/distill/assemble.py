@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovlt.config import DistillConfig
-from ovlt.data.images import stored
+from ovlt.data.image_refs import stored
 from ovlt.data.sources import Row
 from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 from ovlt.distill import summary, traces
@@ -115,6 +115,7 @@ def sft_row(row: Row, text: str, suffix: str) -> dict[str, object]:
     """Return a question, its images and the ``text`` that is learned as an SFT row."""
     return {
         "messages": [
+            *(turn.message for turn in row.earlier),
             {"role": "user", "content": row.question + suffix},
             {"role": "assistant", "content": text},
         ],

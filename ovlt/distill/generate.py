@@ -11,7 +11,7 @@ from ovlt.data.loader import Loader
 from ovlt.distill import traces
 from ovlt.distill.shards import Record, Shards
 from ovlt.model.chat import Chat
-from ovlt.reward.functions import RewardInput
+from ovlt.reward.failures import Failures
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds
 from ovlt.system.runtime import Runtime
@@ -154,15 +154,17 @@ def _ask(
 
 def verify(pool: RewardPool, records: list[Record], prompts: Mapping[int, Prompt]) -> list[Record]:
     """Return the records with the verdict on each text: ``scores``, 0 or 1, and ``reasons``."""
-    outputs = iter(
-        pool.score(
-            [
-                RewardInput.of(traces.gradable(text), prompts[record["index"]])
-                for record in records
-                for text in record["texts"]
-            ]
-        )
+    scored = pool.score(
+        [
+            pool.input_of(traces.gradable(text), prompts[record["index"]])
+            for record in records
+            for text in record["texts"]
+        ]
     )
+    failures = Failures()
+    failures.add(scored)
+    failures.check("distillation", max_error_frac=pool.max_error_frac, timeout_s=pool.timeout_s)
+    outputs = iter(scored)
     for record in records:
         verdicts = [next(outputs) for _ in record["texts"]]
         record["scores"] = [float(verdict.is_right) for verdict in verdicts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from ovlt.config import DistillConfig
@@ -33,18 +33,24 @@ class Asker:
     def about_image(self, row: Row, request: str) -> Prompt:
         """Return the row's images and ``request`` in place of its question. Raises BadText."""
         ids = self.chat.prompt_ids(IMAGE_TAG * len(row.images) + request, row.grids)
-        return self._checked(to_prompt(replace(row, token_ids=ids), self.limits))
+        return self._checked(to_prompt(row, self.limits, token_ids=ids))
 
     def question(self, row: Row) -> Prompt:
         """Return the question itself with its images. Raises BadText."""
         return self._checked(to_prompt(row, self.limits))
 
     def about_caption(self, row: Row, request: str, caption: str) -> Prompt:
-        """Return ``request`` with {caption} and {question} filled in, no image. Raises BadText."""
+        """Return ``request`` with {caption} and {question} filled in, no image. Raises BadText.
+
+        A system prompt of the row comes first.
+        """
+        if any(turn.role != "system" for turn in row.earlier):
+            raise BadText("question has earlier turns, which a teacher without images is not told")
         question = row.question.replace(IMAGE_TAG, "").strip()
         text = fill(request, {"caption": caption.strip(), "question": question})
-        ids = self.chat.prompt_ids(text, [])
-        return self._checked(Prompt(row.id, row.source, row.question, row.answer, ids))
+        messages = [turn.message for turn in row.earlier]
+        ids = self.chat.dialogue_ids([*messages, {"role": "user", "content": text}], [])
+        return self._checked(to_prompt(row, self.limits, token_ids=ids, pixels=False))
 
     def _checked(self, prompt: Prompt) -> Prompt:
         if len(prompt.token_ids) > self.limits.max_tokens:
@@ -100,7 +106,9 @@ def digest_of(rows: Sequence[Row]) -> str:
     total = blake2b(digest_size=16)
     for row in rows:
         text = [row.id, row.source, row.question, row.answer]
-        total.update(json.dumps(text).encode("ascii") + b"\n")
-        for ref in row.images:
+        content = row.content()
+        more = [list(row.earlier), content.extra]
+        total.update(json.dumps([*text, *(m for m in more if m)]).encode("ascii") + b"\n")
+        for ref in content.images:
             total.update(image_digest(ref))
     return total.hexdigest()

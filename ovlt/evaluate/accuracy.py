@@ -6,7 +6,7 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,17 @@ from ovlt.data.rows import GoodRows, RowReader
 from ovlt.data.sources import Row
 from ovlt.evaluate.keywords import KEYWORDS, keyword_counts
 from ovlt.evaluate.stats import mean_ci95, wilson_ci95
-from ovlt.reward.functions import RewardInput
+from ovlt.reward.failures import Failures
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sampling_of
 from ovlt.system.files import write_json
+from ovlt.system.runtime import Runtime
 from ovlt.types import Prompt
 
 Figures = dict[str, Any]  # evaluation.json
+# Questions whose answers are in memory at a time: many, because towards the end of each such part
+# the engine works on a few long answers.
+_ASKED_AT_ONCE = 2048
 
 
 class Answered(NamedTuple):
@@ -47,22 +51,29 @@ def evaluate_rows(
     """Answer every row greedily and ``sampling.n`` times sampled; the same figures on every rank.
 
     Right means that the reward's ``accuracy`` part is 1 (its score, if it has no such part). The
-    engine is awake. Collective.
+    engine is awake. Collective; raises ValueError if too many verdicts fail.
     """
     runtime, chat = reader.runtime, reader.folder.chat
     mine = list(range(runtime.rank, len(rows), runtime.world_size))
-    loader = Loader(rows.prompt, reader.data.workers)
-    prompts = loader.get(mine)
-    loader.close()
+    seeds = request_seeds(seed, 0, mine, max(1, sampling.n))
     greedy = Sampling(n=1, temperature=0.0, max_tokens=sampling.max_tokens)
-    answers = engine.generate(prompts, greedy, seeds=[0] * len(mine))
-    if sampling.n:
-        seeds = request_seeds(seed, 0, mine, sampling.n)
-        more = engine.generate(prompts, sampling, seeds)
-        answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
-    texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
-    verdicts = _grade(pool, prompts, texts)
-    answered = [_answered(*parts) for parts in zip(mine, answers, texts, verdicts, strict=True)]
+    loader = Loader(rows.prompt, reader.data.workers)
+    ahead = 4 * reader.data.workers  # prompts whose images are decoded before the engine takes them
+    answered: list[Answered] = []
+    # Equally often on every rank, even if the last ranks have one question less.
+    for start in range(0, -(-len(rows) // runtime.world_size), _ASKED_AT_ONCE):
+        part = mine[start : start + _ASKED_AT_ONCE]
+        answers = engine.generate(loader.stream(part, ahead), greedy, seeds=[0] * len(part))
+        if sampling.n:  # decoded a second time, so that no image waits in memory
+            own = seeds[start : start + _ASKED_AT_ONCE]
+            more = engine.generate(loader.stream(part, ahead), sampling, own)
+            answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
+        texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
+        # A reward of the user's own may look at the images, so for it they are decoded again.
+        prompts = loader.stream(part, ahead) if ":" in pool.spec else map(rows.graded, part)
+        verdicts = _grade(runtime, pool, prompts, texts)
+        answered += map(_answered, part, answers, texts, verdicts)
+    loader.close()
     everyone = sorted(Answered(*a) for rank in runtime.gather_json(answered) for a in rank)
     return _figures(rows, everyone, sampling)
 
@@ -77,14 +88,22 @@ def _answered(
 
 
 def _grade(
-    pool: RewardPool, prompts: Sequence[Prompt], texts: list[list[str]]
+    runtime: Runtime, pool: RewardPool, prompts: Iterable[Prompt], texts: list[list[str]]
 ) -> list[list[float]]:
     inputs = [
-        RewardInput.of(text, prompt)
+        pool.input_of(text, prompt)
         for prompt, group in zip(prompts, texts, strict=True)
         for text in group
     ]
-    outputs = iter(pool.score(inputs))
+    scored = pool.score(inputs)
+    failures = Failures()
+    failures.add(scored)
+    failures = failures.of_all_ranks(runtime)
+    # An accuracy of failed verdicts would read like that of a weak model.
+    failures.check("evaluation", max_error_frac=pool.max_error_frac, timeout_s=pool.timeout_s)
+    if failures.errors:
+        runtime.say(failures.sentence("evaluation") + " (they count as wrong)")
+    outputs = iter(scored)
     return [[float(next(outputs).is_right) for _ in group] for group in texts]
 
 

@@ -59,8 +59,14 @@ class Chat:
 
         Raises BadText.
         """
-        turns = self._turns([{"role": "user", "content": question}], len(grids))
-        return self._encode(self._render(turns, open_turn=True), grids)
+        return self.dialogue_ids([{"role": "user", "content": question}], grids)
+
+    def dialogue_ids(self, messages: Sequence[Message], grids: Sequence[qwen.Grid]) -> np.ndarray:
+        """Return turns that end with the user's and the opening of the assistant's, int64 [tokens].
+
+        Raises BadText.
+        """
+        return self._encode(self._render(self._turns(messages, len(grids)), open_turn=True), grids)
 
     def conversation_ids(
         self, messages: Sequence[Message], grids: Sequence[qwen.Grid]

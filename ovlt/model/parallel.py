@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Literal
+
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
@@ -35,6 +39,19 @@ def shard(
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+def recompute(model: PackedModel, what: Literal["none", "mlp", "full", "auto"]) -> None:
+    """Let backward compute again what is not kept: nothing, the MLPs, or whole blocks.
+
+    "auto" (``train.settle`` replaces it) keeps everything.
+    """
+    if what == "full":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif what == "mlp":
+        for block in (*model.model.visual.blocks, *model.model.language_model.layers):
+            mlp = block.mlp
+            mlp.forward = functools.partial(checkpoint, mlp.forward, use_reentrant=False)
+
+
 def load_sharded(
     folder: ModelFolder,
     mesh: DeviceMesh,
@@ -53,8 +70,8 @@ def load_sharded(
     model = empty_model(folder.config)
     if liger.should_apply(config.liger, device):
         liger.apply(model)
-    if config.activation_checkpointing and trainable:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if trainable:
+        recompute(model, config.activation_checkpointing)
     if config.freeze_vision or not trainable:
         model.model.visual.requires_grad_(False)
     if not trainable:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 Grid = tuple[int, int, int]  # (time, height, width) in patches
 
@@ -251,13 +251,15 @@ class Activations:
     """
 
     block: int  # one layer or block without activation checkpointing
-    input: int  # one layer or block with it
+    mlp: int  # the part of it that is between the two ends of its MLP
+    input: int  # one layer or block that is recomputed as a whole
     blocks: int  # how many
     rest: int  # outside the blocks
 
-    def kept(self, checkpointing: bool) -> int:
-        """Return the bytes of all blocks and the rest."""
-        return self.blocks * (self.input if checkpointing else self.block) + self.rest
+    def kept(self, checkpointing: Literal["none", "mlp", "full"]) -> int:
+        """Return the bytes of all blocks and the rest, if so much is recomputed in backward."""
+        each = {"none": self.block, "mlp": self.block - self.mlp, "full": self.input}
+        return self.blocks * each[checkpointing] + self.rest
 
 
 def decoder_activations(
@@ -274,6 +276,7 @@ def decoder_activations(
     attention = round(b * (2 * h + 2 * kv * keys)) + 4 * text.num_attention_heads
     return Activations(
         block=2 * norm + attention + rows * b * text.intermediate_size,
+        mlp=rows * b * text.intermediate_size,
         input=b * h,
         blocks=text.num_hidden_layers,
         rest=last + 2 * b * (h // text.num_attention_heads),  # and cosines and sines
@@ -292,6 +295,7 @@ def tower_activations(config: Sizes, itemsize: int, *, liger: bool = False) -> A
     attention = (2 + 3 + 1) * b * v + 4 * vision.num_heads
     return Activations(
         block=2 * norm + attention + rows * b * vision.intermediate_size,
+        mlp=rows * b * vision.intermediate_size,
         input=b * v,
         blocks=vision.depth,
         rest=b * patch + norm + 2 * b * v + 8 * (v // vision.num_heads),
@@ -303,6 +307,19 @@ def _norm_and_mlp(width: int, b: int, liger: bool) -> tuple[int, int, int]:
     if liger:
         return 2 * b * width + 4, b * width + 4, 3
     return (4 + 2 * b) * width, (4 + b) * width, 4
+
+
+def recomputed_share(config: Sizes, checkpointing: Literal["none", "mlp", "full"]) -> float:
+    """Return the share of the decoder's forward that backward computes again.
+
+    A recomputation ends with the last tensor that backward needs, which is the input of the MLP's
+    last product (torch.utils.checkpoint stops early). So that product is never done again.
+    """
+    text = config.text_config
+    products = parameters(config).layer  # per token, nearly
+    last = text.hidden_size * text.intermediate_size
+    again = {"none": 0.0, "mlp": 2.0 * last, "full": products - last}
+    return again[checkpointing] / products
 
 
 def kv_bytes_per_token(config: Sizes, itemsize: int) -> int:

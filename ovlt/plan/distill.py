@@ -9,7 +9,7 @@ from pathlib import Path
 from ovlt.distill.phases import phases
 from ovlt.plan.engine import GIB, SamplingWork, engine_seconds
 from ovlt.plan.run import Run
-from ovlt.system.files import num_rows
+from ovlt.system.row_count import num_rows
 
 
 @dataclass(frozen=True)

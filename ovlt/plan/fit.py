@@ -170,8 +170,8 @@ def _update_fixes(stage: PlannedStage) -> Iterator[list[Setting]]:
     assert stage.trains is not None
     kind, model = stage.trains, stage.run.recipe.model
     harmless: list[Setting] = []
-    if not model.activation_checkpointing:
-        harmless.append(("model.activation_checkpointing", True))
+    if model.activation_checkpointing in ("none", "mlp"):
+        harmless.append(("model.activation_checkpointing", "full"))
     if not model.reshard:
         harmless.append(("model.reshard", True))
     yield from ([setting] for setting in harmless)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from ovlt.model.qwen2_5_vl_sizes import recomputed_share
 from ovlt.plan.engine import engine_seconds
 from ovlt.plan.layout import Layout, layout
+from ovlt.plan.memory import training
 from ovlt.plan.run import Run, StageKind, sampling_work
+from ovlt.train.footprint import Training
 
 
 def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
     """Expected seconds of each phase of one step (SFT: one update; GRPO: one rollout batch)."""
     batch, assumed, gpu = layout(run, kind), run.assumed, run.node.gpu
-    update = _update_seconds(run, batch)
+    update = _update_seconds(run, batch, training(run, kind))
     if kind == "sft":
         return {"update": update}
     cfg, ranks, n = run.recipe.grpo, run.node.count, run.recipe.grpo.rollout.n
     updates = cfg.updates_per_rollout
     forward = batch.decoder + batch.head + batch.tower
-    log_probs = updates * forward / ranks / (gpu.flops * assumed.forward_efficiency)
+    log_probs = forward / ranks / (gpu.flops * assumed.forward_efficiency)  # of one update
     answers = cfg.prompts_per_step * n / ranks
     rounds = assumed.rounds if cfg.dynamic_sampling else 1.0
     phases = {
@@ -24,26 +27,29 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
         "reward": rounds * answers * assumed.grade_seconds / run.recipe.reward.workers,
     }
     if updates > 1:
-        phases["old log-probs"] = log_probs
+        phases["old log-probs"] = (updates - 1) * log_probs  # the first update knows its own
     if cfg.loss.kl_coef > 0:
-        phases["reference log-probs"] = log_probs
+        phases["reference log-probs"] = updates * log_probs
     phases["update"] = updates * update
     phases["weight sync"] = sync_seconds(run)
     return phases
 
 
-def _update_seconds(run: Run, batch: Layout) -> float:
+def _update_seconds(run: Run, batch: Layout, chosen: Training) -> float:
     """Expected seconds of one update, from the FLOPs of its forward."""
     model, assumed, gpu, ranks = run.recipe.model, run.assumed, run.node.gpu, run.node.count
     # A backward takes twice the FLOPs of its forward; a frozen tower has none.
     work = 3 * (batch.decoder + batch.head) + (1 if model.freeze_vision else 3) * batch.tower
-    if model.activation_checkpointing:  # blocks run forward once more; the head does not
-        work += batch.decoder + (0 if model.freeze_vision else batch.tower)
+    # What is recomputed runs forward once more; the head never is.
+    again = recomputed_share(run.config, chosen.checkpointing)
+    work += again * (batch.decoder + (0 if model.freeze_vision else batch.tower))
     compute = work / ranks / (gpu.flops * assumed.update_efficiency)
     # All weights are gathered in the forward and, if resharded, in the backward again; float32
-    # gradients are reduced once.
+    # gradients are reduced once, or with each micro-batch.
     gathers = 2 if model.reshard else 1
-    wire = batch.micro_batches * gathers * run.itemsize * run.parameters.total + 4 * run.trainable
+    reductions = batch.micro_batches if chosen.reduce_each else 1
+    wire = batch.micro_batches * gathers * run.itemsize * run.parameters.total
+    wire += reductions * 4 * run.trainable
     wire = wire * (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)
     # Adam reads four float32 numbers (weight, two moments, gradient) and writes three back.
     adam = 28 * run.trainable / ranks / gpu.bandwidth

@@ -12,7 +12,7 @@ from ovlt.plan.distill import phase_seconds, planned_phases, question_count
 from ovlt.plan.memory import checkpoint_bytes
 from ovlt.plan.run import Run, StageKind
 from ovlt.plan.seconds import generation_seconds, seconds_per_step
-from ovlt.system.files import num_rows
+from ovlt.system.row_count import num_rows
 
 
 @dataclass(frozen=True)

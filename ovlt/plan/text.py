@@ -207,7 +207,7 @@ def _assumption_lines(run: Run) -> list[str]:
     return [
         *lines,
         "Seconds of products = FLOPs / (product rate x efficiency). An update takes 3 forwards,",
-        "and with checkpointing the blocks once more. Decoding takes, per token of a batch until",
+        "and what is recomputed once more. Decoding takes, per token of a batch until",
         "its longest answer, (weights + cache of the running sequences) / (bandwidth x efficiency)",
         "+ overhead. A weight sync gathers float32 weights over the links, casts them, and moves",
         "the engine's over the host's link (sleep and wake). Traces are sampled in batches of",

@@ -14,12 +14,16 @@ from pathlib import Path
 from PIL import Image
 
 from ovlt.report.collect import number
+from ovlt.reward.grading import extract_answer
 
 GROUPS_PER_STEP = 6
 SAMPLES_PER_GROUP = 16
 BYTES_PER_STEP = 2 << 20  # text and images; three steps a stage
 FOLD_CHARS = 4000  # what follows is behind a click
 CUT_CHARS = 40_000  # what follows is left out
+DISAGREEMENTS = 20  # rows of the table of a step
+# Parts of the reward "judges" and what they are called.
+JUDGES = (("accuracy", "answer"), ("mathruler", "MathRuler"), ("math_verify", "Math-Verify"))
 IMAGE_SIDE = 512  # pixels; larger images are shown smaller
 IMAGE_BYTES = 64 << 10  # larger files are stored again as JPEG
 
@@ -83,6 +87,15 @@ class ShownGroup:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """An answer about which the judges of the reward "judges" differ."""
+
+    given: str
+    expected: str
+    verdicts: Sequence[bool]  # in the order of JUDGES
+
+
+@dataclass(frozen=True)
 class RolloutStep:
     """The groups shown of one logged step, in the order of the file; ``total`` counts all."""
 
@@ -90,6 +103,20 @@ class RolloutStep:
     groups: Sequence[ShownGroup]
     total: int
     damaged: int  # lines that could not be read
+
+    @property
+    def disagreements(self) -> Sequence[Disagreement]:
+        """Answers of the groups shown on which the judges differ, each text once."""
+        rows: dict[tuple[str, str], Disagreement] = {}
+        for group in self.groups:
+            for sample in group.samples:
+                marks = [sample.parts.get(part) for part, _ in JUDGES]
+                if None in marks or len(set(marks)) == 1:
+                    continue
+                text = extract_answer(sample.text.head + sample.text.rest) or ""
+                row = Disagreement(text[:200], group.answer.head[:200], [m == 1 for m in marks])
+                rows[row.given, row.expected] = row
+        return list(rows.values())[:DISAGREEMENTS]
 
 
 def rollout_steps(stage: Path) -> list[RolloutStep]:

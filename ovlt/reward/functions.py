@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ovlt.reward.grading import extract_answer, grade
+from ovlt.reward.mathematics import Verdict, ask_math_verify
 
 if TYPE_CHECKING:
     from ovlt.types import Prompt
@@ -15,27 +18,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RewardInput:
-    """One response and its question. ``answer`` is the ground truth."""
+    """One response and its question. ``answer`` is the ground truth.
+
+    ``image_paths`` are files that can be read; ``extra`` holds the further columns of the row.
+    """
 
     response: str
     answer: str
     question: str = ""
     source: str = ""
     image_paths: tuple[str, ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @classmethod
     def of(cls, response: str, prompt: Prompt) -> RewardInput:
         """Return the input for a response to ``prompt``."""
-        return cls(response, prompt.answer, prompt.question, prompt.source, prompt.image_paths)
+        return cls(
+            response,
+            prompt.answer,
+            prompt.question,
+            prompt.source,
+            prompt.image_paths,
+            prompt.extra,
+        )
 
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """A finite ``score``, named ``parts`` for the log (finite), and a ``reason`` for people."""
+    """A finite ``score``, named ``parts`` for the log (finite), and a ``reason`` for people.
+
+    ``failed`` says that no verdict was reached, for example because a judge's endpoint is down: a
+    failure is counted as an error and not as a wrong answer.
+    """
 
     score: float
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict[str, float])
     reason: str = ""
+    failed: bool = False
 
     @property
     def is_right(self) -> bool:
@@ -46,7 +65,28 @@ class RewardOutput:
         return self.parts.get("accuracy", self.score) >= 1.0
 
 
+# One response to its output; with ``async def`` many of them at once; with ``@batch`` a list.
 RewardFunction = Callable[[RewardInput], RewardOutput]
+AsyncRewardFunction = Callable[[RewardInput], Awaitable[RewardOutput]]
+BatchRewardFunction = Callable[[list[RewardInput]], list[RewardOutput]]
+AnyRewardFunction = RewardFunction | AsyncRewardFunction | BatchRewardFunction
+Form = Literal["single", "batch", "async"]
+
+_Batch = TypeVar("_Batch", bound=Callable[..., object])
+
+
+def batch(function: _Batch) -> _Batch:
+    """Mark a reward that takes a list of inputs and returns a list of outputs, in order."""
+    vars(function)["ovlt_form"] = "batch"
+    return function
+
+
+def form_of(function: Callable[..., object]) -> Form:
+    """Return how a reward wants to be called."""
+    if getattr(function, "ovlt_form", None) == "batch":
+        return "batch"
+    return "async" if inspect.iscoroutinefunction(function) else "single"
+
 
 _THINK_ANSWER = re.compile(r"\s*<think>.*</think>.*<answer>.*</answer>\s*", re.DOTALL)
 _RELEASED_FORMAT = re.compile(r"<think>.*</think>\s*<answer>.*</answer>", re.DOTALL)
@@ -61,11 +101,39 @@ def answer_reward(x: RewardInput) -> RewardOutput:
     """
     well_formed = all(x.response.count(tag) == 1 for tag in _TAGS)
     well_formed = well_formed and _THINK_ANSWER.fullmatch(x.response) is not None
+    right, reason = _verdict(x, grade)
+    parts = {"accuracy": float(right), "format": float(well_formed)}
+    return RewardOutput(float(right), parts, reason, failed=reason.startswith("error: "))
+
+
+def mathruler_reward(x: RewardInput) -> RewardOutput:
+    """Return 1 if MathRuler calls the last ``<answer>`` right, else 0."""
+    right, reason = _verdict(x, functools.partial(grade, parity=True))
+    return RewardOutput(float(right), {"accuracy": float(right)}, reason)
+
+
+def math_verify_reward(x: RewardInput) -> RewardOutput:
+    """Return 1 if Math-Verify alone calls the last ``<answer>`` right, else 0."""
+    right, reason = _verdict(x, ask_math_verify)
+    return RewardOutput(float(right), {"accuracy": float(right)}, reason)
+
+
+def judges_reward(x: RewardInput) -> RewardOutput:
+    """Return what ``answer`` returns, with the verdicts of the other two judges as parts.
+
+    The report lists the answers about which ``answer``, MathRuler and Math-Verify disagree.
+    """
+    output = answer_reward(x)
+    others = {
+        "mathruler": mathruler_reward(x).score,
+        "math_verify": math_verify_reward(x).score,
+    }
+    return replace(output, parts=output.parts | others)
+
+
+def _verdict(x: RewardInput, judge: Callable[[str, str], Verdict]) -> Verdict:
     given = extract_answer(x.response)
-    right, reason = (False, "no answer tag") if given is None else grade(given, x.answer)
-    return RewardOutput(
-        float(right), {"accuracy": float(right), "format": float(well_formed)}, reason
-    )
+    return (False, "no answer tag") if given is None else judge(given, x.answer)
 
 
 def released_reward(x: RewardInput) -> RewardOutput:

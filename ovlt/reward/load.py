@@ -8,29 +8,60 @@ import inspect
 import math
 import sys
 import traceback
+from collections.abc import Callable
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from ovlt.reward import mathematics, symbolic, units
 from ovlt.reward.functions import (
+    AnyRewardFunction,
     RewardFunction,
     RewardInput,
     RewardOutput,
     answer_reward,
     exact_reward,
+    form_of,
+    judges_reward,
+    math_verify_reward,
+    mathruler_reward,
     released_reward,
 )
+from ovlt.reward.grading import grade
 
 _SHIPPED: dict[str, RewardFunction] = {
     "answer": answer_reward,
+    "math_verify": math_verify_reward,
+    "mathruler": mathruler_reward,
+    "judges": judges_reward,
     "released": released_reward,
     "exact": exact_reward,
 }
+# The libraries that a shipped reward uses, imported before the first answer's time limit begins.
+_WARM_UPS: dict[str, tuple[Callable[[], None], ...]] = {
+    "answer": (mathematics.warm_up, units.warm_up),
+    "math_verify": (mathematics.warm_up,),
+    "mathruler": (symbolic.warm_up,),
+    "judges": (mathematics.warm_up, units.warm_up, symbolic.warm_up),
+    "released": (symbolic.warm_up,),
+    "exact": (),
+}
 
 
-def load_reward(spec: str) -> RewardFunction:
-    """Return the reward named "answer", "released", "exact" or "path/to/file.py:function".
+def warm_up(spec: str, function: AnyRewardFunction) -> None:
+    """Import the libraries that a reward uses; a file of one's own may use ovlt's ``grade``."""
+    module = sys.modules.get(function.__module__)
+    uses_grade = spec not in _SHIPPED and module is not None and grade in vars(module).values()
+    for prepare in (
+        _WARM_UPS["judges" if uses_grade else spec] if uses_grade or spec in _SHIPPED else ()
+    ):
+        prepare()
+
+
+def load_reward(spec: str) -> AnyRewardFunction:
+    """Return the shipped reward of a name, or the function of "path/to/file.py:function".
 
     Runs the file, after appending its folder to ``sys.path`` so that it can import its neighbours.
     ValueError says what is wrong with the name, the file, the function or its signature.
@@ -58,11 +89,15 @@ def load_reward(spec: str) -> RewardFunction:
     try:
         inspect.signature(function).bind(RewardInput("", ""))
     except TypeError as error:
+        shape = f"def {name}(x: RewardInput) -> RewardOutput"
+        what = "a RewardInput"
+        if form_of(function) == "batch":
+            shape = f"@batch def {name}(xs: list[RewardInput]) -> list[RewardOutput]"
+            what = "a list of RewardInput"
         raise ValueError(
-            f"{name!r} in reward file {path} must take one argument, a RewardInput: "
-            f"def {name}(x: RewardInput) -> RewardOutput ({error})"
+            f"{name!r} in reward file {path} must take one argument, {what}: {shape} ({error})"
         ) from None
-    return cast(RewardFunction, function)
+    return cast(AnyRewardFunction, function)
 
 
 def _functions_of(module: ModuleType) -> list[str]:
@@ -104,22 +139,37 @@ def check_output(output: object) -> RewardOutput:
     """Return ``output`` with plain floats and strings; ValueError if it is not valid."""
     if not isinstance(output, RewardOutput):
         raise ValueError(f"a {type(output).__name__} instead of RewardOutput(score, parts, reason)")
-    return checked_output(output.score, output.parts, output.reason)
+    return checked_output(output.score, output.parts, output.reason, output.failed)
 
 
-def checked_output(score: object, parts: object, reason: object) -> RewardOutput:
-    """Return the RewardOutput of these fields; ValueError if one of them is not valid."""
+def checked_output(score: object, parts: object, reason: object, failed: object) -> RewardOutput:
+    """Return the RewardOutput of these fields; ValueError if one of them is not valid.
+
+    Numbers and booleans may be Python's, numpy's or torch's.
+    """
     if not isinstance(parts, dict) or not all(isinstance(key, str) for key in parts):
         raise ValueError("parts must be a dict from names to numbers")
     if not isinstance(reason, str):
         raise ValueError(f"reason must be a str, not {type(reason).__name__}")
     floats = {key: _finite(f"part {key!r}", value) for key, value in parts.items()}
-    return RewardOutput(_finite("score", score), floats, reason)
+    return RewardOutput(_finite("score", score), floats, reason, bool(_plain(failed)))
+
+
+def _plain(value: object) -> object:
+    """Return the Python number in a scalar of numpy or torch, or the value itself."""
+    item = getattr(value, "item", None)
+    if isinstance(value, Real) or not callable(item):
+        return value
+    try:
+        return item()
+    except (ValueError, RuntimeError, TypeError):  # an array of several numbers
+        return value
 
 
 def _finite(name: str, value: object) -> float:
+    value = _plain(value)
     try:
-        number = float(value) if isinstance(value, Real) else math.nan
+        number = float(value) if isinstance(value, Real | Decimal) else math.nan
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):

@@ -18,17 +18,17 @@ from pathlib import Path
 # One line of the protocol. Replies are checked by the pool: a reward may write anything.
 Message = dict[str, object]
 
-_MAX_REPLY_BYTES = 1 << 20  # a valid reply is far smaller: the worker cuts reasons and parts
+_MAX_REPLY_BYTES = 4 << 20  # a valid reply is far smaller: the worker cuts reasons and parts
 _READ_BYTES = 1 << 16  # what a Linux pipe holds
 
 
 class WorkerProcess:
     """A running ``ovlt.reward.worker``.
 
-    ``job`` is the id of the response that it scores, None while it has none; ``deadline`` is when
-    it must have answered, or started, in seconds of the monotonic clock. The kernel kills the child
-    when the *thread* that made this object ends, so a pool that is used from short-lived threads
-    starts its workers again in each of them.
+    ``job`` holds the ids of the responses that it scores, empty while it has none; ``deadline`` is
+    when it must have answered, or started, in seconds of the monotonic clock. The kernel kills the
+    child when the *thread* that made this object ends, so a pool that is used from short-lived
+    threads starts its workers again in each of them.
     """
 
     def __init__(self, spec: str, memory_mb: int, start_timeout_s: float) -> None:
@@ -54,7 +54,7 @@ class WorkerProcess:
         self._unsent = b""
         self._received = b""
         self.ready = False
-        self.job: int | None = None
+        self.job: tuple[int, ...] = ()
         self.deadline = time.monotonic() + start_timeout_s
 
     @property
@@ -65,11 +65,11 @@ class WorkerProcess:
     @property
     def idle(self) -> bool:
         """Whether it has started and scores nothing."""
-        return self.ready and self.job is None
+        return self.ready and not self.job
 
     def send(self, message: Message) -> None:
         """Queue one message; call ``flush`` when ``request_fd`` is writable to write it."""
-        self._unsent += json.dumps(message).encode("ascii") + b"\n"
+        self._unsent += json.dumps(message, default=str).encode("ascii") + b"\n"
 
     def flush(self) -> None:
         """Write what the pipe takes without blocking. BrokenPipeError if the child is gone."""

@@ -1,179 +1,155 @@
-"""Read the names, numbers, units and lists of a written answer, exactly.
+"""Read and compare quantities: a number or an expression, and its unit, percent sign or currency.
 
-Nothing here evaluates an expression: text that is not plainly one of these forms is left to
-MathRuler (``ovlt.reward.grading``). Values are ``Fraction``: no two different integers are equal.
+A unit is equal or left out: "5 cm" is right for "5", "0.05 m" for "5 cm", "5 kg" is not. A
+percentage equals both its number and its hundredth.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
 
-_REWRITES = [
-    (re.compile(pattern), to)
-    for pattern, to in (
-        (r"[\u2010-\u2014\u2212]", "-"),
-        (r"\\!|\{,\}(?=\d)", ""),
-        (r"(?<!\\)\\[,;: ]|~", " "),
-        (r"\\left(?![a-z])|\\right(?![a-z])", ""),
-        (r"\\[dt]frac", r"\\frac"),
-        (r"\\(?:text|textrm|textbf|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}", r" \1"),
-        (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|\\circ|[º˚掳]|\{degrees?\})", "°"),
-        (r"\\times(?![a-z])|\\cdot(?![a-z])|[\u00d7\u00b7\u22c5]", "*"),
-        (r"\\div(?![a-z])|÷", "/"),
-        (r"\\(?=[%$])|\$", ""),
-        (r"°\s+(?=[CFT]\b)", "°"),
-        (r"²", "^2"),
-        (r"³", "^3"),
-        (r"∞", "inf"),
-        (r"π", "pi"),
-        (r"√\s*(\d+|[A-Za-z])", r"sqrt(\1)"),
-        (r"√", "sqrt"),
-        (r"\s+", " "),
-    )
-]
+from ovlt.reward.mathematics import Verdict
+from ovlt.reward.mathematics import compare as compare_mathematics
+from ovlt.reward.numbers import number
+from ovlt.reward.units import PERCENT, Measure, parse_unit, split_unit
 
 
-def rewrite(text: str) -> str:
-    """Replace the Unicode and LaTeX spellings that MathRuler misreads by those that it reads."""
-    for pattern, to in _REWRITES:
-        text = pattern.sub(to, text)
-    return text.strip()
+class Quantity(NamedTuple):
+    """``value`` is None if ``body`` is no plain number."""
+
+    body: str
+    value: Fraction | None
+    unit: Measure | None
 
 
-_NAMED = re.compile(r"([^\W\d][\w ∠△]{0,30}(?:\([\w, ]{1,5}\))?)\s*[=≈]\s*([^=≈<>]+)")
-
-
-def split_name(text: str) -> tuple[str, str]:
-    """Return ("x", "5") for "x = 5", and ("", text) if nothing is named."""
-    match = _NAMED.fullmatch(text)
-    return (match.group(1).strip(), match.group(2).strip()) if match else ("", text)
-
-
-_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:"
-    rf"(?P<decimal>{_DECIMAL})(?:[eE](?P<e>[+-]?\d{{1,3}})|\s*[x*]\s*10\s*\^\s*"
-    rf"\{{?\s*(?P<ten>[+-]?\d{{1,3}})\s*\}}?)?(?:\s*(?P<scale>{'|'.join(_SCALES)}))?"
-    rf"|(?P<base>\d{{1,6}})\s*\^\s*\{{?\s*(?P<power>-?\d{{1,2}})\s*\}}?"
-    rf"|(?:(?P<whole>\d+)(?:\s+|\s*(?=\\)))?"
-    rf"(?:(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
-    rf"|\\frac\s*(?:\{{\s*(?P<ltop>-?\d+)\s*\}}|(?P<ltop1>\d))\s*"
-    rf"(?:\{{\s*(?P<lbottom>\d+)\s*\}}|(?P<lbottom1>\d)))"
-    rf")",
+_ABOUT = re.compile(
+    r"(?:\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|=|(?:about|approximately|approx\.?|around|roughly|"
+    r"circa|a total of|exactly)(?![A-Za-z]))\s*",
     re.IGNORECASE,
 )
 
 
-def number(text: str) -> Fraction | None:
-    """Return the exact value of one written number; None for anything else."""
-    match = _NUMBER.fullmatch(text.strip())
-    if not match:
-        return None
-    part = match.groupdict()
-    if part["decimal"]:
-        value = Fraction(part["decimal"].replace(",", "").rstrip(".") or "0")
-        value *= Fraction(10) ** int(part["e"] or part["ten"] or 0)
-        value *= 10 ** _SCALES.get((part["scale"] or "").lower(), 0)
-    elif part["base"]:
-        value = Fraction(int(part["base"])) ** int(part["power"])
-    else:
-        bottom = int(part["bottom"] or part["lbottom"] or part["lbottom1"])
-        if bottom == 0:
+def read_quantity(text: str) -> Quantity:
+    """Return the body, value and unit of a text; the text itself and None where there is none."""
+    text = _ABOUT.sub("", text.strip(), count=1) if _ABOUT.match(text.strip()) else text.strip()
+    text = re.sub(r"^(?:negative|minus)\s+(?=[\d\\.])", "-", text, flags=re.IGNORECASE)
+    if group := re.fullmatch(r"\\text\s*\{([^{}]*)\}", text):
+        text = group.group(1).strip()
+    if (value := number(text)) is not None:
+        return Quantity(text, value, None)
+    if compound := _compound(text):
+        return compound
+    body, unit = split_unit(text, lambda body: number(body) is not None)
+    if unit and unit.powers == _DEGREE and _ANGLE.search(body):
+        return Quantity(text, None, None)  # the degrees belong to the angle: sin 30°
+    value = number(body) if unit else None
+    return Quantity(body, value, unit)
+
+
+_ANGLE = re.compile(r"(?<![a-z])(?:sin|cos|tan|cot|sec|csc)", re.IGNORECASE)
+_PART = re.compile(
+    r"\s*(?:,|(?<![A-Za-z])and(?![A-Za-z]))?\s*(?P<value>\d+(?:\.\d+)?(?:\s+\d+/\d+)?)\s*-?"
+    r"(?P<unit>[A-Za-zµμ]+\.?|°|'|\"|小时|分钟|秒|米|厘米)"
+)
+_MINUTE_SIGNS = {"'": Fraction(1, 60), '"': Fraction(1, 3600)}
+_DEGREE = (("degree", 1),)
+
+
+def _compound(text: str) -> Quantity | None:
+    """Return the sum of "3 hours 20 minutes", "5 ft 3 in", "30°15'"; None for other text."""
+    at, total, powers, last = 0, Fraction(0), None, None
+    count = 0
+    while at < len(text):
+        match = _PART.match(text, at)
+        value = number(match.group("value")) if match else None
+        if match is None or value is None or count > 4:
             return None
-        value = Fraction(int(part["top"] or part["ltop"] or part["ltop1"]), bottom)
-        value += int(part["whole"] or 0)
-    return -value if part["sign"] == "-" else value
+        sign = match.group("unit")
+        if sign in _MINUTE_SIGNS and powers == _DEGREE:
+            unit = Measure(_DEGREE, _MINUTE_SIGNS[sign])
+        else:
+            unit = parse_unit({"'": "foot", '"': "inch"}.get(sign, sign))
+        if unit is None or (powers is not None and powers != unit.powers):
+            return None
+        if last is not None and unit.factor >= last:
+            return None
+        total, powers, last = total + value * unit.factor, unit.powers, unit.factor
+        at, count = match.end(), count + 1
+    if count == 1 and text[-1] in _MINUTE_SIGNS and last is not None:  # 5' are five feet
+        return Quantity(text[:-1], total / last, Measure(powers or (), last))
+    return Quantity(text, total, Measure(powers or ())) if count > 1 else None
 
 
-_UNITS = {
-    "mm": "mm millimeter millimetre",
-    "cm": "cm centimeter centimetre",
-    "m": "m meter metre",
-    "km": "km kilometer kilometre",
-    "inch": "in inch",
-    "foot": "ft foot feet",
-    "yard": "yd yard",
-    "mile": "mi mile",
-    "mg": "mg milligram",
-    "g": "g gram",
-    "kg": "kg kilogram",
-    "ounce": "oz ounce",
-    "pound": "lb lbs pound",
-    "ml": "ml milliliter millilitre",
-    "litre": "l liter litre",
-    "second": "s sec second",
-    "minute": "min minute",
-    "hour": "h hr hrs hour",
-    "day": "day",
-    "week": "week",
-    "month": "month",
-    "year": "yr yrs year",
-    "degree": "° deg degree °t",  # "118°T" is a true bearing
-    "celsius": "°c",
-    "fahrenheit": "°f",
-    "%": "% percent",
-    "m/s": "m/s",
-    "km/h": "km/h",
-    "mph": "mph",
-    "unit": "unit",
-    "dollar": "dollar",
-    "cent": "cent",
-}
-_UNIT_OF = {alias: unit for unit, aliases in _UNITS.items() for alias in aliases.split()}
-_LONGEST_FIRST = sorted(_UNIT_OF, key=len, reverse=True)
-_WITH_UNIT = re.compile(
-    r"(?P<body>.*(?:[\d)}\].]|pi|illion|thousand|hundred))\s*"
-    r"(?:(?P<word>square|sq\.?|cubic|cu\.?)\s+)?"
-    rf"(?:(?P<long>{'|'.join(a for a in _LONGEST_FIRST if len(a) > 2)})(?:e?s)?"
-    rf"|(?P<short>{'|'.join(a for a in _LONGEST_FIRST if len(a) <= 2)}))"
-    r"\s*(?:\^?\s*\{?\s*(?P<power>[23])\s*\}?)?",
-    re.IGNORECASE | re.DOTALL,
+def compare_quantities(given: Quantity, truth: Quantity) -> Verdict:
+    """Return whether two quantities are equal; bodies that are no numbers are mathematics."""
+    one, other = given.unit, truth.unit
+    if one and other and one.powers != other.powers:
+        return False, "another unit"
+    if given.value is not None and truth.value is not None:
+        return _same_values(given.value, truth.value, one, other)
+    if one and other and one != other:
+        return False, "another unit"
+    if given.body == truth.body:
+        return True, "equal text"
+    return compare_mathematics(*(_as_latex(side) for side in (given, truth)))
+
+
+def _same_values(
+    left: Fraction, right: Fraction, one: Measure | None, other: Measure | None
+) -> Verdict:
+    """Compare two numbers whose units, if both are there, are of one kind."""
+    if one and other and one != other:
+        left, right = left * one.factor, right * other.factor
+        # factors that hold π, as the degree's, are floats
+        return abs(left - right) <= max(abs(left), abs(right)) * Fraction(1, 10**13), "units"
+    equal = left == right
+    if one != other and PERCENT in (one, other):
+        percent, plain = (left, right) if one == PERCENT else (right, left)
+        equal = equal or percent == plain * 100
+    return equal, "numbers"
+
+
+def _as_latex(quantity: Quantity) -> str:
+    """Return a value that was read as an exact fraction, or the body as it is."""
+    if quantity.value is None or abs(quantity.value.numerator) >= 10**30:
+        return quantity.body
+    return rf"\frac{{{quantity.value.numerator}}}{{{quantity.value.denominator}}}"
+
+
+_PLAIN = r"[$€£]?\d[\d.,]*(?:\s*(?:%|°|\\?[A-Za-z]+\.?))?"
+_RANGE = re.compile(
+    rf"(?:from\s+|between\s+)?(?P<low>{_PLAIN})\s*(?:-+|(?<![A-Za-z])to(?![A-Za-z])|\\sim|~)\s*"
+    rf"(?P<high>{_PLAIN}[^-+*/^=]*)|between\s+(?P<low2>{_PLAIN})\s+and\s+(?P<high2>{_PLAIN}.*)",
+    re.IGNORECASE,
 )
-# MathRuler deletes these words anywhere in an answer, so "2 days" equals "2 hours" for it
-UNIT_WORD = re.compile(
-    "degree|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard", re.IGNORECASE
-)
 
 
-def split_unit(text: str) -> tuple[str, str]:
-    """Return ("5", "cm^2") for "5 square centimeters", and (text, "") if it ends in no unit."""
-    match = _WITH_UNIT.fullmatch(text)
-    if not match:
-        return text, ""
-    alias = (match.group("long") or match.group("short")).lower()
-    body = match.group("body").strip()
-    if len(alias) == 1 and alias.isalpha() and number(body) is None:
-        return text, ""  # "3x + 2m": m is a variable
-    word = (match.group("word") or "").lower()
-    power = match.group("power") or ("2" if word[:1] == "s" else "3" if word else "")
-    return body, _UNIT_OF[alias] + (f"^{power}" if power else "")
+_DOTTED = re.compile(r"\d+(?:-\d+){2,}|\d+(?:\.\d+){2,}")
 
 
-def elements(text: str) -> tuple[str, list[str]] | None:
-    """Return the brackets and elements of "(a, b)", "[a, b)", "\\{a, b\\}", "a, b", "a and b".
+def compare_ranges(given: str, truth: str) -> Verdict | None:
+    """Compare "2010-2011", or a date, end by end; None if neither side is a range."""
+    if _DOTTED.fullmatch(given) or _DOTTED.fullmatch(truth):
+        parts = [[part.lstrip("0") for part in re.split(r"[-.]", text)] for text in (given, truth)]
+        return parts[0] == parts[1], "parts"
+    ranges = [_range(text) for text in (given, truth)]
+    if ranges == [None, None]:
+        return None
+    if ranges[0] is None or ranges[1] is None:
+        return False, "range"
+    ends = zip(ranges[0], ranges[1], strict=True)
+    return all(compare_quantities(one, other)[0] for one, other in ends), "range"
 
-    The brackets are two characters, or "" without any; None for text that is not a list.
-    """
-    text = re.sub(r"\\([{}])", r"\1", text)
-    brackets = ""
-    if text[:1] in tuple("([{") and text[-1:] in tuple(")]}"):
-        level = 0
-        for at, char in enumerate(text):
-            level += (char in "([{") - (char in ")]}")
-            if level == 0:
-                if at == len(text) - 1:
-                    brackets, text = text[0] + text[-1], text[1:-1]
-                break
-    # outside brackets "1,234" is one number
-    comma = "," if brackets else r"(?<!\d),|,(?!\d{3}(?!\d))"
-    pieces, level, start = [], 0, 0
-    separator = rf"{comma}|;|\s(?:and|or)\s"
-    for match in re.finditer(rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|{separator}", text):
-        level += (match.group("open") is not None) - (match.group("close") is not None)
-        if level == 0 and match.lastgroup is None:  # a separator outside all brackets
-            pieces.append(text[start : match.start()])
-            start = match.end()
-    pieces.append(text[start:])
-    return (brackets, [piece.strip() for piece in pieces]) if len(pieces) > 1 else None
+
+def _range(text: str) -> tuple[Quantity, Quantity] | None:
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return None
+    low = read_quantity(match.group("low") or match.group("low2"))
+    high = read_quantity(match.group("high") or match.group("high2"))
+    if low.value is None or high.value is None:
+        return None
+    unit = low.unit or high.unit
+    return low._replace(unit=unit), high._replace(unit=high.unit or unit)

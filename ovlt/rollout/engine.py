@@ -44,10 +44,12 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Return ``sampling.n`` completions for each prompt, in order.
+        """Return ``sampling.n`` completions for each prompt, in order; a seed for each prompt.
 
+        A prompt is taken from ``prompts`` when there is room for it, and let go with its answer, so
+        an iterator that decodes images as it goes holds few of them.
         Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.
         """
 

@@ -16,7 +16,8 @@ import numpy as np
 from ovlt.system.runtime import Runtime
 from ovlt.types import Group, Prompt, Sample
 
-# The fields that JSON holds as they are; the arrays beside them are written apart.
+# The fields that JSON holds as they are; the arrays beside them are written apart. A prompt's
+# ``extra`` stays at home: only rewards read it, and each rank grades its own answers.
 PROMPT_FIELDS = ("id", "source", "question", "answer", "image_paths")
 SAMPLE_FIELDS = (
     "text", "finished", "policy_version", "reward", "reward_parts", "reason",

@@ -11,7 +11,8 @@ from ovlt.config import GrpoConfig, RewardConfig
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
 from ovlt.model.chat import Chat
-from ovlt.reward.functions import RewardInput, soft_overlong_penalty
+from ovlt.reward.failures import Failures
+from ovlt.reward.functions import soft_overlong_penalty
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, request_seeds, sample_of, sampling_of
 from ovlt.rollout.exchange import exchange_groups
@@ -28,7 +29,7 @@ class RolloutBatch:
     groups: list[Group]
     drawn: int  # groups sampled, including those that dynamic sampling dropped
     no_signal_frac: float  # share of these whose rewards are all equal
-    timeouts: int  # gradings that were cut off
+    failures: Failures  # gradings without a verdict
 
     @property
     def num_tokens(self) -> int:
@@ -40,7 +41,8 @@ class RolloutBatch:
         samples = [s for g in self.groups for s in g.samples]
         return {
             "reward/mean": sum(s.reward for s in samples) / len(samples),
-            "reward/timeouts": self.timeouts,
+            "reward/errors": self.failures.errors,
+            "reward/timeouts": self.failures.timeouts,
             "response/tokens_mean": sum(s.num_response_tokens for s in samples) / len(samples),
             "response/unfinished_frac": sum(not s.finished for s in samples) / len(samples),
             "groups/no_signal_frac": self.no_signal_frac,
@@ -62,20 +64,20 @@ class Rollouts:
     loader: Loader[Prompt]
     sampler: Sampler
     timer: PhaseTimer
+    has_told_errors: bool = False  # the commonest error of a reward is said once
 
     def draw(self, step: int) -> RolloutBatch:
         """Sample and grade ``prompts_per_step`` groups. The engine is awake. Collective.
 
-        Raises RuntimeError if dynamic sampling finds too few groups in ``max_tries`` rounds, or if
-        most gradings time out.
+        Raises RuntimeError if dynamic sampling finds too few groups in ``max_tries`` rounds,
+        ValueError if too many gradings fail.
         """
         cfg, count = self.config, self.config.prompts_per_step
         # Without dynamic sampling one round is all; with it, rounds until there are enough groups.
-        batch = RolloutBatch([], drawn=0, no_signal_frac=0.0, timeouts=0)
+        batch = RolloutBatch([], drawn=0, no_signal_frac=0.0, failures=Failures())
         without_signal = 0
-        timeouts_before = self.pool.timeouts
         for attempt in range(cfg.max_tries if cfg.dynamic_sampling else 1):
-            groups = self._round(step, attempt * count)
+            groups = self._round(step, attempt * count, batch.failures)
             # A group whose rewards are all equal has advantage 0: nothing is learnt from it.
             useful = [g for g in groups if has_signal([s.reward for s in g.samples])]
             batch.drawn += len(groups)
@@ -93,17 +95,28 @@ class Rollouts:
         # The last round may bring more than are needed; ranks agree on which are left out.
         batch.groups = batch.groups[:count]
         batch.no_signal_frac = without_signal / batch.drawn
-        batch.timeouts = sum(self.runtime.gather_json(self.pool.timeouts - timeouts_before))
-        # A few timeouts are hostile answers; most of them are a broken reward.
-        if batch.timeouts > batch.drawn * cfg.rollout.n / 2:
-            raise RuntimeError(
-                f"{batch.timeouts} of {batch.drawn * cfg.rollout.n} gradings timed out after "
-                f"{self.reward.timeout} s: the reward hangs, or reward.timeout is too short"
-            )
+        batch.failures = self._checked(batch.failures, step)
         return batch
 
-    def _round(self, step: int, offset: int) -> list[Group]:
-        """Sample and grade the next ``prompts_per_step`` prompts, each rank its share."""
+    def _checked(self, failures: Failures, step: int) -> Failures:
+        """Return the failures of all ranks; say the first ones. ValueError if they are many."""
+        # Each rank graded its own answers; all must come to the same decision.
+        failures = failures.of_all_ranks(self.runtime)
+        failures.check(
+            f"step {step + 1}",
+            max_error_frac=self.reward.max_error_frac,
+            timeout_s=self.reward.timeout,
+        )
+        if failures.errors and not self.has_told_errors:
+            self.has_told_errors = True
+            self.runtime.say(failures.sentence(f"step {step + 1}") + " (they score 0)")
+        return failures
+
+    def _round(self, step: int, offset: int, failures: Failures) -> list[Group]:
+        """Sample and grade the next ``prompts_per_step`` prompts, each rank its share.
+
+        Adds what could not be graded to ``failures``.
+        """
         cfg, rollout = self.config, self.config.rollout
         rank, ranks = self.runtime.rank, self.runtime.world_size
         # Prompts: this rank's share of the batch, and the next batch's images in the background.
@@ -128,7 +141,7 @@ class Rollouts:
             groups.append(Group(prompt, samples))
         # Grade: each rank its own answers, in worker processes that can be killed.
         with self.timer("reward"):
-            self._grade(groups)
+            self._grade(groups, failures)
         with self.timer("exchange"):
             everyone = exchange_groups(self.runtime, groups)
         # Groups come rank by rank; put them into the order of the batch, so that results do not
@@ -136,9 +149,11 @@ class Rollouts:
         places = [i for r in range(ranks) for i in range(r, len(batch), ranks)]
         return [group for _, group in sorted(zip(places, everyone, strict=True), key=_place)]
 
-    def _grade(self, groups: list[Group]) -> None:
+    def _grade(self, groups: list[Group], failures: Failures) -> None:
         samples = [s for g in groups for s in g.samples]
-        outputs = self.pool.score([RewardInput.of(s.text, s.prompt) for s in samples])
+        # A grading without a verdict scores 0 and is counted apart from the wrong answers.
+        outputs = self.pool.score([self.pool.input_of(s.text, s.prompt) for s in samples])
+        failures.add(outputs)
         limit = self.config.rollout.max_response_tokens
         for sample, output in zip(samples, outputs, strict=True):
             sample.reward = output.score

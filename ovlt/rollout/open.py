@@ -13,6 +13,7 @@ from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel
 from ovlt.rollout.engine import Engine, Sampling
 from ovlt.rollout.sync import ProbeDifference, WeightSync, probe_pixels, probe_tokens
+from ovlt.rollout.vllm_settings import choose_runner, engine_settings, image_settings
 from ovlt.system.runtime import Runtime, compute_dtype
 
 GIB = 2**30
@@ -146,12 +147,7 @@ def open_engine(
     runtime.say("opening the engine: importing vLLM takes about ten seconds, then the model loads")
     started = time.perf_counter()
     try:  # here, because importing vLLM takes so long, and because it is optional
-        from ovlt.rollout.vllm import (
-            VllmEngine,
-            choose_runner,
-            engine_settings,
-            image_settings,
-        )
+        from ovlt.rollout.vllm import VllmEngine
     except ImportError as error:
         raise ValueError(
             f"engine.backend='vllm' but vllm cannot be imported ({error}): install it (make "

@@ -58,7 +58,7 @@ class TransformersEngine(Engine):
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``, one prompt at a time. Raises ValueError for a nucleus."""
         if sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k):

@@ -13,17 +13,17 @@ without a trainer too (evaluation, distillation). What it promises:
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
+import math
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 
-from ovlt.config import EngineConfig, SoloEngineConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
@@ -32,78 +32,17 @@ from ovlt.system import quiet
 from ovlt.system.guard import guarded
 from ovlt.types import Prompt
 
-# Log-probs after temperature and bans: the distribution that was sampled from, which is what the
-# trainer corrects by.
-LOGPROBS_MODE = "processed_logprobs"
 BAN = -100.0  # added to a logit; e^-100 vanishes in float32, and no -inf reaches a log-prob
+_QUEUED = 8  # prompts that wait in the engine beyond those that fill its sequence slots
 
 
-def engine_settings(
-    device: torch.device,
-    config: EngineConfig,
-    solo: SoloEngineConfig | None,
-    *,
-    max_model_len: int,
-) -> dict[str, Any]:
-    """Return vLLM's settings by device; ``solo`` if no trainer shares it. The one such table."""
-    common: dict[str, Any] = {
-        "max_model_len": max_model_len,
-        "max_num_seqs": (solo.max_sequences if solo else 0) or config.max_sequences,
-        "logprobs_mode": LOGPROBS_MODE,
-        "mm_processor_cache_gb": 0,  # an image is used once per step; the cache can desynchronise
-        "generation_config": "vllm",  # no sampling default out of the model folder
-        "trust_remote_code": False,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "seed": 0,
-    }
-    if device.type == "cpu":
-        return common | {
-            "enforce_eager": True,
-            "skip_mm_profiling": True,
-            # A per-request seed and a partial prefill do not go together on a CPU.
-            "enable_chunked_prefill": False,
-            # Without chunks a prompt must fit into one batch; 4,096 keeps short ones together.
-            "max_num_batched_tokens": max(max_model_len, 4096),
-            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-        }
-    tensor_parallel = solo.tensor_parallel if solo else 1
-    settings = common | {
-        "enforce_eager": config.eager,
-        "gpu_memory_utilization": solo.gpu_memory if solo else config.gpu_memory,
-        "enable_sleep_mode": solo is None,
-        "tensor_parallel_size": tensor_parallel,
-    }
-    if "LOCAL_RANK" in os.environ and tensor_parallel == 1:
-        # One engine per torchrun rank, each on the rank's own GPU.
-        settings["distributed_executor_backend"] = "external_launcher"
-    if config.attention_backend:
-        settings["attention_backend"] = config.attention_backend
-    return settings
+class _Waiting(NamedTuple):
+    """A prompt that the engine is at work on; its pixels are the engine's."""
 
-
-def image_settings(folder: ModelFolder, max_images: int, max_pixels: int) -> dict[str, Any]:
-    """Return vLLM's settings for images.
-
-    vLLM sizes its encoder cache, its batches and its trial run for the largest image that the
-    processor lets through. The folder of Qwen2.5-VL says 12.8 million pixels, ours have at most
-    ``max_pixels`` and are not resized again.
-    """
-    least = folder.pixel_range[0]
-    size = {"shortest_edge": least, "longest_edge": max(least, max_pixels)}  # areas, in pixels
-    return {
-        "limit_mm_per_prompt": {"image": max(1, max_images), "video": 0},
-        "mm_processor_kwargs": {"size": size},
-    }
-
-
-def choose_runner(runner: str, device: torch.device) -> None:
-    """Tell vLLM which model runner to take. It reads the variable when an engine opens.
-
-    'auto' leaves the choice to vLLM, or to the variable that the user has set.
-    """
-    if device.type == "cuda" and runner != "auto":
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if runner == "v2" else "0"
+    place: int  # among the prompts
+    request: str  # what vLLM calls it
+    id: str
+    token_ids: np.ndarray
 
 
 def first_error(error: BaseException) -> str:
@@ -129,6 +68,7 @@ class VllmEngine(Engine):
     ):
         """``settings`` are vLLM's; ``sleep_level`` is 0 if no trainer shares the device."""
         self.folder, self.device, self._dtype = folder, device, dtype
+        self._max_sequences = int(settings["max_num_seqs"])
         self._sleep_level = sleep_level if device.type == "cuda" else 0
         self._has_weights = True
         self._shapes: dict[str, torch.Size] = {}  # of what was loaded last, by name
@@ -155,32 +95,50 @@ class VllmEngine(Engine):
         self.sleep()
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``.
 
         Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
         """
-        if not prompts:  # a rank without a share; vLLM refuses an empty call
-            return []
         if not self._has_weights:
             raise RuntimeError("the engine's weights were dropped when it slept: load some first")
         self.reset_caches()
-        params = [self._params(sampling, seed) for seed in seeds]
+        completions: list[list[Completion]] = [[] for _ in seeds]
+        upcoming = zip(range(len(seeds)), prompts, seeds, strict=True)
+        # Enough that no sequence slot waits for a prompt, and no more: vLLM keeps the patches of
+        # a waiting prompt as floats, four times the size of its pixels.
+        room = math.ceil(self._max_sequences / sampling.n) + _QUEUED
+        waiting: dict[int, _Waiting] = {}  # by the number of the request
         with guarded():
-            outputs = self.llm.generate([self._request(p) for p in prompts], params, use_tqdm=False)
-        completions = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            # vLLM expands image placeholders itself, and must come to the tokens we train on.
-            if list(output.prompt_token_ids or []) != prompt.token_ids.tolist():
-                raise RuntimeError(
-                    f"prompt {prompt.id}: the engine saw {len(output.prompt_token_ids or [])} "
-                    f"tokens, we train on {len(prompt.token_ids)}: the engine's image processor "
-                    "disagrees with ovlt's; check preprocessor_config.json and "
-                    "model.min_pixels, model.max_pixels"
-                )
-            completions.append([_completion(c) for c in output.outputs])
+            try:
+                while self._fill(waiting, room, upcoming, sampling):
+                    for output in self.llm.llm_engine.step():
+                        if output.finished:
+                            asked = waiting.pop(int(output.request_id))
+                            completions[asked.place] = _checked(asked, output)
+            except BaseException:
+                requests = [asked.request for asked in waiting.values()]
+                self.llm.llm_engine.abort_request(requests, internal=True)
+                raise
         return completions
+
+    def _fill(
+        self,
+        waiting: dict[int, _Waiting],
+        room: int,
+        upcoming: Iterator[tuple[int, Prompt, int]],
+        sampling: Sampling,
+    ) -> bool:
+        """Give the engine prompts until it has ``room`` of them; whether it has any."""
+        for place, prompt, seed in itertools.islice(upcoming, room - len(waiting)):
+            [request] = self.llm.enqueue(
+                [self._request(prompt)], [self._params(sampling, seed)], use_tqdm=False
+            )
+            # The outputs have the number that vLLM gave; to `request` it has added letters.
+            number = int(request.split("-")[0])
+            waiting[number] = _Waiting(place, request, prompt.id, prompt.token_ids)
+        return bool(waiting)
 
     def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
         greedy = sampling.temperature == 0
@@ -263,6 +221,18 @@ class VllmEngine(Engine):
 
 def _itself(model: torch.nn.Module) -> torch.nn.Module:
     return model
+
+
+def _checked(asked: _Waiting, output: Any) -> list[Completion]:
+    """Return the completions of a prompt. Raises RuntimeError if the engine changed the prompt."""
+    # vLLM expands image placeholders itself, and must come to the tokens we train on.
+    if list(output.prompt_token_ids or []) != asked.token_ids.tolist():
+        raise RuntimeError(
+            f"prompt {asked.id}: the engine saw {len(output.prompt_token_ids or [])} tokens, we "
+            f"train on {len(asked.token_ids)}: the engine's image processor disagrees with "
+            "ovlt's; check preprocessor_config.json and model.min_pixels, model.max_pixels"
+        )
+    return [_completion(c) for c in output.outputs]
 
 
 def _completion(output: Any) -> Completion:

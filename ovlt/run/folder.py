@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ovlt.config.changes import LENGTH, MAY_CHANGE, PLACES, changes_between, matches
-from ovlt.run.version import check_format, version_record, without_version
+from ovlt.run.version import check_format, defaults, version_record, without_version
 from ovlt.system.collectives import on_all_ranks, rank_and_world_size
 from ovlt.system.files import locked, read_object, write_json
 
@@ -149,7 +149,7 @@ def _check(claim: Claim, resume: str, may_change: tuple[str, ...], result: str) 
     if recorded and (holds or (result and (folder / result).exists())):
         earlier = read_object(folder / RECIPE)
         check_format(folder, earlier)
-        changes = changes_between(without_version(earlier), claim.recipe)
+        changes = changes_between(without_version(earlier), claim.recipe, defaults())
     changes = [(key, text) for key, text in changes if not matches(key, may_change)]
     places = PLACES if holds and (folder / CONTENTS).is_file() else ()
     claim.moved = [text for key, text in changes if matches(key, places)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from ovlt import __version__
+from ovlt.config import Recipe
 from ovlt.config.changes import MAY_CHANGE, changes_between, matches
 from ovlt.system.files import read_object
 
@@ -22,6 +24,12 @@ def version_record() -> dict[str, Any]:
 def without_version(record: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe in a record."""
     return {key: value for key, value in record.items() if key not in version_record()}
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Return the values of keys that an earlier version of this format did not know."""
+    return Recipe().model_dump(mode="json")
 
 
 def other_version(record: dict[str, Any]) -> str:
@@ -43,7 +51,7 @@ def require_same_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     """Raise ValueError if a stage that is done, and will not be made again, had another recipe."""
     earlier = read_object(folder / "recipe.json")
     check_format(folder, earlier)
-    changes = changes_between(without_version(earlier), recipe)
+    changes = changes_between(without_version(earlier), recipe, defaults())
     if texts := [text for key, text in changes if not matches(key, MAY_CHANGE)]:
         raise ValueError(
             f"{folder} is done, with another recipe: {'; '.join(texts[:3])}: give the former "

@@ -1,4 +1,4 @@
-"""Files and folders that are never seen half written, locks, and the length of data files."""
+"""Files and folders that are never seen half written, and locks."""
 
 from __future__ import annotations
 
@@ -129,17 +129,3 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged (it holds no JSON object): delete it or restore it")
     return cast("dict[str, Any]", value)
-
-
-def num_rows(file: Path) -> int:
-    """Count the rows of a data file, unread if the file says how many; 0 if there is no file."""
-    if file.suffix == ".parquet" and file.is_file():
-        from pyarrow import parquet
-
-        return int(parquet.read_metadata(file).num_rows)
-    if file.suffix == ".jsonl" and file.is_file():
-        with file.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
-    if file.suffix == ".json" and file.is_file():
-        return len(json.loads(file.read_text(encoding="utf-8")))
-    return 0

@@ -55,7 +55,7 @@ MOVED = {
     "ovlt.cycle_table": "ovlt.report.cycle_table",
     "ovlt.reward_process": "ovlt.reward.process",
     "ovlt.reward_worker": "ovlt.reward.worker",
-    "ovlt.quantities": "ovlt.reward.quantities",
+    "ovlt.quantities": "ovlt.reward.numbers, ovlt.reward.units and ovlt.reward.quantities",
     "ovlt.rng": "ovlt.system.rng",
     "ovlt.changes": "ovlt.config.changes",
     "ovlt.smoke_keys": "ovlt.config.smoke_size",

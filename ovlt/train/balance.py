@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,10 @@ def plan(samples: Sequence[Extent], *, ranks: int, budget: int, config: sizes.Si
             )
     join = functools.partial(_part, samples, config)
     plans: list[BatchPlan] = []
+    largest = max(Counter(sample.group for sample in samples).values(), default=0)  # samples
     for size in PART_SIZES:
+        if plans and size >= largest:
+            continue  # divides nothing
         parts = _parts(samples, size, budget, join)
         tokens, cost = sum(p.tokens for p in parts), sum(p.cost for p in parts)
         fixed = FIXED_SHARE * budget * cost / max(1, tokens)  # of a micro-batch, in FLOPs

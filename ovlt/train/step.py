@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from ovlt.config import OptimConfig
 from ovlt.model.batch import PackedBatch
-from ovlt.model.objective import Objective
+from ovlt.model.objective import LossOutput, Objective
 from ovlt.model.packed_model import PackedModel
+from ovlt.model.weights import to_masters
 from ovlt.system.hardware import PEAK_FLOPS
 from ovlt.system.runtime import Runtime
 from ovlt.train.balance import BatchPlan
@@ -54,13 +54,14 @@ def optimizer_step(
     number: int,
     total: int,
     first: bool = False,
+    reduce_each: bool = False,
 ) -> Update:
     """Run update ``number`` of ``total`` on this rank's micro-batches. Collective.
 
-    ``first``: it is the first after a rollout, so the policy ratio must be 1. Raises RuntimeError
-    if an invariant is broken, before the weights change.
+    ``first``: it is the first after a rollout, so the policy ratio must be 1. ``reduce_each``: see
+    ``forward_backward``. Raises RuntimeError if an invariant is broken, before the weights change.
     """
-    sums, maxima = forward_backward(model, batches, objective, runtime)
+    sums, maxima = forward_backward(model, batches, objective, runtime, reduce_each=reduce_each)
     norm = clip_gradients(model, config.max_grad_norm)
     check_update(number, norm, sums, maxima, first=first)  # before a bad gradient does harm
     lr = learning_rate(number, total, config)
@@ -75,39 +76,58 @@ def forward_backward(
     batches: Sequence[PackedBatch],
     objective: Objective,
     runtime: Runtime,
+    *,
+    reduce_each: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Accumulate the gradients of one optimizer step over this rank's micro-batches. Collective.
 
     The loss weights already hold the normaliser of the step, so losses add up; FSDP averages
-    gradients over ranks, which the factor ``world_size`` undoes. Returns the step's sums (with
+    gradients over ranks, which the factor ``world_size`` undoes. ``reduce_each``: over ranks after
+    every micro-batch, so that no rank holds whole gradients. Returns the step's sums (with
     "loss" among them) and maxima over all ranks.
     """
     assert isinstance(model, FSDPModule), "the model must be sharded (load_sharded)"
-    totals: defaultdict[str, float] = defaultdict(float)
-    maxima: dict[str, float] = {}
+    outputs: list[LossOutput] = []
     for i, batch in enumerate(batches):
-        # Gradients are reduced over ranks once, with the last micro-batch.
-        model.set_requires_gradient_sync(i == len(batches) - 1)
+        # Gradients are reduced over ranks with the last micro-batch, or with each one.
+        model.set_requires_gradient_sync(reduce_each or i == len(batches) - 1)
         out = model(batch.to(runtime.device), objective)
         # FSDP averages over ranks; the loss is already a share of the whole step's mean.
         (out.loss * runtime.world_size).backward()
-        totals["loss"] += float(out.loss.detach())
-        for name, value in out.sums.items():
-            totals[name] += float(value)
-        for name, value in out.maxima.items():
-            maxima[name] = max(maxima.get(name, 0.0), float(value))
-    # Numbers for the log and the checks, of all ranks.
+        outputs.append(replace(out, loss=out.loss.detach()))
+    # Numbers for the log and the checks, of all ranks; read from the device once, at the end.
+    totals, maxima = _totals(outputs)
     everyone = runtime.gather_json([totals, maxima])
     sums: dict[str, float] = {k: sum(t[k] for t, _ in everyone) for k in totals}
     return sums, {k: max(m[k] for _, m in everyone) for k in maxima}
 
 
+def _totals(outputs: Sequence[LossOutput]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return sums ("loss" among them) and maxima over micro-batches: one read of the device."""
+    first = outputs[0]
+    names, peaks = ["loss", *first.sums], list(first.maxima)
+    table = torch.stack(  # float64 [micro-batches, names]
+        [torch.stack([o.loss.double(), *o.sums.values(), *o.maxima.values()]) for o in outputs]
+    )
+    summed, largest = table.split([len(names), len(peaks)], dim=1)
+    numbers = torch.cat([summed.sum(0), largest.amax(0)]).tolist()
+    return (
+        dict(zip(names, numbers[: len(names)], strict=True)),
+        dict(zip(peaks, numbers[len(names) :], strict=True)),
+    )
+
+
 def forward_only(
     model: PackedModel, batches: Sequence[PackedBatch], runtime: Runtime
 ) -> list[Tensor]:
-    """Log-probs [R] of each micro-batch, for its ``old_logp`` or ``ref_logp``. Collective."""
+    """Log-probs [R] of each micro-batch, for its ``old_logp`` or ``ref_logp``. Collective.
+
+    They stay on the device. The weights do not stay gathered: nothing follows that would use them.
+    """
     with torch.no_grad():
-        return [model(batch.to(runtime.device)).logp.cpu() for batch in batches]
+        logps = [model(batch.to(runtime.device)).logp for batch in batches]
+    to_masters(model)
+    return logps
 
 
 def check_update(

@@ -13,16 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovlt.data.images import (
-    FORMATS,
-    MAX_DECODE_PIXELS,
-    BadImage,
-    ImageRef,
-    PixelLimits,
-    load_image,
-    target_size,
-    upright,
-)
+from ovlt.data.image_refs import FORMATS, MAX_DECODE_PIXELS, BadImage, ImageRef
+from ovlt.data.images import PixelLimits, load_image, target_size, upright
 from ovlt.model.patchify import Patchify
 from ovlt_kernels.image import resize_reference
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ovlt.data.images import BadImage
+from ovlt.data.image_refs import BadImage
 from ovlt.data.loader import Loader
 
 
@@ -78,3 +78,23 @@ def test_closing_drops_what_has_not_started() -> None:
     with pytest.raises(RuntimeError):
         loader.prefetch([99])
     assert len(made) <= 1
+
+
+def test_a_stream_makes_rows_a_little_ahead_and_keeps_none() -> None:
+    made: list[int] = []
+    loader = Loader(lambda index: (made.append(index), index)[1], workers=2)
+    rows = list(range(100, 0, -1))
+    for count, item in enumerate(loader.stream(rows, ahead=3), start=1):
+        assert item == rows[count - 1]
+        assert len(loader._pending) <= 3  # what has been made and not been taken
+        assert len(made) <= count + 3
+    assert sorted(made) == sorted(rows)
+    assert not loader._pending
+    loader.close()
+
+
+def test_a_stream_may_ask_for_a_row_twice() -> None:
+    loader = Loader(lambda index: index * 2, workers=2)
+    assert list(loader.stream([3, 3, 1, 3], ahead=2)) == [6, 6, 2, 6]
+    assert list(loader.stream([], ahead=2)) == []
+    loader.close()

@@ -16,7 +16,7 @@ import pytest
 from helpers.tiny import random_image, tiny_folder
 from PIL import Image
 
-from ovlt.data.images import BadImage
+from ovlt.data.image_refs import BadImage
 from ovlt.data.sources import (
     Limits,
     Row,
@@ -28,8 +28,10 @@ from ovlt.data.sources import (
     to_sample,
 )
 from ovlt.data.tables import read_table
+from ovlt.data.tokens import Tokens
 from ovlt.data.worlds import synthetic
 from ovlt.model.chat import Chat
+from ovlt.system.scratch import Scratch
 
 LIMITS = Limits(factor=28, min_pixels=3136, max_pixels=100352, max_tokens=300)
 Load = Callable[..., Rows]
@@ -195,7 +197,10 @@ BROKEN = {
     ],
     "1 <image> tags but 2 images": [question(problem="<image>?", images=["1.png", "1.png"])],
     "1 <image> tags but 0 images": [question(problem="<image>?")],
-    "image file is missing": [question(images=["no.png"]), question(images=["http://a.b/c.png"])],
+    "image file is missing": [question(images=["no.png"]), question(images=["x" * 5000 + ".png"])],
+    "images at an address (http:) are not fetched: download them and give their paths": [
+        question(images=["http://a.b/c.png"])
+    ],
     "image is neither a path nor bytes": [
         question(images=[7]),
         question(images=[None]),
@@ -246,12 +251,16 @@ def test_bad_conversations_are_counted(tmp_path: Path, chat: Chat) -> None:
         "no 'messages' list": [{}, {"messages": []}, {"messages": "user: hello"}],
         shapeless: [
             {"messages": ["hello"]},
-            {"messages": [{"role": "tool", "content": "3"}]},
             {"messages": [{"role": "user", "content": 3}]},
-            {"messages": [{"from": "human", "value": "hello"}]},
             {"messages": [{"role": ["user"], "content": "hello"}]},
         ],
-        "conversation has no assistant turn": [talk("How many?")],
+        "turns of role 'tool' are not read, only system, user and assistant": [
+            {"messages": [{"role": "tool", "content": "3"}]}
+        ],
+        "conversation has no assistant turn": [
+            talk("How many?"),
+            {"messages": [{"from": "human", "value": "hello"}]},
+        ],
         "conversation starts with the assistant": [
             {"messages": [{"role": "assistant", "content": "3"}]}
         ],
@@ -279,7 +288,9 @@ def test_images_that_break_only_when_decoded_are_found_before_training(
     loaded = load_questions(jsonl(tmp_path / "q.jsonl", rows), chat, LIMITS)
     assert not loaded.bad  # the headers are whole
     bad = bad_images(loaded, LIMITS, workers=3)
-    assert bad == dict.fromkeys((1, 2, 5), "image cannot be decoded (OSError)")
+    reasons = {index: str(error) for index, error in bad.items()}
+    assert reasons == dict.fromkeys((1, 2, 5), "image cannot be decoded (OSError)")
+    assert bad[1].detail == str(tmp_path / "2.png")
     with pytest.raises(BadImage):
         to_prompt(loaded[2], LIMITS)
     assert bad_images([loaded[0]], LIMITS, workers=1) == {}
@@ -317,7 +328,7 @@ def test_too_many_bad_rows_stop_the_run_with_share_and_limit(tmp_path: Path, cha
 
 
 def test_the_limit_itself_is_allowed_whatever_floats_do() -> None:
-    row = Row("", "", "", "", "", np.arange(1), None, (), ())
+    row = Row("", "", "", "", "", Tokens.of(np.arange(1), None, Scratch()))
     for bad in range(1, 100):
         Rows("", [row] * (100 - bad), Counter(reason=bad)).require(float(f"0.{bad:02d}"))
 
@@ -344,7 +355,8 @@ def test_an_empty_dataset_says_so(tmp_path: Path, chat: Chat, load: Load) -> Non
         ("a.parquet", b"PAR1 and then something else PAR1", "is not a readable parquet file"),
         ("a.parquet", b"", "is not a readable parquet file"),
         ("a.json", b"[{", "is not valid JSON"),
-        ("a.json", b'{"problem": "?"}', "must hold a JSON list of rows"),
+        ("a.json", b'{"data": [{"problem": "?"}]}', "must hold a JSON list of rows.*'data'"),
+        ("a.json", b'{"problem": ["?"], "answer": ["3"]}', "must hold a JSON list of rows"),
         ("a.json", b'["\xff"]', "is not valid JSON"),
         ("a.json", b"[" * 100_000, "is not valid JSON"),
         ("a.csv", b"problem,answer", r"read from .parquet, .jsonl or .json, not '.csv'"),
@@ -361,9 +373,10 @@ def test_a_file_that_is_no_table_is_named(
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "no.parquet", tmp_path):
-        with pytest.raises(ValueError, match="no data file at"):
-            list(read_table(path))
+    with pytest.raises(ValueError, match=r"no data file at .*no\.parquet"):
+        list(read_table(tmp_path / "no.parquet"))
+    with pytest.raises(ValueError, match="file of rows, only nothing"):
+        list(read_table(tmp_path))
 
 
 def test_a_parquet_file_cut_off_or_bent_in_the_middle(tmp_path: Path) -> None:
@@ -458,5 +471,5 @@ def test_grids_and_pixels_agree_for_any_image(tmp_path: Path, chat: Chat) -> Non
 
 def test_labels_start_after_the_first_token() -> None:
     mask = np.array([True, False, True, True])
-    row = Row("", "", "", "", "", np.arange(4), mask, (), ())
+    row = Row("", "", "", "", "", Tokens.of(np.arange(4), mask, Scratch()))
     assert row.num_labels == 2

@@ -12,18 +12,20 @@ from PIL import Image
 from ovlt.config import RewardConfig
 from ovlt.data.images import ImageRef, PixelLimits, load_image
 from ovlt.data.sources import Row
+from ovlt.data.tokens import Tokens
 from ovlt.data.writers import SHAREGPT_COLUMNS, write_rows
 from ovlt.distill.assemble import sft_row
 from ovlt.distill.generate import verify
 from ovlt.reward.pool import RewardPool
+from ovlt.system.scratch import Scratch
 from ovlt.types import Prompt
 
 SIZES = PixelLimits(factor=28, min_pixels=3136, max_pixels=20000)
 
 
 def row(ref: ImageRef) -> Row:
-    ids = np.zeros(1, np.int64)
-    return Row("a/b", "s", "", "<image>What?", "2", ids, None, (ref,), ((1, 2, 2),))
+    tokens = Tokens.of(np.zeros(1, np.int32), None, Scratch())
+    return Row("a/b", "s", "", "<image>What?", "2", tokens, (ref,), ((1, 2, 2),))
 
 
 @pytest.mark.parametrize("kind", ["a photograph held upright", "four inks"])

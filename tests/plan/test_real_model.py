@@ -21,6 +21,7 @@ from ovlt.model import attention
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import empty_model, fill_buffers
+from ovlt.model.parallel import recompute
 from ovlt.model.qwen2_5_vl_sizes import (
     decoder_activations,
     decoder_flops,
@@ -29,6 +30,7 @@ from ovlt.model.qwen2_5_vl_sizes import (
     tower_activations,
     tower_flops,
 )
+from ovlt.train.footprint import Checkpointing
 from ovlt.train.loss import CROSS_ENTROPY
 from ovlt.train.pack import collate
 
@@ -38,10 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny_folder(tmp_path_factory.mktemp("plan"), layers=3, vision_depth=3)
 
 
-def trainable(folder: ModelFolder, checkpointing: bool) -> Any:
+def trainable(folder: ModelFolder, checkpointing: Checkpointing) -> Any:
     model: Any = empty_model(folder.config)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute(model, checkpointing)
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -61,7 +62,7 @@ def test_flops_are_those_of_the_real_forward(
 ) -> None:
     """Against torch's counter. Attention runs as plain products, the whole causal square."""
     monkeypatch.setattr(attention, "available_backends", lambda *_: ("sdpa",))
-    model = trainable(folder, checkpointing=False)
+    model = trainable(folder, checkpointing="none")
     text = folder.config.text_config
     size = (252, 140)
     batch = batch_of(folder, [size], 211)
@@ -113,8 +114,10 @@ def alive(model: Any, batch: Any) -> tuple[int, int]:
     return kept, counter.peak
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_those_of_the_real_model(folder: ModelFolder, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
+def test_activations_are_those_of_the_real_model(
+    folder: ModelFolder, checkpointing: Checkpointing
+) -> None:
     """Bytes per token and per patch: differences between a long and a short input."""
     model = trainable(folder, checkpointing)
     short, long = (batch_of(folder, [], response) for response in (601, 1801))
@@ -126,8 +129,8 @@ def test_activations_are_those_of_the_real_model(folder: ModelFolder, checkpoint
     text = decoder_activations(folder.config, 2)
     hidden_gradient = 2 * folder.config.text_config.hidden_size
     assert kept == pytest.approx(text.kept(checkpointing) + hidden_gradient, rel=0.06)
-    if checkpointing:  # else the head is the fullest moment
-        expected = text.kept(True) + hidden_gradient + text.block
+    if checkpointing == "full":  # else the head is the fullest moment
+        expected = text.kept("full") + hidden_gradient + text.block
         assert peak == pytest.approx(expected, rel=0.06)
 
     small, large = (batch_of(folder, [size], 601) for size in ((560, 560), (1120, 560)))

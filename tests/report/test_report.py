@@ -223,6 +223,22 @@ def test_rollouts_are_first_middle_last_and_bounded(tmp_path: Path) -> None:
     assert "no number in the box" in seen
 
 
+def test_answers_on_which_the_judges_differ_are_listed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stage = make_stage(run, "grpo", 2, steps=1, accuracy=None, texts=TEXTS)
+    groups = make_groups(1, ["<answer>5 <b>km</b></answer>", "<answer>7</answer>"], num=1)
+    for sample, mathruler in zip(groups[0].samples, (1.0, 0.0), strict=True):
+        sample.reward_parts = {"accuracy": 0.0, "mathruler": mathruler, "math_verify": 0.0}
+    writer = MetricsWriter(stage, tensorboard=False, total_steps=1, description="grpo")
+    writer.log_rollouts(1, groups)
+    writer.close()
+    page = write_report(run).read_text("utf-8")
+    assert "<b>km</b>" not in page
+    seen = words(page)
+    assert "Answers on which the judges differ (1)" in seen
+    assert "5 <b>km</b> 0 wrong right wrong" in seen
+
+
 def test_a_file_name_from_a_rollout_never_leaves_the_stage(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stage = make_stage(run, "grpo", 2, steps=1, accuracy=None, texts=["t"])

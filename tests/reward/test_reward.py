@@ -150,7 +150,7 @@ def test_a_ten_line_reward_works_in_the_process_and_in_the_pool(tmp_path):
 @pytest.mark.parametrize(
     ("text", "spec", "says"),
     [
-        (None, "anser", r"shipped reward \(answer, released, exact\).*did you mean 'answer'"),
+        (None, "anser", r"shipped reward \(answer, .*exact\).*did you mean 'answer'"),
         (None, "mine.py", "path/to/file.py:function"),
         (TEN_LINES, "{folder}/mime.py:score", "does not exist; did you mean 'mine.py'"),
         (TEN_LINES, "{folder}/mine.py:scor", "has no 'scor'; it has score; did you mean 'score'"),

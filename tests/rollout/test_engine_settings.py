@@ -14,6 +14,7 @@ from helpers.tiny import tiny_folder
 from ovlt.config import EngineConfig, SoloEngineConfig
 from ovlt.rollout.engine import Sampling
 from ovlt.rollout.open import check_memory
+from ovlt.rollout.vllm_settings import choose_runner, engine_settings, image_settings
 from ovlt.types import Prompt
 
 vllm = pytest.importorskip("ovlt.rollout.vllm", exc_type=ImportError)
@@ -21,19 +22,19 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 def settings(device: torch.device, solo: SoloEngineConfig | None = None, **keys: Any) -> Any:
-    return vllm.engine_settings(device, EngineConfig(**keys), solo, max_model_len=512)
+    return engine_settings(device, EngineConfig(**keys), solo, max_model_len=512)
 
 
 def test_a_user_chooses_runner_attention_and_eager_mode_on_cuda(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    vllm.choose_runner("auto", CUDA)
-    vllm.choose_runner("v1", CPU)
+    choose_runner("auto", CUDA)
+    choose_runner("v1", CPU)
     assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1"  # the user's, or vLLM's own choice
-    vllm.choose_runner("v1", CUDA)
+    choose_runner("v1", CUDA)
     assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
-    vllm.choose_runner("v2", CUDA)
+    choose_runner("v2", CUDA)
     assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1"
     default = settings(CUDA)
     assert not default["enforce_eager"]
@@ -55,7 +56,9 @@ class Sleeper:
 
     def __init__(self, **options: Any):
         self.options, self.calls = options, list[str]()
-        self.llm_engine = SimpleNamespace(reset_encoder_cache=lambda: None)
+        self.llm_engine = SimpleNamespace(
+            reset_encoder_cache=lambda: None, abort_request=lambda *_, **__: None
+        )
 
     def sleep(self, level: int) -> None:
         self.calls.append(f"sleep {level}")
@@ -69,9 +72,9 @@ class Sleeper:
     def collective_rpc(self, name: str, **_: Any) -> None:
         self.calls.append(name)
 
-    def generate(self, *_: Any, **__: Any) -> list[Any]:
+    def enqueue(self, *_: Any, **__: Any) -> list[Any]:
         self.calls.append("generate")
-        raise StopIteration
+        raise KeyError
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -80,7 +83,9 @@ def test_a_sleeping_engine_needs_weights_only_where_it_dropped_them(
 ) -> None:
     folder = tiny_folder(tmp_path / "m")
     monkeypatch.setattr(vllm, "LLM", Sleeper)
-    engine = vllm.VllmEngine(folder, {}, device=CUDA, dtype=torch.bfloat16, sleep_level=level)
+    engine = vllm.VllmEngine(
+        folder, {"max_num_seqs": 8}, device=CUDA, dtype=torch.bfloat16, sleep_level=level
+    )
     assert engine.llm.calls == [f"sleep {level}"]
     engine.wake()
     ids = folder.chat.prompt_ids("How many?", [])
@@ -90,7 +95,7 @@ def test_a_sleeping_engine_needs_weights_only_where_it_dropped_them(
             engine.generate(*ask)
         assert "generate" not in engine.llm.calls
         engine.load(iter(()))
-    with pytest.raises(StopIteration):
+    with pytest.raises(KeyError):
         engine.generate(*ask)
     assert engine.llm.calls[-1] == "generate"
 
@@ -99,7 +104,7 @@ def test_vllm_sizes_itself_for_the_recipes_images_not_the_folders(tmp_path: Path
     folder = tiny_folder(tmp_path / "m")
     least, most = folder.pixel_range
     assert most > 262_144
-    told = vllm.image_settings(folder, 2, 262_144)
+    told = image_settings(folder, 2, 262_144)
     assert told["mm_processor_kwargs"]["size"] == {"shortest_edge": least, "longest_edge": 262_144}
     assert told["limit_mm_per_prompt"] == {"image": 2, "video": 0}
 
@@ -125,7 +130,9 @@ def test_an_engine_that_does_not_start_says_its_own_error_before_that_of_the_cle
     monkeypatch.setattr(vllm, "LLM", fail)
     folder = tiny_folder(tmp_path / "m")
     with pytest.raises(ValueError, match="attention_backend") as seen:
-        vllm.VllmEngine(folder, {}, device=CUDA, dtype=torch.bfloat16, sleep_level=2)
+        vllm.VllmEngine(
+            folder, {"max_num_seqs": 8}, device=CUDA, dtype=torch.bfloat16, sleep_level=2
+        )
     text = str(seen.value)
     assert text.index("the kernel does not run") < text.index("'shutdown'")
     assert "test_engine_settings.py" in capfd.readouterr().err  # the traceback, which says where
@@ -144,18 +151,20 @@ def test_every_call_of_vllm_runs_without_the_trainers_switch_for_determinism(
         def collective_rpc(self, name: str, **_: Any) -> None:
             switched.append(torch.are_deterministic_algorithms_enabled())
 
-        def generate(self, *_: Any, **__: Any) -> list[Any]:
+        def enqueue(self, *_: Any, **__: Any) -> list[Any]:
             switched.append(torch.are_deterministic_algorithms_enabled())
-            return []
+            raise KeyError
 
     monkeypatch.setattr(vllm, "LLM", Watcher)
     folder = tiny_folder(tmp_path / "m")
     torch.use_deterministic_algorithms(True)
     try:
-        engine = vllm.VllmEngine(folder, {}, device=CPU, dtype=torch.float32, sleep_level=0)
+        engine = vllm.VllmEngine(
+            folder, {"max_num_seqs": 8}, device=CPU, dtype=torch.float32, sleep_level=0
+        )
         engine.load(iter(()))
         ids = folder.chat.prompt_ids("How many?", [])
-        with pytest.raises(ValueError, match="zip"):
+        with pytest.raises(KeyError):
             engine.generate([Prompt("a", "test", "q", "3", ids, ())], Sampling(1, 0.0, 4), [0])
         assert torch.are_deterministic_algorithms_enabled()
     finally:

@@ -19,6 +19,7 @@ from ovlt.model.weights import full_weights, is_tied
 from ovlt.rollout.engine import Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
 from ovlt.rollout.sync import ProbeDifference, WeightSync
+from ovlt.rollout.vllm import VllmEngine
 from ovlt.system.runtime import Runtime, start
 from ovlt.train.pack import collate
 from ovlt.types import Prompt
@@ -252,3 +253,58 @@ def test_stop_token_ends_a_response_and_is_part_of_it(
         assert c.finished == (c.token_ids[-1] == folder.chat.end_id)
         assert folder.chat.end_id not in c.token_ids[:-1]
         assert c.finished or len(c.token_ids) == 64
+
+
+def test_prompts_are_taken_from_a_stream_as_there_is_room(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    """R8: images are decoded while the engine samples, and the answers are those of a list."""
+    folder, _, engine = parts
+    prompts = prompts_of(folder) * 20
+    seeds = request_seeds(5, 0, range(len(prompts)), 2)
+    sampling = Sampling(2, 0.8, 5)
+    expected = engine.generate(prompts, sampling, seeds)
+    taken, finished, most = 0, 0, 0
+
+    def stream() -> Iterator[Prompt]:
+        nonlocal taken
+        for prompt in prompts:
+            taken += 1
+            yield prompt
+
+    def counted() -> Any:
+        nonlocal most, finished
+        most = max(most, taken - finished)
+        outputs = step()
+        finished += sum(output.finished for output in outputs)
+        return outputs
+
+    inner = engine.llm.llm_engine if isinstance(engine, VllmEngine) else None
+    step = inner.step if inner else None
+    if inner:
+        inner.step = counted
+    try:
+        streamed = engine.generate(stream(), sampling, seeds)
+    finally:
+        if inner:
+            del inner.step
+    assert most <= ENGINE.max_sequences // sampling.n + 8
+    for group, other in zip(streamed, expected, strict=True):
+        assert [c.token_ids.tolist() for c in group] == [c.token_ids.tolist() for c in other]
+
+
+def test_a_prompt_that_fails_leaves_the_engine_as_it_was(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    folder, _, engine = parts
+    prompts = prompts_of(folder)
+
+    def stream() -> Iterator[Prompt]:
+        yield prompts[0]
+        raise ValueError("the file of rows changed")
+
+    sampling = Sampling(1, 0.0, 4)
+    with pytest.raises(ValueError, match="changed"):
+        engine.generate(stream(), sampling, [0, 0])
+    [[answer]] = engine.generate(prompts[:1], sampling, [0])
+    assert 1 <= len(answer.token_ids) <= 4

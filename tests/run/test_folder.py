@@ -15,7 +15,7 @@ from helpers.commands import environment
 from ovlt import __version__
 from ovlt.config.changes import MEASURES
 from ovlt.run.folder import claim_run_folder
-from ovlt.run.version import FORMAT
+from ovlt.run.version import FORMAT, version_record
 
 RECIPE: dict[str, Any] = {"run": {"seed": 0}, "grpo": {"steps": 4}}
 
@@ -70,6 +70,17 @@ def test_a_run_from_before_prompts_were_shared_goes_on(tmp_path: Path) -> None:
     shared = RECIPE | {"grpo": RECIPE["grpo"] | {"share_prompts": True}}
     claim(tmp_path, shared, "auto")
     assert record(tmp_path)["grpo"]["share_prompts"]
+
+
+def test_a_key_that_the_run_did_not_know_yet_had_its_default(tmp_path: Path) -> None:
+    """So a run of an earlier version goes on, unless the new key asks for something else."""
+    claim(tmp_path, RECIPE, "never")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    newer = RECIPE | {"data": {"ignore": []}, "reward": {"overlong_tokens": 0}}
+    claim(tmp_path, newer, "auto")
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE | version_record()))
+    with pytest.raises(ValueError, match=r"reward\.overlong_tokens was 0, is 64"):
+        claim(tmp_path, RECIPE | {"reward": {"overlong_tokens": 64}}, "auto")
 
 
 # ---- contents ----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def main(home: Path) -> None:
     gc.freeze()  # what the imports made is not searched for tensors: a look takes 4 s otherwise
     runtime = start(RunConfig(device="cpu"))
     folder = open_folder(home / "model")
-    config = ModelConfig(compute_dtype="bfloat16", activation_checkpointing=True)
+    config = ModelConfig(compute_dtype="bfloat16", activation_checkpointing="full")
     model = load_sharded(folder, runtime.mesh, runtime.device, config, dtype=torch.bfloat16)
     optimizer = build_adamw(model, SftOptimConfig())
     sample = random_sample(folder, np.random.default_rng(runtime.rank), [(84, 56)], 21)

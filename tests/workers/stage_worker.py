@@ -123,8 +123,12 @@ class Case:
             for b in bins
         ]
 
-    def update(self, batches: list[PackedBatch], objective: Objective) -> dict[str, torch.Tensor]:
-        sums, maxima = forward_backward(self.model, batches, objective, self.runtime)
+    def update(
+        self, batches: list[PackedBatch], objective: Objective, *, reduce_each: bool = False
+    ) -> dict[str, torch.Tensor]:
+        sums, maxima = forward_backward(
+            self.model, batches, objective, self.runtime, reduce_each=reduce_each
+        )
         seen = {f"sums/{k}": torch.tensor(v).double() for k, v in sums.items()}
         seen |= {f"maxima/{k}": torch.tensor(v).double() for k, v in maxima.items()}
         for name, parameter in self.model.named_parameters():
@@ -160,6 +164,7 @@ def main(home: Path, out: Path) -> None:
             whole = replace(CROSS_ENTROPY, by_row=False)
             note(f"{head}/{name}/sft", case.update(batches, whole))
             note(f"{head}/{name}/sft_by_row", case.update(batches, CROSS_ENTROPY))
+            note(f"{head}/{name}/sft_each", case.update(batches, whole, reduce_each=True))
             for batch, ref in zip(batches, forward_only(frozen, batches, runtime), strict=True):
                 batch.ref_logp = ref
             for batch, old in zip(batches, forward_only(case.model, batches, runtime), strict=True):
@@ -175,7 +180,8 @@ def main(home: Path, out: Path) -> None:
     samples = make_samples(folder)
     bins = splits(samples, folder.config, runtime.world_size)["no_image"]
     variants = {
-        "checkpointing": {"activation_checkpointing": True},
+        "checkpointing": {"activation_checkpointing": "full"},
+        "mlp": {"activation_checkpointing": "mlp"},
         "frozen": {"freeze_vision": True},
     }
     for name, model in variants.items():
@@ -223,7 +229,11 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
         )
         batch = rollouts.draw(4)
     (out / f"groups-{runtime.rank}").write_bytes(encode(batch.groups))
-    counts = {"drawn": batch.drawn, "without": batch.no_signal_frac, "timeouts": batch.timeouts}
+    counts = {
+        "drawn": batch.drawn,
+        "without": batch.no_signal_frac,
+        "timeouts": batch.failures.timeouts,
+    }
     (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
 
 

@@ -106,20 +106,28 @@ def read_pass_rates(paths: Sequence[str]) -> dict[tuple[str, str], float]:
     """Read files that ``ovlt evaluate`` wrote and return {(source, id): share of right samples}.
 
     Without samples the share is that of the greedy answer, 0 or 1. If several files measure a
-    question, the last one counts. Raises ValueError: a file is missing, or is no evaluation.
+    question, the last one counts. Raises ValueError: a file is missing, is no evaluation, or
+    measures two questions of one name.
     """
     rates: dict[tuple[str, str], float] = {}
     for path in paths:
         try:
             questions = read_json(Path(path))["questions"]
             shares = questions.get("sampled", questions["greedy"])
-            for source, id, share in zip(questions["source"], questions["id"], shares, strict=True):
-                rates[str(source), str(id)] = float(share)
+            names = list(zip(map(str, questions["source"]), map(str, questions["id"]), strict=True))
+            measured = dict(zip(names, map(float, shares), strict=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not the evaluation.json of ovlt evaluate ({type(error).__name__}: "
                 f"{error}): measure a model with --evaluate.data=FILE OF QUESTIONS first"
             ) from None
+        if len(measured) < len(names):
+            source, id = Counter(names).most_common(1)[0][0]
+            raise ValueError(
+                f"{path} measures several questions of {source} with the id {id!r}, so there is no "
+                "telling which is which: measure the model again, which gives each an id of its own"
+            )
+        rates |= measured
     return rates
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovlt.data.images import BadImage, ImageRef, image_refs
+from ovlt.data.image_forms import image_refs
+from ovlt.data.image_refs import BadImage, ImageRef
 from ovlt.data.readers.conversations import bare_question
 from ovlt.data.tables import column_names, read_table
 
@@ -147,11 +148,7 @@ def _images(cells: Iterable[object], base: Path) -> Iterator[Shown]:
 
 def image_digest(ref: ImageRef) -> bytes:
     """Return 16 bytes of a hash of the encoded image. Raises BadImage."""
-    try:
-        data = Path(ref.path).read_bytes() if ref.data is None else ref.data
-    except OSError:
-        raise BadImage("image file is missing") from None
-    return blake2b(data, digest_size=16).digest()
+    return blake2b(ref.read(), digest_size=16).digest()
 
 
 def dhash(ref: ImageRef) -> np.ndarray:

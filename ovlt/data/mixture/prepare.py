@@ -23,7 +23,7 @@ from typing import TypedDict
 
 from ovlt.config import MixtureConfig
 from ovlt.config.command_line import command_line
-from ovlt.data.images import stored
+from ovlt.data.image_refs import stored
 from ovlt.data.mixture.difficulty import read_pass_rates
 from ovlt.data.mixture.overlap import image_digest, load_benchmark
 from ovlt.data.mixture.shares import MIXES, Entry, entries, quotas
@@ -37,6 +37,7 @@ from ovlt.data.mixture.survey import (
     pass_rate_of,
     refs,
     survey,
+    with_pass_rate,
 )
 from ovlt.data.readers import SOURCES, BadRow, QuestionRow, layouts
 from ovlt.data.writers import SHAREGPT_COLUMNS, FileRow, write_rows
@@ -113,7 +114,8 @@ def prepare(mixture: MixtureConfig, tell: Callable[[str], None] = lambda _: None
     written = {}
 
     def second_pass(picks: Sequence[set[int]]) -> Iterator[FileRow]:
-        return _second_pass(chosen, picks, rates, levels, mixture.seed)
+        streams = [_picked(*of, rates) for of in zip(chosen, picks, surveys, strict=True)]
+        return _second_pass(chosen, streams, list(map(len, picks)), levels, mixture.seed)
 
     for part, picks in parts.items():
         name = f"{part}.parquet" if mixture.images == "bytes" else f"{part}.jsonl"
@@ -180,14 +182,12 @@ def _hold_back(
 
 def _second_pass(
     chosen: Sequence[Entry],
-    picks: Sequence[set[int]],
-    rates: Rates,
+    streams: Sequence[Iterator[QuestionRow]],
+    left: list[int],
     levels: dict[str, str],
     seed: int,
 ) -> Iterator[FileRow]:
     """Yield the picked rows, interleaved: the beginning of the file is a mixture of all sources."""
-    streams = [_picked(entry, pick, rates) for entry, pick in zip(chosen, picks, strict=True)]
-    left = [len(pick) for pick in picks]
     rng = Random(f"order/{seed}")
     while any(left):
         [number] = rng.choices(range(len(left)), weights=left)
@@ -198,11 +198,14 @@ def _second_pass(
         yield _finished(row, levels)
 
 
-def _picked(entry: Entry, pick: set[int], rates: Rates) -> Iterator[QuestionRow]:
+def _picked(
+    entry: Entry, pick: set[int], survey: SourceSurvey, rates: Rates
+) -> Iterator[QuestionRow]:
     left = len(pick)
-    for index, row in enumerate(open_entry(entry, rates)[1] if pick else ()):
+    for index, row in enumerate(open_entry(entry)[1] if pick else ()):
         if index in pick and not isinstance(row, BadRow):
-            yield row
+            row["id"] = survey.renamed.get(index, row["id"])
+            yield with_pass_rate(row, rates)
             left -= 1
             if not left:
                 return
@@ -259,6 +262,8 @@ def _summary(entry: Entry, result: SourceSurvey) -> str:
         f"{result.duplicates} duplicates",
         f"{sum(result.overlap.values())} in a benchmark",
     ]
+    if result.renamed:
+        counts.append(f"{len(result.renamed)} ids repeat and have '#' and a number added")
     if other := result.other_level + result.other_pass_rate:
         counts.append(f"{other} of another level or pass rate, or of none")
     counts.append(f"{len(result.index)} usable")

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ovlt.config import MixtureConfig
-from ovlt.data.images import BadImage, ImageRef, image_refs
+from ovlt.data.image_forms import image_refs
+from ovlt.data.image_refs import BadImage, ImageRef
 from ovlt.data.mixture.difficulty import error_rates, question_level, source_levels
 from ovlt.data.mixture.overlap import Benchmark, Shown, dhash, image_digest
 from ovlt.data.mixture.shares import Entry
@@ -35,6 +36,8 @@ class SourceSurvey:
     duplicates: int = 0
     other_level: int = 0
     other_pass_rate: int = 0
+    # The ids of rows whose id another row of their source had before, by the place of the row.
+    renamed: dict[int, str] = field(default_factory=dict)
     # Of each usable row:
     index: array[int] = field(default_factory=lambda: array("Q"))  # its place in the stream
     rank: array[int] = field(default_factory=lambda: array("Q"))  # the draw takes the lowest
@@ -54,7 +57,7 @@ class Inspector:
 
     def __call__(self, ref: ImageRef) -> Shown:
         """Inspect an image. Raises BadImage: missing, empty, or its header cannot be read."""
-        return self.of_path(ref.path) if ref.data is None else self._inspect(ref)
+        return self.of_path(ref.path) if ref.in_file else self._inspect(ref)
 
     def _of_path(self, path: str) -> Shown:
         return self._inspect(ImageRef(path))
@@ -125,16 +128,20 @@ def survey(
 ) -> SourceSurvey:
     """Read a source and say which of its rows are usable.
 
-    ``seen`` holds the digests of the questions of the sources before it, and grows. Raises
+    ``seen`` holds the digests of the questions and ids of the sources before it, and grows. Raises
     ValueError: too large a share is bad, or a difficulty is needed that nobody knows.
     """
     result = SourceSurvey()
-    result.layout, rows = open_entry(entry, rates)
+    result.layout, rows = open_entry(entry)
     for index, row in enumerate(rows):
         result.read += 1
         try:
             if isinstance(row, BadRow):
                 raise row
+            while (name := _digest("id", row["source"], row["id"])) in seen:
+                result.renamed[index] = row["id"] = f"{row['id']}#{index}"
+            seen.add(name)
+            row = with_pass_rate(row, rates)
             shown = [inspect(ref) for ref in refs(row)]
             rate = pass_rate_of(row)
         except (BadRow, BadImage) as bad:
@@ -189,17 +196,16 @@ def _require_good(result: SourceSurvey, entry: Entry, max_bad_share: float) -> N
         )
 
 
-def open_entry(entry: Entry, rates: Rates) -> tuple[str, RowStream]:
-    """Return (layout, rows) of a source; rows that were measured have that pass_rate."""
+def open_entry(entry: Entry) -> tuple[str, RowStream]:
+    """Return (layout, rows) of a source."""
     source = entry.config
-    layout, rows = open_source(source.source, source.path, split=source.split, subset=source.subset)
+    return open_source(source.source, source.path, split=source.split, subset=source.subset)
 
-    def measured(row: QuestionRow | BadRow) -> QuestionRow | BadRow:
-        if isinstance(row, BadRow) or (key := (row["source"], row["id"])) not in rates:
-            return row
-        return {**row, "pass_rate": rates[key]}
 
-    return layout, map(measured, rows) if rates else rows
+def with_pass_rate(row: QuestionRow, rates: Rates) -> QuestionRow:
+    """Return the row; if it was measured, with that pass_rate."""
+    key = row["source"], row["id"]
+    return {**row, "pass_rate": rates[key]} if key in rates else row
 
 
 def refs(row: QuestionRow) -> tuple[ImageRef, ...]:

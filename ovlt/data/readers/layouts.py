@@ -42,6 +42,7 @@ class TableLayout:
     columns: tuple[str, ...]
     convert: Convert
     optional: tuple[str, ...] = ()  # columns that are read if they are there
+    whole: bool = False  # read every column: one that looks meant makes a bad row
 
     @property
     def expects(self) -> str:
@@ -172,7 +173,7 @@ def _json_tables(part: SourcePart) -> list[Path]:
 def _table_rows(
     files: Sequence[Path], layout: TableLayout, columns: Sequence[str], part: SourcePart
 ) -> RowStream:
-    needed = [c for c in columns if c in {*layout.columns, *layout.optional}]
+    needed = [c for c in columns if layout.whole or c in {*layout.columns, *layout.optional}]
     for file in files:
         for index, record in enumerate(read_table(file, needed)):
             if isinstance(record, BadRow):

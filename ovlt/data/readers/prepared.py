@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ovlt.data.columns import CONVERSATIONS, IMAGES, SYSTEM, Columns
 from ovlt.data.readers.layouts import SourcePart, TableLayout
 from ovlt.data.readers.rows import IMAGE_TAG, QuestionRow, Record, answer_text, question_row
 from ovlt.data.tables import BadRow
@@ -19,6 +20,7 @@ def _easyr1(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     if not isinstance(problem, str) or not problem.strip():
         raise BadRow("no question text")
     images = [] if images is None else images if isinstance(images, list) else [images]
+    _refuse_meant(record, len(images))
     tags = problem.count(IMAGE_TAG)
     if not tags:
         problem = IMAGE_TAG * len(images) + problem
@@ -42,6 +44,13 @@ def _easyr1(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
     yield row
 
 
+def _refuse_meant(record: Record, num_images: int) -> None:
+    """Raise BadRow for a column that would be lost and looks meant."""
+    columns = Columns(record)
+    columns.drop("problem", "answer", "images", *OPTIONAL)
+    columns.refuse_meant(num_images, (*CONVERSATIONS, *SYSTEM, *IMAGES, "history"))
+
+
 def _text(record: Record, name: str, default: str = "") -> str:
     value = record.get(name)
     return default if value is None else str(value)
@@ -63,6 +72,6 @@ def _r1v(record: Record, id: str, part: SourcePart) -> Iterator[QuestionRow]:
 
 
 EASYR1 = TableLayout(
-    "EasyR1's columns", ("problem", "answer", "images"), _easyr1, optional=OPTIONAL
+    "EasyR1's columns", ("problem", "answer", "images"), _easyr1, optional=OPTIONAL, whole=True
 )
 R1V = TableLayout("R1-V's columns", ("image", "problem", "solution"), _r1v)

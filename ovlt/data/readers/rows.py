@@ -27,7 +27,7 @@ class QuestionRow(TypedDict):
 
     problem: str
     answer: str
-    images: list[object]  # as ovlt.data.images.image_refs reads them
+    images: list[object]  # as ovlt.data.image_forms.image_refs reads them
     id: str
     source: str
     kind: str

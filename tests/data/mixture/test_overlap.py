@@ -12,7 +12,7 @@ import pytest
 from helpers.source_files import IMAGE, TEXT, image_file, json_file, parquet_file
 from PIL import Image
 
-from ovlt.data.images import BadImage, ImageRef
+from ovlt.data.image_refs import BadImage, ImageRef
 from ovlt.data.mixture.overlap import (
     BITS,
     BITS_OF_SAME_QUESTION,

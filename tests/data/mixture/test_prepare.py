@@ -119,7 +119,7 @@ def test_files_are_read_by_the_trainer_as_they_were_written(tmp_path: Path) -> N
         assert {(r.question, r.answer) for r in rows} == {
             (f"<image>Q {i}, 0?", "0") for i in range(9)
         }
-        data = {ref.data or Path(ref.path).read_bytes() for r in rows for ref in r.images}
+        data = {ref.read() for r in rows for ref in r.images}
         assert data == {png(i) for i in range(9)}
     talks = load_conversations(tmp_path / "p/train_sharegpt.jsonl", chat, limits).require(0)
     assert len(talks) == 9
@@ -257,3 +257,62 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main([str(recipe), "--mixture.sources=[]"])
     assert "ovlt prepare: no sources" in capsys.readouterr().err
+
+
+def test_questions_that_share_an_id_have_pass_rates_of_their_own(tmp_path: Path) -> None:
+    """D8: four questions of one image under one id; three of them were right."""
+    image_file(tmp_path / "1.png", 1)
+    rows = [
+        {"problem": f"<image>Q{i}?", "answer": "3", "images": ["1.png"], "id": "one", "source": "s"}
+        for i in range(4)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    chat = tiny_folder(tmp_path / "model").chat
+    loaded = load_questions(path, chat, Limits(28, 3136, 100352, 300))
+    questions = {
+        "id": [row.id for row in loaded],
+        "source": [row.source for row in loaded],
+        "greedy": [1.0, 1.0, 1.0, 0.0],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps({"questions": questions}))
+    sources = {"questions": {"path": str(path)}}
+    measured = {"pass_rates": [str(tmp_path / "evaluation.json")]}
+    prepare(mixture(tmp_path / "out", sources, **measured))
+    rates = {row["problem"]: row["pass_rate"] for row in written(tmp_path / "out")}
+    assert rates == {"<image>Q0?": 1, "<image>Q1?": 1, "<image>Q2?": 1, "<image>Q3?": 0}
+    assert len({row["id"] for row in written(tmp_path / "out")}) == 4
+    # What prepare has written keeps its ids when it is measured and prepared again.
+    prepared = load_questions(tmp_path / "out" / "train.parquet", chat, Limits(28, 3136, 9**6, 300))
+    assert {row.id for row in prepared} == {row["id"] for row in written(tmp_path / "out")}
+    assert not prepared.repeated_ids
+
+
+def test_two_sources_whose_rows_have_the_same_ids_are_told_apart(tmp_path: Path) -> None:
+    paths = [easyr1(tmp_path / name, 3, first) for name, first in (("a", 0), ("b", 50))]
+    config = MixtureConfig.model_validate(
+        {
+            "folder": str(tmp_path / "out"),
+            "sources": [{"source": "questions", "path": path} for path in paths],
+        }
+    )
+    prepare(config)
+    rows = written(tmp_path / "out")
+    assert len({(row["source"], row["id"]) for row in rows}) == len(rows) == 6
+
+
+def test_an_evaluation_whose_ids_repeat_is_refused(tmp_path: Path) -> None:
+    questions = {"id": ["a", "a"], "source": ["s", "s"], "greedy": [1, 0]}
+    (tmp_path / "old.json").write_text(json.dumps({"questions": questions}))
+    sources = {"questions": {"path": easyr1(tmp_path / "a", 3)}}
+    with pytest.raises(ValueError, match=r"old\.json measures several questions of s with the id"):
+        prepare(mixture(tmp_path / "out", sources, pass_rates=[str(tmp_path / "old.json")]))
+
+
+@pytest.mark.parametrize("name", ["system", "videos", "messages", "image"])
+def test_a_column_that_prepare_would_lose_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    image_file(tmp_path / "1.png", 1)
+    row = {"problem": "<image>?", "answer": "3", "images": ["1.png"], name: "1.png"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=f"column '{name}'"):
+        prepare(mixture(tmp_path / "out", {"questions": str(tmp_path / "rows.jsonl")}))

@@ -1,0 +1,76 @@
+"""What "auto" means for memory, on the GPU at hand."""
+
+from __future__ import annotations
+
+import torch
+
+from ovlt.config import ModelConfig
+from ovlt.model import liger
+from ovlt.model.qwen2_5_vl_sizes import Sizes, image_grid, merged_patch, tokens_per_image
+from ovlt.system.runtime import Runtime
+from ovlt.train.footprint import Training, cheapest_that_fits, fullest
+
+GIB = 2**30
+# Left free: what a sleeping engine still holds, NCCL's buffers, fragmentation. Assumed.
+RESERVE_GIB = 4.0
+
+
+def settle_memory(
+    config: ModelConfig,
+    sizes: Sizes,
+    runtime: Runtime,
+    *,
+    dtype: torch.dtype,
+    token_budget: int,
+    reference: bool,
+) -> ModelConfig:
+    """Return ``config`` with "auto" replaced in what concerns memory, alike on all ranks.
+
+    Call it before the model is loaded and after an engine has been opened and put to sleep. On a
+    CPU nothing is recomputed and gradients are reduced once. Collective.
+    """
+    if "auto" not in (config.activation_checkpointing, config.reduce_gradients):
+        return config
+    if runtime.device.type != "cuda":
+        free = float("inf")
+    else:
+        free = min(runtime.gather_json(torch.cuda.mem_get_info(runtime.device)[0]))
+        free -= RESERVE_GIB * GIB
+    side = merged_patch(sizes)
+    side *= max(1, int(config.max_pixels**0.5) // side)
+    per_image = tokens_per_image(sizes, image_grid(sizes, side, side))
+    # Half of a micro-batch's tokens are of images of the largest size, at most.
+    images = max(1, token_budget // (2 * per_image))
+    training = cheapest_that_fits(
+        sizes,
+        Training(
+            ranks=runtime.world_size,
+            itemsize=dtype.itemsize,
+            budget=token_budget,
+            micro_batches=2,  # more than one: gradients are whole until the last
+            patches=images * per_image * sizes.vision_config.spatial_merge_size**2,
+            keys=2.0,  # a prompt that several responses share
+            checkpointing="none",
+            reduce_each=False,
+            reshard=config.reshard,
+            liger=liger.should_apply(config.liger, runtime.device),
+            freeze_vision=config.freeze_vision,
+            reference=reference,
+        ),
+        free,
+        checkpointing=config.activation_checkpointing,
+        reduce=config.reduce_gradients,
+    )
+    reduce = "each" if training.reduce_each else "last"
+    if runtime.device.type == "cuda":
+        runtime.say(
+            f"model.activation_checkpointing={training.checkpointing}, "
+            f"model.reduce_gradients={reduce}: an update takes up to "
+            f"{fullest(sizes, training) / GIB:.1f} GiB, {free / GIB:.1f} are free"
+        )
+    return config.model_copy(
+        update={
+            "activation_checkpointing": training.checkpointing,
+            "reduce_gradients": reduce,
+        }
+    )
