@@ -12,7 +12,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from ovlt import __version__
@@ -26,7 +26,8 @@ class Command(NamedTuple):
 
     ``run`` names its function: ``f(runtime, recipe)``, called on every rank, if ``ranks``, else
     ``f(argv)``. ``driver`` names a ``f(recipe)`` that starts ranks itself, several times over.
-    ``tables`` are the recipe tables it reads, its own first; ``options`` what else it takes.
+    ``tables`` are the recipe tables it reads, its own first; ``options`` what else it takes, and
+    ``short`` names some of its keys shorter (``--model``: evaluate.model).
     ``--help`` is answered here, with ``summary`` (its first line is the command's in the list),
     unless the command has a ``--help`` of its own.
     """
@@ -38,8 +39,23 @@ class Command(NamedTuple):
     driver: str = ""
     options: tuple[str, ...] = ()
     own_help: bool = False
+    short: Mapping[str, str] = {}
 
 
+EVALUATE_KEYS = {
+    "--model": "evaluate.model",
+    "--benchmark": "evaluate.benchmark.names",
+    "--benchmark-data": "evaluate.benchmark.data",
+    "--style": "evaluate.benchmark.style",
+    "--settings": "evaluate.benchmark.settings",
+    "--judge": "evaluate.benchmark.judge.url",
+    "--judge-model": "evaluate.benchmark.judge.model",
+    "--restyle": "evaluate.benchmark.restyle",
+    "--expect": "evaluate.benchmark.expect",
+    "--compare": "evaluate.benchmark.compare",
+    "--out": "evaluate.benchmark.out",
+    "--questions": "evaluate.benchmark.limit",
+}
 SHARED = ("run", "model", "data", "engine", "reward")
 COMMANDS = {
     "sft": Command(
@@ -51,8 +67,29 @@ COMMANDS = {
         "ovlt.grpo:train", ("grpo", *SHARED, "evaluate"), ranks=True,
     ),
     "evaluate": Command(
-        "Measure the accuracy of a model folder on questions, greedy and sampled.",
+        "Measure a model folder on questions, or on public benchmarks with --benchmark.\n\n"
+        "  --model=FOLDER          the model\n"
+        "  --benchmark=NAMES       mathvista, mathverse, mathvision, emma, emma-mini,\n"
+        "                          hallusionbench, mmmu-pro; NAME:SPLIT for another split\n"
+        "  --benchmark-data=PATH   their files, if not from the Hub\n"
+        "  --style=STYLE           official, openvlthinker, vlmevalkit\n"
+        "  --settings=WORDS        variants of a style, like direct or cot\n"
+        "  --judge=URL             an OpenAI-compatible endpoint (--judge-model=NAME)\n"
+        "  --restyle=RESULT        score stored responses by --style; asks no model\n"
+        "  --expect=MODEL          compare with the model's published scores\n"
+        "  --compare=RESULT        paired comparison with another model's result\n"
+        "  --questions=N           only a seeded choice of so many\n"
+        "  --out=FOLDER            where results go\n",
         "ovlt.evaluate.command:evaluate", ("evaluate", *SHARED), ranks=True,
+        options=("--model", "--benchmark", "--benchmark-data", "--style", "--settings", "--judge",
+                 "--judge-model", "--restyle", "--expect", "--compare", "--questions", "--out"),
+        short=EVALUATE_KEYS,
+    ),
+    "serve": Command(
+        "Serve a model folder to other harnesses: vLLM's OpenAI server.",
+        "ovlt.benchmarks.serve:main", (), own_help=True,
+        options=("--name", "--host", "--port", "--style", "--max-tokens", "--max-images",
+                 "--tensor-parallel"),
     ),
     "distill": Command(
         "Distil reasoning traces into SFT rows.",
@@ -76,8 +113,9 @@ COMMANDS = {
         options=("--hardware", "--sizes"), own_help=True,
     ),
     "report": Command(
-        "Write report.html of a run folder.",
-        "ovlt.report.command:main", (), options=("--out", "--baseline"), own_help=True,
+        "Write report.html of a run folder, or result.html of a benchmark result.",
+        "ovlt.report.command:main", (), options=("--out", "--baseline", "--compare"),
+        own_help=True,
     ),
     "prepare": Command(
         "Draw a mixture of public datasets into files of questions; --list shows what there is.",
@@ -175,8 +213,10 @@ def _start_ranks(name: str, words: list[str]) -> NoReturn:
     count, words = _ranks(name, words)
     recipe = _read(name, words)  # a mistake in it is one sentence here, not one from each rank
     env.apply(_device(recipe))
-    if name == "evaluate" and recipe.evaluate.engine.tensor_parallel > 1:
-        count = 1  # one engine takes all the GPUs
+    if name == "evaluate" and (
+        recipe.evaluate.engine.tensor_parallel > 1 or recipe.evaluate.benchmark.restyle
+    ):
+        count = 1  # one engine takes all the GPUs, or none is needed
     count = count or launch.default_ranks(_device(recipe))
     _make_inputs(name, recipe, count)  # here, where no other rank waits for it in a collective
     try:
@@ -203,7 +243,14 @@ def _ranks(name: str, words: Sequence[str]) -> tuple[int, list[str]]:
 
 def _read(name: str, argv: Sequence[str]) -> Recipe:
     command = COMMANDS[name]
-    return command_line(name, command.summary, command.tables, argv, resume=command.ranks)
+    words = [_spelled_out(word, command.short) for word in argv]
+    return command_line(name, command.summary, command.tables, words, resume=command.ranks)
+
+
+def _spelled_out(word: str, short: Mapping[str, str]) -> str:
+    """Return ``--model=x`` as ``--evaluate.model=x``; any other word as it is."""
+    name, equals, value = word.partition("=")
+    return f"--{short[name]}{equals}{value}" if name in short else word
 
 
 def _device(recipe: Recipe) -> env.Device:

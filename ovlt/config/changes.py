@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "*.log_groups",
     "*.token_budget",
     "*.share_prompts",  # the same gradient; runs of before it do not have the key
+    "evaluate.benchmark.*",  # asked beside the training, which learns nothing of it
 )
 # What a run is measured by. Training does not depend on it, unless the best model is kept.
 MEASURES = (

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ovlt.config.benchmark import BenchmarkConfig
 from ovlt.config.engine import SoloEngineConfig
 from ovlt.config.fields import Decay, NonNegative, Place, Positive, Rate, Share, Table, field
 
@@ -261,6 +262,7 @@ class EvaluateConfig(Table):
     )
     seed: NonNegative = field(0, "Seed of the sampled answers.")
     engine: SoloEngineConfig = SoloEngineConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
 
     @property
     def max_tokens(self) -> int:

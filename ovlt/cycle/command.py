@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovlt.benchmarks.places import is_measured
 from ovlt.config import Recipe
 from ovlt.config.command_line import command_line
 from ovlt.config.load import recipe_from
 from ovlt.config.trees import merged
 from ovlt.cycle.controls import ALL, controls, is_chosen
 from ovlt.cycle.record import CycleRecord, only_here
-from ovlt.cycle.stages import CycleStage, cycle_stages
+from ovlt.cycle.stages import CycleStage, benchmarks_of, cycle_stages
 from ovlt.report.command import write_report
 from ovlt.report.cycle_table import cycle_markdown
 from ovlt.run.provenance import write_about
@@ -80,14 +81,20 @@ def run_cycle(recipe: Recipe, stages: Sequence[CycleStage], chosen: Sequence[str
     env.apply("cpu" if recipe.run.device == "cpu" else env.machine(), shared=True)
 
     def run(stage: CycleStage) -> None:
-        if record.is_done(stage):
+        asking = benchmarks_of(recipe.evaluate.benchmark.names, stage)
+        is_asked = asking is None or is_measured(asking.evaluate.benchmark)
+        if record.is_done(stage) and is_asked:
             return
-        print(f"\n=== {stage.name}: {stage.title}", flush=True)
-        with record.running(stage):
-            make_missing(stage.recipe, stage.table, ranks)
-            inputs = digests_of(stage)
-            run_stage(stage.table, stage.recipe, ranks)
-            record.made_of(stage.name, inputs)
+        if not record.is_done(stage):
+            print(f"\n=== {stage.name}: {stage.title}", flush=True)
+            with record.running(stage):
+                make_missing(stage.recipe, stage.table, ranks)
+                inputs = digests_of(stage)
+                run_stage(stage.table, stage.recipe, ranks)
+                record.made_of(stage.name, inputs)
+        if asking is not None and not is_asked:
+            print(f"\n=== {stage.name}: public benchmarks", flush=True)
+            run_stage("evaluate", asking, ranks)
         write_report(folder)
         write_whole(folder / "cycle.md", cycle_markdown([folder]).encode("utf-8"))
 

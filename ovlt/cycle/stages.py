@@ -91,6 +91,7 @@ def stage_of(
     """Return a stage whose recipe has ``changes``, by table and key. Raises ValueError."""
     tree = recipe.resolved()
     tree["cycle"] = {}  # a stage is not a cycle: its record holds no plan of the others
+    tree["evaluate"]["benchmark"]["names"] = ""  # asked of its model when the stage is done
     tree["run"]["resume"] = "auto"
     for key in ("validation", "held_out", "validation_questions"):
         tree["data"][key] = getattr(recipe.cycle, key) or tree["data"][key]
@@ -99,6 +100,24 @@ def stage_of(
     if "title" in tree[table]:
         tree[table]["title"] = title
     return CycleStage(name, table, iteration, title, recipe_from(tree, f"stage {name}"), comparison)
+
+
+def benchmarks_of(names: str, stage: CycleStage) -> Recipe | None:
+    """Return the recipe that asks a finished stage's model the public benchmarks, if any.
+
+    None if ``names`` is empty or the stage makes no model. Results go into the folder of the stage,
+    where the report looks for them.
+    """
+    if not names or stage.table == "distill":
+        return None
+    model = stage.recipe.evaluate.model if stage.table == "evaluate" else str(stage.output)
+    tree = stage.recipe.resolved()
+    tree["evaluate"] |= {"model": model, "stage": f"{stage.name}-benchmarks"}
+    tree["evaluate"]["benchmark"] |= {
+        "names": names,
+        "out": str(stage.folder / "benchmarks"),
+    }
+    return recipe_from(tree, f"benchmarks of {stage.name}")
 
 
 # Tables besides its own of which a stage of an iteration may change keys.

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ovlt.benchmarks.stats import mean_ci95, wilson_ci95
 from ovlt.config import EvaluateConfig
 from ovlt.data.loader import Loader
 from ovlt.data.rows import GoodRows, RowReader
 from ovlt.data.sources import Row
 from ovlt.evaluate.keywords import KEYWORDS, keyword_counts
-from ovlt.evaluate.stats import mean_ci95, wilson_ci95
 from ovlt.reward.failures import Failures
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sampling_of

@@ -14,6 +14,11 @@ from ovlt.evaluate.accuracy import (
     sentence,
     write_evaluation,
 )
+from ovlt.evaluate.benchmarks import (
+    ValidationBenchmark,
+    measure_benchmarks,
+    read_validation_benchmarks,
+)
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, Sampling
 from ovlt.rollout.sync import WeightSync
@@ -27,6 +32,7 @@ class EvaluationRows:
     validation: GoodRows | None
     held_out: GoodRows | None
     held_out_path: str
+    benchmarks: tuple[ValidationBenchmark, ...] = ()
 
     @property
     def any(self) -> bool:
@@ -35,9 +41,10 @@ class EvaluationRows:
     @property
     def max_images(self) -> int:
         """Most images of one question."""
-        return max(
-            (rows.max_images for rows in (self.validation, self.held_out) if rows), default=0
-        )
+        counts = [rows.max_images for rows in (self.validation, self.held_out) if rows]
+        # An image of a benchmark may stand twice in a prompt.
+        counts += [2 * len(item.images) for b in self.benchmarks for item in b.items]
+        return max(counts, default=0)
 
 
 def longest_of(rollout: RolloutConfig, evaluate: EvaluateConfig, rows: EvaluationRows) -> int:
@@ -76,7 +83,8 @@ def read_evaluation_rows(
             validation, max_tokens=max_prompt_tokens, suffix=suffix, limit=limit
         )
     last = read_held_out(reader, evaluate, held_out) if held_out else None
-    return EvaluationRows(rows, last, held_out)
+    benchmarks = read_validation_benchmarks(evaluate.benchmark) if eval_every else ()
+    return EvaluationRows(rows, last, held_out, benchmarks)
 
 
 @dataclass
@@ -109,10 +117,19 @@ class Validator:
             figures = evaluate_rows(
                 engine, self.reader, self.rows.validation, self.pool, self.sampling, self.seed
             )
+            benchmarks = measure_benchmarks(
+                self.rows.benchmarks,
+                self.evaluate.benchmark,
+                engine,
+                self.reader,
+                max_prompt_tokens=self.rows.validation.limits.max_tokens,
+                max_response_tokens=self.sampling.max_tokens,
+            )
         return {
             "val/greedy": figures["greedy"]["accuracy"],
             "val/sampled": figures["sampled"]["accuracy"],
             "val/tokens_mean": figures["response_tokens"]["sampled"],
+            **benchmarks,
         }
 
     def finish(self, stage_folder: StageFolder) -> None:

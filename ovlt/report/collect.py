@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ovlt.evaluate.stats import mean_ci95, paired_difference, wilson_ci95
+from ovlt.benchmarks.stats import mean_ci95, paired_difference, wilson_ci95
 from ovlt.report.summary import (
     MODES,
     Curve,

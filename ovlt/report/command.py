@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ovlt.benchmarks.results import RESULT
 from ovlt.config.fields import expanded
 from ovlt.report.collect import read_run
 from ovlt.report.cycle import distillations, during_grpo, read_cycle
@@ -59,13 +60,22 @@ def _path(text: str) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ovlt.report", description=__doc__)
-    parser.add_argument("run_dir", type=_path, help="folder that holds the stages of a run")
+    parser.add_argument("run_dir", type=_path, help="folder of a run, or of one benchmark result")
     parser.add_argument("--out", type=_path, help="HTML file (default RUN_DIR/report.html)")
     parser.add_argument(
         "--baseline", default="sft", help="stage that the others are compared with (default sft)"
     )
+    parser.add_argument(
+        "--compare", type=_path, help="of a benchmark result: another model's, shown beside it"
+    )
     arguments = parser.parse_args(argv)
     try:
+        if (arguments.run_dir / RESULT).is_file():
+            # Here: it decodes images, and so loads torch, which a cycle's report does without.
+            from ovlt.report.benchmark import write_page
+
+            print(write_page(arguments.run_dir, arguments.out, arguments.compare))
+            return
         out = write_report(arguments.run_dir, arguments.out, arguments.baseline)
     except ValueError as error:
         parser.error(str(error))

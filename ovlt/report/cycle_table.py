@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ovlt.report.benchmark_table import benchmark_table
 from ovlt.report.cycle import ALL, NAME, read_cycle
 from ovlt.report.summary import MODES, Cycle, CycleEntry, Difference, Relation
 from ovlt.report.text import DASH, signed, visible
@@ -50,6 +51,12 @@ def cycle_markdown(folders: Sequence[Path]) -> str:
             _markdown(["Difference", *headings], changes),
             "Bold if the interval excludes zero.",
         ]
+    for (seed, run), folder in zip(runs, folders, strict=True):
+        names = [(s["name"], s["title"]) for s in run["stages"] if s["table"] != "distill"]
+        if table := benchmark_table(folder, names):
+            rows = [[title, *map(str, cells)] for title, cells in table.rows]
+            parts.append(f"Public benchmarks, % and 95 % interval, {_plain(seed)}:")
+            parts.append(_markdown(["Stage", *table.columns], rows))
     problems = [f"- {_plain(f'{seed}: {text}')}" for seed, run in runs for text in run["problems"]]
     if problems:
         parts.append("\n".join(problems))

@@ -21,9 +21,9 @@ from ovlt.report.text import duration, number_text, percent, signed, visible
 _HERE = Path(__file__).parent
 
 
-def render(view: Mapping[str, object]) -> str:
-    """Return the whole page; ``view`` is a ``PageView`` of ``ovlt.report.view``."""
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of this folder, which escape every value."""
+    templates = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
         undefined=StrictUndefined,
@@ -31,18 +31,27 @@ def render(view: Mapping[str, object]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    templates.filters |= {
         "pct": percent, "signed": signed, "num": number_text, "duration": duration
     }  # fmt: skip
+    return templates
+
+
+def render(view: Mapping[str, object]) -> str:
+    """Return the whole page; ``view`` is a ``PageView`` of ``ovlt.report.view``."""
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     script = (_HERE / "script.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
-        **view,
-        style=Markup(style),  # noqa: S704 - our own files, nothing from outside
-        script=Markup(script),  # noqa: S704
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        box=charts,
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            **view,
+            style=Markup(style),  # noqa: S704 - our own files, nothing from outside
+            script=Markup(script),  # noqa: S704
+            style_hash=csp_hash(style),
+            script_hash=csp_hash(script),
+            box=charts,
+        )
     )
 
 
@@ -51,7 +60,7 @@ def _finalize(value: object) -> object:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _csp_hash(source: str) -> str:
+def csp_hash(source: str) -> str:
     """Return a hash as a content security policy names it."""
     digest = hashlib.sha256(source.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")

@@ -162,8 +162,8 @@ def _group(row: object, stage: Path) -> ShownGroup:
     return ShownGroup(
         id=str(row.get("prompt_id", "")),
         source=str(row.get("source", "")),
-        question=_long_text(row.get("question")),
-        answer=_long_text(row.get("answer")),
+        question=long_text(row.get("question")),
+        answer=long_text(row.get("answer")),
         images=[_image(stage, name) for name in (names if isinstance(names, list) else [names])],
         samples=samples,
         left_out=len(rows) - len(samples),
@@ -177,7 +177,7 @@ def _sample(row: object) -> ShownSample:
         raise ValueError("a sample is an object, and so are the parts of its reward")
     advantage = number(row.get("advantage"))
     tokens = number(row.get("tokens"))
-    text = _long_text(row.get("text"))
+    text = long_text(row.get("text"))
     return ShownSample(
         text=text,
         preview=" ".join(text.head[:400].split())[:140],
@@ -191,7 +191,7 @@ def _sample(row: object) -> ShownSample:
     )
 
 
-def _long_text(value: object) -> LongText:
+def long_text(value: object) -> LongText:
     text = "" if value is None else str(value)
     return LongText(text[:FOLD_CHARS], text[FOLD_CHARS:CUT_CHARS], max(0, len(text) - CUT_CHARS))
 

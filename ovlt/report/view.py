@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from ovlt.report.benchmark_table import BenchmarkTable, benchmark_table
 from ovlt.report.charts import (
     Chart,
     IntervalChart,
@@ -88,6 +89,7 @@ class PageView(TypedDict):
     overview: IntervalChart | None
     families: list[FamilyTable]
     cycle: CycleView | None
+    benchmarks: BenchmarkTable | None
 
 
 def build_view(run_dir: Path, summary: RunSummary) -> PageView:
@@ -107,6 +109,9 @@ def build_view(run_dir: Path, summary: RunSummary) -> PageView:
             [(s["title"], _marks(s["evaluation"])) for s in stages if s["evaluation"] is not None]
         ),
         "families": [table for table in tables if table is not None],
+        "benchmarks": benchmark_table(
+            run_dir, [(stage["name"], stage["title"]) for stage in summary["stages"]]
+        ),
         "cycle": cycle_view(summary["cycle"]) if "cycle" in summary else None,
     }
 

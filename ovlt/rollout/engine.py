@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,12 @@ class Engine(ABC):
 
     A fresh engine is asleep if it shares its GPU with a trainer: it works inside ``with
     engine.awake()``, and outside of that its memory belongs to the trainer.
+
+    Attributes:
+        busy_s: seconds in which ``stream`` has let the engine work.
     """
+
+    busy_s: float = 0.0
 
     @abstractmethod
     def generate(
@@ -53,16 +59,30 @@ class Engine(ABC):
         Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.
         """
 
+    def stream(
+        self, prompts: Iterable[tuple[Prompt, int]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (place, completions) of each (prompt, seed) as it is finished, in any order.
+
+        Prompts are taken from the iterable as the engine has room, so memory holds as many as are
+        under way.
+        """
+        for place, (prompt, seed) in enumerate(prompts):
+            since = time.perf_counter()
+            [completions] = self.generate([prompt], sampling, [seed])
+            self.busy_s += time.perf_counter() - since
+            yield place, completions
+
     @abstractmethod
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight from a stream of (transformers name, whole tensor)."""
 
-    @abstractmethod
     def weight(self, name: str) -> torch.Tensor:
         """Return what the engine now holds for a tensor of the last ``load``, in its own dtype.
 
         Raises RuntimeError if it has no such tensor.
         """
+        raise RuntimeError(f"this engine does not give {name} back: set engine.verify_every = 0")
 
     @abstractmethod
     def close(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,15 +24,18 @@ import numpy as np
 import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
 from ovlt.rollout.vllm_weights import weight_of
 from ovlt.system import quiet
+from ovlt.system.ahead import ahead
 from ovlt.system.guard import guarded
 from ovlt.types import Prompt
 
+_RENDERED = 8  # prompts of a stream whose images are patches before the engine has room for them
 BAN = -100.0  # added to a logit; e^-100 vanishes in float32, and no -inf reaches a log-prob
 _QUEUED = 8  # prompts that wait in the engine beyond those that fill its sequence slots
 
@@ -43,6 +47,14 @@ class _Waiting(NamedTuple):
     request: str  # what vLLM calls it
     id: str
     token_ids: np.ndarray
+
+
+class _Rendered(NamedTuple):
+    """A prompt with what vLLM takes of it."""
+
+    prompt: Prompt
+    seed: int
+    inputs: Any
 
 
 def first_error(error: BaseException) -> str:
@@ -101,43 +113,72 @@ class VllmEngine(Engine):
 
         Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
         """
+        completions: list[list[Completion]] = [[] for _ in seeds]
+        inputs = self._rendered(zip(prompts, seeds, strict=True))
+        for place, group in self._sampled(inputs, sampling):
+            completions[place] = group
+        return completions
+
+    def stream(
+        self, prompts: Iterable[tuple[Prompt, int]], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Implement ``Engine.stream``; raises as ``generate`` does.
+
+        Images become patches in a thread, which takes the prompts, so that the engine does not
+        stand still meanwhile.
+        """
+        return self._sampled(ahead(self._rendered(prompts), _RENDERED), sampling)
+
+    def _rendered(self, prompts: Iterable[tuple[Prompt, int]]) -> Iterator[_Rendered]:
+        """Yield each prompt with its seed and with what vLLM's processor makes of it."""
+        for prompt, seed in prompts:
+            # What LLM.enqueue does first; vLLM offers this step alone under no public name.
+            yield _Rendered(prompt, seed, self.llm._preprocess_cmpl_one(self._request(prompt)))
+
+    def _sampled(
+        self, rendered: Iterator[_Rendered], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (place, completions) of each prompt as it is finished."""
         if not self._has_weights:
             raise RuntimeError("the engine's weights were dropped when it slept: load some first")
         self.reset_caches()
-        completions: list[list[Completion]] = [[] for _ in seeds]
-        upcoming = zip(range(len(seeds)), prompts, seeds, strict=True)
+        upcoming = enumerate(rendered)
         # Enough that no sequence slot waits for a prompt, and no more: vLLM keeps the patches of
         # a waiting prompt as floats, four times the size of its pixels.
         room = math.ceil(self._max_sequences / sampling.n) + _QUEUED
-        waiting: dict[int, _Waiting] = {}  # by the number of the request
-        with guarded():
-            try:
-                while self._fill(waiting, room, upcoming, sampling):
-                    for output in self.llm.llm_engine.step():
-                        if output.finished:
-                            asked = waiting.pop(int(output.request_id))
-                            completions[asked.place] = _checked(asked, output)
-            except BaseException:
-                requests = [asked.request for asked in waiting.values()]
-                self.llm.llm_engine.abort_request(requests, internal=True)
-                raise
-        return completions
+        waiting: dict[str, _Waiting] = {}  # by the name of the request
+        try:
+            while self._fill(waiting, room, upcoming, sampling):
+                since = time.perf_counter()
+                with guarded():
+                    outputs = self.llm.llm_engine.step()
+                self.busy_s += time.perf_counter() - since
+                for output in outputs:
+                    if output.finished:
+                        asked = waiting.pop(output.request_id)
+                        yield asked.place, _checked(asked, output)
+        except BaseException:
+            requests = [asked.request for asked in waiting.values()]
+            self.llm.llm_engine.abort_request(requests, internal=True)
+            raise
 
     def _fill(
         self,
-        waiting: dict[int, _Waiting],
+        waiting: dict[str, _Waiting],
         room: int,
-        upcoming: Iterator[tuple[int, Prompt, int]],
+        upcoming: Iterator[tuple[int, _Rendered]],
         sampling: Sampling,
     ) -> bool:
         """Give the engine prompts until it has ``room`` of them; whether it has any."""
-        for place, prompt, seed in itertools.islice(upcoming, room - len(waiting)):
-            [request] = self.llm.enqueue(
-                [self._request(prompt)], [self._params(sampling, seed)], use_tqdm=False
-            )
-            # The outputs have the number that vLLM gave; to `request` it has added letters.
-            number = int(request.split("-")[0])
-            waiting[number] = _Waiting(place, request, prompt.id, prompt.token_ids)
+        with guarded():
+            for place, entry in itertools.islice(upcoming, max(0, room - len(waiting))):
+                params = self._params(sampling, entry.seed)
+                params.output_kind = RequestOutputKind.FINAL_ONLY
+                name = str(next(self.llm.request_counter))
+                # To the name that the outputs have, vLLM adds letters within itself.
+                request = self.llm.llm_engine.add_request(name, entry.inputs, params)
+                prompt = entry.prompt
+                waiting[name] = _Waiting(place, request, prompt.id, prompt.token_ids)
         return bool(waiting)
 
     def _params(self, sampling: Sampling, seed: int) -> SamplingParams:

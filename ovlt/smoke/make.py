@@ -39,13 +39,15 @@ def make_missing(recipe: Recipe, stage: str, ranks: int) -> None:
     inputs = SmokeInputs(recipe, ranks)
     world = Path(recipe.synthetic.folder)
     files = [table.data, recipe.data.validation, recipe.data.held_out]
+    if stage == "evaluate" and (table.benchmark.names or table.benchmark.restyle):
+        files = []  # a public benchmark is asked, and nothing of the world
     if any(path and Path(recipe.expand(path)).parent == world for path in files):
         ensure_world(recipe.synthetic)
     key = {"distill": "captioner", "evaluate": "model"}.get(stage, "start")
     model = Path(recipe.expand(getattr(table, key) or recipe.model.path))
     if stage == "distill" and Path(recipe.expand(table.teacher)) == inputs.teacher_model:
         inputs.ensure_teacher()
-    if model == inputs.base_model:
+    if model == inputs.base_model and not (stage == "evaluate" and table.benchmark.restyle):
         inputs.ensure_base()
     sft_model = recipe.folder / recipe.sft.stage / "model"
     if stage == "grpo" and model == sft_model and not model.is_dir():

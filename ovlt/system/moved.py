@@ -30,7 +30,7 @@ MOVED = {
     "ovlt.checkpoint": "ovlt.train.checkpoint",
     "ovlt.best": "ovlt.train.best",
     "ovlt.validate": "ovlt.evaluate.validator",
-    "ovlt.stats": "ovlt.evaluate.stats",
+    "ovlt.stats": "ovlt.benchmarks.stats",
     "ovlt.grading": "ovlt.reward.grading",
     "ovlt.metrics": "ovlt.run.metrics",
     "ovlt.provenance": "ovlt.run.provenance",

@@ -28,7 +28,7 @@ from ovlt.system.rng import seed_everything
 
 # A collective of the training that takes longer hangs. Uneven work is waited for elsewhere.
 COLLECTIVE_LIMIT = timedelta(minutes=30)
-OTHERS_WAIT_S = 3.0  # in which torchrun sees that rank 0 has ended; it looks ten times a second
+OTHERS_WAIT_S = 10.0  # in which rank 0 comes to the same mistake, and torchrun ends the others
 
 
 @dataclass(frozen=True)

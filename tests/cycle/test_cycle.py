@@ -20,6 +20,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import benchmark_files
 from helpers.chain import say_by_chain, write_questions
 from helpers.commands import Server
 from helpers.home import Home
@@ -220,6 +221,30 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
     assert message.startswith("ovlt cycle: ")
     assert "sft1" in message
     assert "sft.optim.lr was 0.0001, is 0.001" in message
+
+
+def test_a_cycle_that_is_done_asks_the_benchmarks_that_are_named_later(
+    home: Home, whole: Path
+) -> None:
+    benchmark_files.write_all(home.folder / "benchmarks")
+    words = (
+        "--until=sft1", "--evaluate.benchmark.names=mathvision,hallusionbench",
+        f"--evaluate.benchmark.data={home.folder / 'benchmarks'}",
+        "--evaluate.benchmark.check_counts=false", "--evaluate.benchmark.max_response_tokens=8",
+        "--evaluate.benchmark.max_pixels=6272",
+    )  # fmt: skip
+    asked = home.start("cycle", "whole", *words)
+    asked.finish()
+    assert asked.stdout().count("public benchmarks") == 2  # the base model and sft1
+    assert (whole / "sft1/benchmarks/mathvision-test/official/result.md").is_file()
+    table = (whole / "cycle.md").read_text().partition("Public benchmarks")[2]
+    assert "| MathVision (test, official) |" in table
+    assert "HallusionBench (image, official), mean" in table
+    assert "| SFT-1 | 0.0 [" in table
+    assert "Public benchmarks" in (whole / "report.html").read_text()
+    again = home.start("cycle", "whole", *words)
+    again.finish()
+    assert "public benchmarks" not in again.stdout()
 
 
 def test_a_second_cycle_in_the_same_folder_is_refused(home: Home, whole: Path) -> None:

@@ -132,7 +132,7 @@ def check_ovlt(command: str, words: list[str], shown: dict[str, str]) -> None:
             assert key in assumptions, f"ovlt plan: {word} is no assumption"
         elif key not in options:
             rest.append(word)
-    if command == "report":  # takes a run folder, no recipe
+    if command in ("report", "serve"):  # take a folder, no recipe
         assert not [word for word in rest if word.startswith("--")], words
         return
     names, overrides, _ = split_words(rest)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ovlt.benchmarks.stats import mean_ci95, wilson_ci95
 from ovlt.distill.summary import histogram, keyword_rates, pass_rates
-from ovlt.evaluate.stats import mean_ci95, wilson_ci95
 
 QUESTIONS = {"medium": 47, "hard": 60}
 # name, table, iteration, comparison, title, skill on medium and hard questions

@@ -20,6 +20,7 @@ FLOORS = (
     ("data.mixture",),
     ("train",),
     ("rollout",),
+    ("benchmarks",),
     ("evaluate",),
     ("sft", "grpo", "distill"),
     ("report",),
@@ -30,7 +31,10 @@ FLOORS = (
 )
 # Files that are run by `python -m` or torchrun, and so may import the one entry.
 ENTRIES = ("__main__.py", "rank.py")
-TRAINER = ("sft", "grpo", "types", "train", "rollout", "evaluate", "reward", "model", "data", "run")
+TRAINER = (
+    "sft", "grpo", "types", "train", "rollout", "benchmarks", "evaluate", "reward", "model", "data",
+    "run",
+)  # fmt: skip
 PERIPHERY = ("smoke", "plan", "report", "cycle", "distill", "data.mixture", "data.worlds")
 # From the prompt to the gradient and back, in the order in which one reads it.
 READING_PATH = (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers.report_page import HOSTILE, UNSEEN, chromium, shown_title, words
 
-from ovlt.evaluate.stats import mean_ci95, paired_difference, wilson_ci95
+from ovlt.benchmarks.stats import mean_ci95, paired_difference, wilson_ci95
 from ovlt.report.command import write_report
 from ovlt.run.metrics import MetricsWriter
 from ovlt.types import Group, Prompt, Sample

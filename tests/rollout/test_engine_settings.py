@@ -72,7 +72,7 @@ class Sleeper:
     def collective_rpc(self, name: str, **_: Any) -> None:
         self.calls.append(name)
 
-    def enqueue(self, *_: Any, **__: Any) -> list[Any]:
+    def _preprocess_cmpl_one(self, *_: Any) -> list[Any]:
         self.calls.append("generate")
         raise KeyError
 
@@ -151,7 +151,7 @@ def test_every_call_of_vllm_runs_without_the_trainers_switch_for_determinism(
         def collective_rpc(self, name: str, **_: Any) -> None:
             switched.append(torch.are_deterministic_algorithms_enabled())
 
-        def enqueue(self, *_: Any, **__: Any) -> list[Any]:
+        def _preprocess_cmpl_one(self, *_: Any) -> list[Any]:
             switched.append(torch.are_deterministic_algorithms_enabled())
             raise KeyError
 

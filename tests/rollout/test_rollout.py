@@ -16,7 +16,7 @@ from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.model.parallel import load_sharded
 from ovlt.model.weights import full_weights, is_tied
-from ovlt.rollout.engine import Engine, Sampling, request_seeds, sample_of
+from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
 from ovlt.rollout.sync import ProbeDifference, WeightSync
 from ovlt.rollout.vllm import VllmEngine
@@ -205,6 +205,35 @@ def test_vllms_largest_image_is_the_recipes(parts: tuple[ModelFolder, Any, Engin
     config = engine.llm.llm_engine.vllm_config.model_config  # type: ignore[attr-defined]
     size = MULTIMODAL_REGISTRY.create_processor(config).info.get_image_size_with_most_features()
     assert 0.8 * MAX_PIXELS < size.width * size.height <= MAX_PIXELS
+
+
+def test_streamed_prompts_get_the_samples_of_a_call_and_are_taken_as_there_is_room(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    folder, _, engine = parts
+    prompts = [*prompts_of(folder)] * 12
+    seeds = request_seeds(5, 2, range(len(prompts)), 2)
+    expected = engine.generate(prompts, Sampling(2, 1.0, 9), seeds)
+    taken = 0
+
+    def source() -> Iterator[tuple[Prompt, int]]:
+        nonlocal taken
+        for entry in zip(prompts, seeds, strict=True):
+            taken += 1
+            yield entry
+
+    torch.manual_seed(123)
+    state, busy = torch.get_rng_state(), engine.busy_s
+    answers: dict[int, list[Completion]] = {}
+    for place, completions in engine.stream(source(), Sampling(2, 1.0, 9)):
+        if not answers:
+            assert taken < len(prompts)
+        answers[place] = completions
+    assert torch.equal(torch.get_rng_state(), state)
+    assert engine.busy_s > busy
+    for place, group in enumerate(expected):
+        for one, two in zip(group, answers[place], strict=True):
+            assert one.token_ids.tolist() == two.token_ids.tolist()
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.001}])

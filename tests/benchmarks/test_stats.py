@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ovlt.evaluate.stats import mean_ci95, paired_difference, wilson_ci95
+from ovlt.benchmarks.stats import mean_ci95, paired_difference, wilson_ci95
 
 
 def test_mean_interval_by_hand():

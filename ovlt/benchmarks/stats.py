@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 Z95 = 1.959963984540054  # two-sided 95 % point of the standard normal
 
 
@@ -60,6 +62,59 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, fl
         )
     left, right = _checked(a, "a"), _checked(b, "b")
     return _normal_interval([x - y for x, y in zip(left, right, strict=True)], whole_range=2.0)
+
+
+def bootstrap_ci95(
+    parts: Sequence[tuple[Sequence[float], Sequence[str]]], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """``(low, high)`` of the percentile bootstrap 95 % interval for a mean of several accuracies.
+
+    Each part holds its units and the cluster of each (none: every unit is its own). Clusters are
+    drawn with replacement, and with one all its units in every part, because they share questions.
+    Raises ValueError on an empty part.
+    """
+    if not parts or any(not units for units, _ in parts):
+        raise ValueError("bootstrap_ci95: a part is empty: an interval needs at least one question")
+    labels = [list(names) or [str(i) for i in range(len(units))] for units, names in parts]
+    places = {name: i for i, name in enumerate(dict.fromkeys(n for part in labels for n in part))}
+    sums, counts = (np.zeros((len(parts), len(places))) for _ in range(2))
+    for part, ((units, _), names) in enumerate(zip(parts, labels, strict=True)):
+        np.add.at(sums[part], [places[name] for name in names], units)
+        np.add.at(counts[part], [places[name] for name in names], 1.0)
+    random = np.random.default_rng(seed)
+    weights = random.multinomial(len(places), [1 / len(places)] * len(places), resamples)
+    totals = counts @ weights.T  # [parts, resamples]
+    shares = np.divide(sums @ weights.T, totals, out=np.zeros_like(totals), where=totals > 0)
+    low, high = np.quantile(shares.mean(axis=0), [0.025, 0.975])
+    if low == high and low in (0.0, 1.0):  # all alike: the bootstrap sees no way to differ
+        return wilson_ci95(int(low) * len(places), len(places))
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return McNemar's two-sided p-value for questions that only one of two models gets right.
+
+    Exact (binomial) up to a thousand such questions, the chi-squared with continuity correction
+    beyond; 1 if there are none. McNemar (1947), Psychometrika 12:153.
+    """
+    total, few = only_a + only_b, min(only_a, only_b)
+    if total == 0:
+        return 1.0
+    if total <= 1000:
+        tail = sum(math.comb(total, k) for k in range(few + 1))
+        return min(1.0, 2 * tail / 2**total)
+    statistic = max(0.0, abs(only_a - only_b) - 1) ** 2 / total
+    return math.erfc(math.sqrt(statistic / 2))
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """Return the unbiased estimate that one of k samples is right, given ``right`` of n (k <= n).
+
+    Chen et al., arXiv 2107.03374, equation 1.
+    """
+    if not 0 <= right <= n or not 1 <= k <= n:
+        raise ValueError(f"pass_at_k: {right} right of {n} samples, k = {k}: give 1 <= k <= n")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def _normal_interval(numbers: list[float], whole_range: float) -> tuple[float, float]:
