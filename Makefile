@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 PYTHON3 ?= python3
 ARGS ?=
+FLASH ?= 0
 
 KIND := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
 
@@ -22,6 +23,9 @@ else
   INPUTS := $(sort $(wildcard requirements/* csrc/*)) setup.py CMakeLists.txt pyproject.toml \
             ovlt/system/torchvision_shim.py
   READY := $(VENV)/.ovlt-stamp-$(KIND)-$(shell cat $(INPUTS) | sha256sum | cut -c1-16)
+  # Only on demand: compiled for half an hour or more, and torch has the same kernel.
+  FLASH_READY := $(if $(filter 1,$(FLASH)),$(VENV)/.ovlt-flash-$(shell \
+                   cat requirements/flash-attn.txt requirements/torch-gpu.txt | sha256sum | cut -c1-16))
 endif
 OVLT := $(PY) -m ovlt
 
@@ -48,7 +52,7 @@ help: ## this list
 	@echo; echo 'Variables: ARGS="..." for the command, VENV=$(VENV), PYTHON3=$(PYTHON3) makes the venv,'
 	@echo 'PYTHON=/path/to/python uses that interpreter as it is, without a venv.'
 
-install: $(READY) ## make .venv with everything pinned, and build the C++ extension
+install: $(READY) $(FLASH_READY) ## make .venv, pinned, and the C++ extension; FLASH=1: flash-attn too
 	@echo "ovlt is installed for $(PY)"
 demo: $(READY) ## train a small model from start to end, and write its report
 	@$(OVLT) demo $(ARGS)
@@ -93,7 +97,7 @@ wheel: $(READY) ## a wheel with the recipes and the extension, in dist/
 	@ls dist/*.whl
 clean: ## remove what was built; .venv and runs/ stay
 	@rm -rf build dist *.egg-info kernels/ovlt_kernels/_C.so .pytest_cache .ruff_cache
-	@rm -f $(VENV)/.ovlt-stamp-*
+	@rm -f $(VENV)/.ovlt-stamp-* $(VENV)/.ovlt-flash-*
 	@find ovlt kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/peers/.%:
@@ -105,6 +109,15 @@ $(VENV)/peers/.%:
 $(VENV)/.ovlt-stamp-%:
 	@requirements/install.sh "$(VENV)" "$(PYTHON3)" $(KIND)
 	@rm -f $(VENV)/.ovlt-stamp-*
+	@touch $@
+
+$(VENV)/.ovlt-flash-%: | $(READY)
+	@command -v nvcc >/dev/null || { echo "flash-attn is compiled here, and there is no nvcc: install \
+	CUDA's, or leave FLASH=1 out; torch's own varlen attention is used then" >&2; exit 1; }
+	@echo "flash-attn from source (half an hour or more)"
+	@$(PY) -m pip --disable-pip-version-check install -q --no-build-isolation \
+	  -r requirements/flash-attn.txt -c requirements/torch-gpu.txt -c requirements/lock-gpu.txt
+	@rm -f $(VENV)/.ovlt-flash-*
 	@touch $@
 
 in-place:

@@ -219,7 +219,10 @@ def _start_ranks(name: str, words: list[str]) -> NoReturn:
         count = 1  # one engine takes all the GPUs, or none is needed
     count = count or launch.default_ranks(_device(recipe))
     _make_inputs(name, recipe, count)  # here, where no other rank waits for it in a collective
-    launch.exec_ranks(f"ovlt.{name}", words, count)
+    try:
+        launch.exec_ranks(f"ovlt.{name}", words, count)
+    except ValueError as error:
+        raise SystemExit(f"ovlt {name}: {error}") from None
 
 
 def _ranks(name: str, words: Sequence[str]) -> tuple[int, list[str]]:

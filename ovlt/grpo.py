@@ -30,7 +30,7 @@ from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
 from ovlt.rollout.groups import RolloutBatch, Rollouts
-from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, weight_sync
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
@@ -61,7 +61,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             # they arrived; n answers to each prompt are graded. Every rank gets the same groups.
             with engine.awake():
                 with timer("sync"):
-                    mismatch = parts.sync()
+                    proof = parts.sync()
                 batch = parts.rollouts.draw(step)
             # Score and pack: advantages relative to the group; the samples of each optimizer step
             # joined without padding, by the same plan on every rank.
@@ -85,7 +85,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             seconds = timer.take()
             frozen = recipe.model.freeze_vision
             values = step_metrics(batch, updates, results, seconds, runtime, frozen_tower=frozen)
-            values |= {"mismatch/probe": mismatch, **validation}
+            values |= {**proof.metrics(), **validation}
             stage.log(step + 1, values, seconds, batch.groups[: cfg.log_groups])
             if batch.no_signal_frac == 1:
                 runtime.say(f"step {step + 1}: no group has a signal; their rewards are all equal")
@@ -155,6 +155,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         open_engine(
             model_folder, engine_config, runtime, dtype=sampling_dtype, max_tokens=longest,
             max_images=max(rows.max_images, evaluation.max_images),
+            max_pixels=recipe.model.max_pixels,
         )
     )  # fmt: skip
 
@@ -167,8 +168,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         stage_folder, recipe.run, cfg, model, optimizer, steps=cfg.steps, source=model_folder.path
     )
     opened.callback(stage.metrics.close)
-    tolerance = probe_tolerance(engine_config, sampling_dtype)
-    sync = WeightSync(engine, model, model_folder, tolerance=tolerance)
+    sync = weight_sync(engine, model, model_folder, engine_config, sampling_dtype)
     loader = Loader(rows.prompt, recipe.data.workers)
     opened.callback(loader.close)
     return Parts(

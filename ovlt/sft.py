@@ -23,7 +23,7 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
-from ovlt.rollout.open import check_engine, engine_dtype, open_engine, probe_tolerance
+from ovlt.rollout.open import check_engine, engine_dtype, open_engine, weight_sync
 from ovlt.rollout.sync import WeightSync
 from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
@@ -179,9 +179,11 @@ def open_validator(
     load: Callable[[], PackedModel],
     opened: contextlib.ExitStack,
 ) -> Validator:
-    """Return the validator; its engine is opened at the first use, and closed by ``opened``.
+    """Return the validator; ``opened`` closes its engine.
 
-    ``load`` returns the model, and is not called before.
+    The engine is opened here if anything will be measured, and sleeps: before the model, since vLLM
+    takes its share of what is free, and a GPU that is too small ends the run now, not at the first
+    validation. ``load`` returns the model, and is not called before the first use.
     """
     cfg, runtime, model_folder = recipe.evaluate, reader.runtime, reader.folder
     rows = read_evaluation_rows(
@@ -193,24 +195,26 @@ def open_validator(
         max_prompt_tokens=cfg.max_prompt_tokens,
     )
 
-    @functools.cache  # opened once, and only if something is measured
-    def engine() -> tuple[Engine, WeightSync]:
-        dtype = engine_dtype(recipe.engine, recipe.model, model_folder, runtime.device)
-        sampler = opened.enter_context(
-            open_engine(
-                model_folder, recipe.engine, runtime,
-                dtype=dtype, max_tokens=cfg.max_tokens, max_images=rows.max_images,
-            )
-        )  # fmt: skip
-        tolerance = probe_tolerance(recipe.engine, dtype)
-        return sampler, WeightSync(sampler, load(), model_folder, tolerance=tolerance)
-
-    pool = None
+    dtype = engine_dtype(recipe.engine, recipe.model, model_folder, runtime.device)
+    sampler = pool = None
     # Now, so that a broken reward or an impossible limit fails before the training.
     if rows.any:
         samplings = [sampling_of(cfg)]
         check_engine(model_folder, recipe.engine, max_tokens=cfg.max_tokens, samplings=samplings)
         pool = opened.enter_context(RewardPool(recipe.reward, for_verdicts=True))
+        sampler = opened.enter_context(
+            open_engine(
+                model_folder, recipe.engine, runtime,
+                dtype=dtype, max_tokens=cfg.max_tokens, max_images=rows.max_images,
+                max_pixels=recipe.model.max_pixels,
+            )
+        )  # fmt: skip
+
+    @functools.cache
+    def engine() -> tuple[Engine, WeightSync]:
+        assert sampler is not None  # there is something to measure
+        return sampler, weight_sync(sampler, load(), model_folder, recipe.engine, dtype)
+
     return Validator(
         reader=reader,
         evaluate=cfg,

@@ -47,10 +47,6 @@ if [ "$kind" = cpu ]; then
   cp ovlt/system/torchvision_shim.py "$site/_ovlt_torchvision_shim.py"
   echo 'import _ovlt_torchvision_shim; _ovlt_torchvision_shim.install()' \
     >"$site/ovlt_torchvision_shim.pth"
-elif command -v nvcc >/dev/null; then
-  say "flash-attn from source (optional; can take half an hour)"
-  install --no-build-isolation -r requirements/flash-attn.txt "${constraints[@]}" ||
-    say "flash-attn could not be built: attention uses torch.nn.attention.varlen instead"
 fi
 
 say "ovlt itself, and its C++ extension"

@@ -99,7 +99,14 @@ def test_ranks_are_the_gpus_that_are_visible(
     smi.write_text('#!/bin/sh\nfor i in 0 1 2 3; do echo "GPU $i: H100 (UUID: GPU-$i)"; done\n')
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for visible, ranks in ((None, 4), ("0,2", 2), ("GPU-1", 1), ("3", 1)):
+    for visible, ranks in (
+        (None, 4),
+        ("0,2", 2),
+        ("GPU-1", 1),
+        ("3", 1),
+        ("0,9,1", 1),
+        ("1,-1,2", 1),
+    ):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -107,6 +114,16 @@ def test_ranks_are_the_gpus_that_are_visible(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert env.gpus() == []
     assert launch.default_ranks("cpu") == min(2, env.usable_cores())  # whatever GPUs there are
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    monkeypatch.delenv("OVLT_DEVICE", raising=False)
+    launch.check_ranks(2)
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES=0,2 leaves 2: ask for at most 2"):
+        launch.check_ranks(3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(ValueError, match="the machine has 4"):
+        launch.check_ranks(5)
+    monkeypatch.setenv("OVLT_DEVICE", "cpu")
+    launch.check_ranks(5)
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def help_text(command: str, summary: str, tables: Sequence[str], *, resume: bool
             value = info.default if isinstance(info.default, str) else json.dumps(info.default)
             line = f"{f'  --{key}={value}':<42} {info.description}"
             if get_origin(info.annotation) is Literal:
-                line += f" One of: {' | '.join(get_args(info.annotation))}."
+                line += f" One of: {' | '.join(map(str, get_args(info.annotation)))}."
             lines.append(line)
             item = table_of(info)
             if isinstance(item, type) and issubclass(item, BaseModel):

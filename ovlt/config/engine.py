@@ -17,12 +17,37 @@ class EngineConfig(Table):
         "auto", "Dtype of the engine; auto: the model's compute dtype."
     )
     max_sequences: Positive = field(256, "Sequences the engine runs at once.")
+    runner: Literal["auto", "v1", "v2"] = field(
+        "auto",
+        "vLLM's model runner on CUDA; auto: vLLM's choice, for Qwen2.5-VL V2. A CPU has V1 only.",
+    )
+    attention_backend: str = field(
+        "", "vLLM's attention on CUDA, e.g. FLASH_ATTN or TRITON_ATTN; empty: vLLM's choice."
+    )
+    eager: bool = field(
+        False, "vLLM without torch.compile and CUDA graphs; on a CPU it always runs so."
+    )
     gpu_memory: Share = field(0.6, "Share of GPU memory for the engine beside a trainer.")
+    sleep_level: Literal[1, 2] = field(
+        2,
+        "What sleep does on CUDA. 2: drop the weights, since a sync follows every wake; 1: keep a "
+        "copy in pinned host memory, up to twice the size of the engine's weights per rank.",
+    )
     kv_cache_gib: Annotated[float, Field(gt=0)] = field(1.0, "KV cache on a CPU, GiB.")
     max_mismatch: Annotated[float, Field(ge=0)] = field(
         0.0,
-        "Stop when the image probe's largest |log-prob difference| engine - trainer exceeds this; "
-        "0: 1e-3 in float32, 0.5 in bfloat16.",
+        "Stop when |log-prob difference| engine - trainer on a token of the image probe exceeds "
+        "this, twice; 0: 1.5 in bfloat16, 1e-3 in float32 (2e-2 on CUDA).",
+    )
+    max_mean_mismatch: Annotated[float, Field(ge=0)] = field(
+        0.0,
+        "The same for the mean over the probe's tokens; 0: 0.12 in bfloat16, 1e-5 in float32 (5e-3 "
+        "on CUDA).",
+    )
+    verify_every: NonNegative = field(
+        50,
+        "Weight syncs from one to the next whose tensors are read back out of the engine and must "
+        "equal, bit for bit, what was sent; 0: none.",
     )
 
 

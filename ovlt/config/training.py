@@ -39,6 +39,11 @@ class RunConfig(Table):
     device: Literal["auto", "cpu", "cuda"] = field(
         "auto", "Device; auto takes CUDA if there is a GPU."
     )
+    timeout_hours: Annotated[float, Field(gt=0, le=8760)] = field(
+        12.0,
+        "Hours that ranks wait for each other where work is uneven (sampling, reading, writing); a "
+        "collective of the training has 30 minutes.",
+    )
     tensorboard: bool = field(True, "Write TensorBoard scalars beside metrics.jsonl.")
     wandb: str = field("", "Weights & Biases project; empty: not used.")
     profile: NonNegative = field(

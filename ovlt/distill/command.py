@@ -113,6 +113,7 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
         dtype=engine_dtype(recipe.engine, recipe.model, model, runtime.device),
         max_tokens=config.max_prompt_tokens + task.sampling.max_tokens,
         max_images=rows.max_images,
+        max_pixels=recipe.model.max_pixels,
         solo=config.engine,
     )
     run = functools.partial(generate, batch_size=config.shard, workers=recipe.data.workers)

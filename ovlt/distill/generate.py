@@ -92,21 +92,22 @@ def generate(
 ) -> None:
     """Ask every question that has no record yet, and write its record. Collective.
 
-    The ranks share the questions. Each asks and writes ``batch_size`` of them at a time, and opens
-    its engine only if it has any; ``workers`` threads make the prompts. When this returns all ranks
-    have written their records, and the process group is gone with the engine.
+    The ranks share the questions. Each asks and writes ``batch_size`` of them at a time, with
+    ``workers`` threads that make the prompts. To open vLLM is collective, so either all ranks open
+    their engine, one without a question too, or none does, if no question is left. When this
+    returns all ranks have written their records, and the process group is gone with the engine.
     """
     started = time.perf_counter()
     done = task.shards.done()
     runtime.barrier()  # every rank has read what there was before any rank writes more
     left = [i for i in range(task.num_questions) if i not in done]
     mine = left[runtime.rank :: runtime.world_size]
-    if not mine:
-        runtime.barrier()
+    if not left:
         return
     loader: Loader[Prompt | str] = Loader(task.prompt_or_reason, workers)
     batches = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
-    loader.prefetch(batches[0])
+    if batches:
+        loader.prefetch(batches[0])
     engine = open_engine()
     opened = time.perf_counter()
     engine_seconds = _ask(task, engine, loader, batches)

@@ -65,6 +65,7 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
             dtype=engine_dtype(recipe.engine, recipe.model, model_folder, runtime.device),
             max_tokens=cfg.max_tokens,
             max_images=rows.max_images,
+            max_pixels=recipe.model.max_pixels,
             solo=cfg.engine,
         )
         stage_folder.begin()

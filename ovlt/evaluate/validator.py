@@ -91,8 +91,8 @@ def read_evaluation_rows(
 class Validator:
     """Questions, an engine fed with the model's weights, and a grader.
 
-    ``open_engine`` is called at the first use, so a stage that never validates never pays for an
-    engine; what it returns is owned, and closed, by the caller.
+    ``open_engine`` is called at each use, and not in a stage that measures nothing; what it returns
+    is owned, and closed, by the caller.
 
     Attributes:
         pool: None if there are no questions.

@@ -191,7 +191,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_dim: 
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer"
     if backend == "flash" and _flash_function() is None:
-        return "flash-attn cannot be imported (requirements/flash-attn.txt installs it)"
+        return "flash-attn cannot be imported (make install FLASH=1 installs it)"
     if backend == "torch_varlen" and _torch_function() is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen with a window; 2.11 has"
     return ""

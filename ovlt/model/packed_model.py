@@ -152,7 +152,8 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
             batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan._asdict()
         ).pooler_output  # [features of each image once, H]
         # The samples of a group share their images: one pass of the tower serves all of them.
-        features = features.index_select(0, batch.feature_index)  # [image tokens, H]
+        # Their gradients are summed in float32.
+        features = attention.gather_rows(features, batch.feature_index)  # [image tokens, H]
         slots = (batch.input_ids == self.config.image_token_id).nonzero()[:, 0]  # [image tokens]
         return hidden.index_copy(0, slots, features.to(hidden.dtype))
 

@@ -77,6 +77,13 @@ class Engine(ABC):
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight from a stream of (transformers name, whole tensor)."""
 
+    def weight(self, name: str) -> torch.Tensor:
+        """Return what the engine now holds for a tensor of the last ``load``, in its own dtype.
+
+        Raises RuntimeError if it has no such tensor.
+        """
+        raise RuntimeError(f"this engine does not give {name} back: set engine.verify_every = 0")
+
     @abstractmethod
     def close(self) -> None:
         """Shut the engine down."""

@@ -10,13 +10,19 @@ import torch
 
 from ovlt.config import EngineConfig, ModelConfig, SoloEngineConfig
 from ovlt.model.load import ModelFolder
+from ovlt.model.packed_model import PackedModel
 from ovlt.rollout.engine import Engine, Sampling
-from ovlt.rollout.sync import probe_tokens
+from ovlt.rollout.sync import ProbeDifference, WeightSync, probe_pixels, probe_tokens
+from ovlt.rollout.vllm_settings import choose_runner, engine_settings, image_settings
 from ovlt.system.runtime import Runtime, compute_dtype
 
-# The largest |log-prob difference| between engine and trainer on the image probe that rounding
-# explains: float32 engines agree to about 1e-5; bfloat16 differs by a few tenths on one token.
-TOLERANCE_FLOAT32, TOLERANCE_BFLOAT16 = 1e-3, 0.5
+GIB = 2**30
+# The differences between engine and trainer on the image probe that rounding explains, in nats
+# (docs/metrics.md). Float32 engines agree to about 1e-6 on a CPU; on CUDA vLLM's attention
+# multiplies float32 in TF32. In bfloat16 a token differs by 0.05 or so, one in thousands by tenths.
+FLOAT32 = ProbeDifference(mean=1e-5, largest=1e-3)
+FLOAT32_ON_CUDA = ProbeDifference(mean=5e-3, largest=2e-2)
+BFLOAT16 = ProbeDifference(mean=0.12, largest=1.5)
 
 
 def engine_dtype(
@@ -27,10 +33,34 @@ def engine_dtype(
     return compute_dtype(name, device, int(folder.text_config.hidden_size))
 
 
-def probe_tolerance(engine: EngineConfig, dtype: torch.dtype) -> float:
+def probe_tolerance(
+    engine: EngineConfig, dtype: torch.dtype, device: torch.device
+) -> ProbeDifference:
     """Return the largest probe difference that is still a healthy run."""
-    default = TOLERANCE_FLOAT32 if dtype == torch.float32 else TOLERANCE_BFLOAT16
-    return engine.max_mismatch or default
+    default = BFLOAT16
+    if dtype == torch.float32:
+        default = FLOAT32_ON_CUDA if device.type == "cuda" else FLOAT32
+    return ProbeDifference(
+        engine.max_mean_mismatch or default.mean, engine.max_mismatch or default.largest
+    )
+
+
+def weight_sync(
+    engine: Engine,
+    model: PackedModel,
+    folder: ModelFolder,
+    config: EngineConfig,
+    dtype: torch.dtype,
+) -> WeightSync:
+    """Return the transfer of a model's weights into an engine of that dtype, as [engine] says."""
+    device = next(model.parameters()).device
+    return WeightSync(
+        engine,
+        model,
+        folder,
+        tolerance=probe_tolerance(config, dtype, device),
+        verify_every=config.verify_every,
+    )
 
 
 def check_engine(
@@ -69,6 +99,22 @@ def check_engine(
         )
 
 
+def check_memory(
+    free: int, total: int, config: EngineConfig, solo: SoloEngineConfig | None
+) -> None:
+    """Raise ValueError if the engine's share of a GPU is not free; ``free``, ``total`` in bytes."""
+    share = solo.gpu_memory if solo else config.gpu_memory
+    table = "evaluate.engine] or [distill.engine" if solo else "engine"
+    needed = share * total
+    if free < needed:
+        raise ValueError(
+            f"{free / GIB:.1f} of the GPU's {total / GIB:.1f} GiB are free, and the engine would "
+            f"take {needed / GIB:.1f} (gpu_memory={share} of [{table}]): "
+            f"{(needed - free) / GIB:.1f} GiB are missing. End what else runs there (nvidia-smi "
+            f"lists it), or set gpu_memory to at most {int(100 * free / total) / 100}"
+        )
+
+
 def open_engine(
     folder: ModelFolder,
     config: EngineConfig,
@@ -77,11 +123,13 @@ def open_engine(
     dtype: torch.dtype,
     max_tokens: int,
     max_images: int = 8,
+    max_pixels: int = 0,
     solo: SoloEngineConfig | None = None,
 ) -> Engine:
     """Open the engine that ``config.backend`` names, on this rank's device.
 
-    ``max_tokens`` is the longest prompt + response, ``max_images`` the most images of a prompt.
+    ``max_tokens`` is the longest prompt + response, ``max_images`` the most images of a prompt and
+    ``max_pixels`` the largest area of one (0: the largest that the folder's processor lets pass).
     ``solo`` says how the engine differs if it has the device to itself; without it a trainer lives
     there too, so the engine takes a share of the memory and is asleep when this returns. Raises
     ValueError.
@@ -95,23 +143,28 @@ def open_engine(
         return TransformersEngine(folder, device=runtime.device, dtype=dtype)
     if runtime.device.type == "cuda":
         torch.cuda.empty_cache()  # vLLM measures what is free, and a trainer may live here already
+        check_memory(*torch.cuda.mem_get_info(runtime.device), config, solo)
     runtime.say("opening the engine: importing vLLM takes about ten seconds, then the model loads")
     started = time.perf_counter()
     try:  # here, because importing vLLM takes so long, and because it is optional
-        from ovlt.rollout.vllm import VllmEngine, engine_settings
+        from ovlt.rollout.vllm import VllmEngine
     except ImportError as error:
         raise ValueError(
             f"engine.backend='vllm' but vllm cannot be imported ({error}): install it (make "
             "install), or set engine.backend='transformers', which is slower"
         ) from None
     settings = engine_settings(runtime.device, config, solo, max_model_len=max_tokens)
+    if folder.patchify is not None:
+        # The probe's image may be larger than any of a recipe for tiny ones.
+        largest = max(max_pixels or folder.pixel_range[1], probe_pixels(folder))
+        settings |= image_settings(folder, max_images, largest)
+    choose_runner(config.runner, runtime.device)
     engine = VllmEngine(
         folder,
         settings,
         device=runtime.device,
         dtype=dtype,
-        max_images=max_images,
-        shares_device=solo is None,
+        sleep_level=0 if solo else config.sleep_level,
     )
     runtime.say(f"the engine is open after {time.perf_counter() - started:.1f} s")
     return engine

@@ -46,6 +46,13 @@ class TransformersEngine(Engine):
                     raise RuntimeError(f"the engine has no parameter named {name}")
                 parameters[name].copy_(tensor)
 
+    def weight(self, name: str) -> torch.Tensor:
+        """Implement ``Engine.weight``."""
+        try:
+            return self.model.get_parameter(name).detach()  # a tied head is a parameter too
+        except AttributeError:
+            raise RuntimeError(f"the engine has no parameter named {name}") from None
+
     def close(self) -> None:
         """Nothing to shut down."""
 

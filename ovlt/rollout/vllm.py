@@ -7,7 +7,7 @@ without a trainer too (evaluation, distillation). What it promises:
 - ids that stand for pixels, or that have no tokenizer entry, are never sampled;
 - a request's seed is the caller's, so samples depend neither on ranks nor on batching order;
 - caches are empty when a call starts, so a resumed run samples the same answers;
-- the trainer's random generators stay as they were.
+- the trainer's random generators, threads and switch for determinism stay as they were.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,62 +26,18 @@ from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from ovlt.config import EngineConfig, SoloEngineConfig
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
+from ovlt.rollout.vllm_weights import weight_of
 from ovlt.system import quiet
 from ovlt.system.ahead import ahead
-from ovlt.system.rng import guarded_rng
+from ovlt.system.guard import guarded
 from ovlt.types import Prompt
 
-# Log-probs after temperature and bans: the distribution that was sampled from, which is what the
-# trainer corrects by.
-LOGPROBS_MODE = "processed_logprobs"
-_QUEUED = 8  # prompts that wait in the engine beyond those that fill its sequence slots
 _RENDERED = 8  # prompts of a stream whose images are patches before the engine has room for them
 BAN = -100.0  # added to a logit; e^-100 vanishes in float32, and no -inf reaches a log-prob
-
-
-def engine_settings(
-    device: torch.device,
-    config: EngineConfig,
-    solo: SoloEngineConfig | None,
-    *,
-    max_model_len: int,
-) -> dict[str, Any]:
-    """Return vLLM's settings by device; ``solo`` if no trainer shares it. The one such table."""
-    common: dict[str, Any] = {
-        "max_model_len": max_model_len,
-        "max_num_seqs": (solo.max_sequences if solo else 0) or config.max_sequences,
-        "logprobs_mode": LOGPROBS_MODE,
-        "mm_processor_cache_gb": 0,  # an image is used once per step; the cache can desynchronise
-        "generation_config": "vllm",  # no sampling default out of the model folder
-        "trust_remote_code": False,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "seed": 0,
-    }
-    if device.type == "cpu":
-        return common | {
-            "enforce_eager": True,
-            "skip_mm_profiling": True,
-            # A per-request seed and a partial prefill do not go together on a CPU.
-            "enable_chunked_prefill": False,
-            # Without chunks a prompt must fit into one batch; 4,096 keeps short ones together.
-            "max_num_batched_tokens": max(max_model_len, 4096),
-            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-        }
-    tensor_parallel = solo.tensor_parallel if solo else 1
-    settings = common | {
-        "gpu_memory_utilization": solo.gpu_memory if solo else config.gpu_memory,
-        "enable_sleep_mode": solo is None,
-        "tensor_parallel_size": tensor_parallel,
-    }
-    if "LOCAL_RANK" in os.environ and tensor_parallel == 1:
-        # One engine per torchrun rank, each on the rank's own GPU.
-        settings["distributed_executor_backend"] = "external_launcher"
-    return settings
+_QUEUED = 8  # prompts that wait in the engine beyond those that fill its sequence slots
 
 
 class _Waiting(NamedTuple):
@@ -101,6 +57,15 @@ class _Rendered(NamedTuple):
     inputs: Any
 
 
+def first_error(error: BaseException) -> str:
+    """Return what went wrong first: an error raised while cleaning up hides the one before it."""
+    first = error
+    while (before := first.__cause__ or first.__context__) is not None:
+        first = before
+    text = str(first) if isinstance(first, ValueError) else f"{type(first).__name__}: {first}"
+    return text if first is error else f"{text}; then {type(error).__name__}: {error}"
+
+
 class VllmEngine(Engine):
     """vLLM, in process."""
 
@@ -111,28 +76,32 @@ class VllmEngine(Engine):
         *,
         device: torch.device,
         dtype: torch.dtype,
-        max_images: int,
-        shares_device: bool,
+        sleep_level: int,
     ):
-        self.folder, self.device = folder, device
+        """``settings`` are vLLM's; ``sleep_level`` is 0 if no trainer shares the device."""
+        self.folder, self.device, self._dtype = folder, device, dtype
         self._max_sequences = int(settings["max_num_seqs"])
-        self._can_sleep = device.type == "cuda" and shares_device
-        # A model without a vision tower knows no such limit.
-        images = {"limit_mm_per_prompt": {"image": max(1, max_images), "video": 0}}
+        self._sleep_level = sleep_level if device.type == "cuda" else 0
+        self._has_weights = True
+        self._shapes: dict[str, torch.Size] = {}  # of what was loaded last, by name
         # The lines that are dropped are those of vLLM's CPU worker.
         noise = quiet.without_noise() if device.type == "cpu" else contextlib.nullcontext()
         try:
-            with guarded_rng(), noise:
+            with guarded(), noise:
                 self.llm = LLM(
                     model=str(folder.path),
                     dtype=str(dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
-                    **(images if folder.patchify else {}),
                     **settings,
                 )
-        except ValueError as error:  # of the model, or of sizes that do not fit its memory
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not isinstance(error, ValueError):  # vLLM's fault or the driver's: show where
+                traceback.print_exc()
             raise ValueError(
-                f"vLLM cannot open {folder.path}: {error} (the keys are those of [engine]: "
-                "gpu_memory, kv_cache_gib, max_sequences)"
+                f"vLLM cannot open {folder.path}: {first_error(error)} (the keys are those of "
+                "[engine]: gpu_memory, kv_cache_gib, max_sequences for memory; runner, eager, "
+                "attention_backend if a kernel fails)"
             ) from error
         self._bans = dict.fromkeys(folder.banned, BAN)
         self.sleep()
@@ -170,6 +139,8 @@ class VllmEngine(Engine):
         self, rendered: Iterator[_Rendered], sampling: Sampling
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Yield (place, completions) of each prompt as it is finished."""
+        if not self._has_weights:
+            raise RuntimeError("the engine's weights were dropped when it slept: load some first")
         self.reset_caches()
         upcoming = enumerate(rendered)
         # Enough that no sequence slot waits for a prompt, and no more: vLLM keeps the patches of
@@ -179,7 +150,7 @@ class VllmEngine(Engine):
         try:
             while self._fill(waiting, room, upcoming, sampling):
                 since = time.perf_counter()
-                with guarded_rng():
+                with guarded():
                     outputs = self.llm.llm_engine.step()
                 self.busy_s += time.perf_counter() - since
                 for output in outputs:
@@ -199,7 +170,7 @@ class VllmEngine(Engine):
         sampling: Sampling,
     ) -> bool:
         """Give the engine prompts until it has ``room`` of them; whether it has any."""
-        with guarded_rng():
+        with guarded():
             for place, entry in itertools.islice(upcoming, max(0, room - len(waiting))):
                 params = self._params(sampling, entry.seed)
                 params.output_kind = RequestOutputKind.FINAL_ONLY
@@ -246,20 +217,41 @@ class VllmEngine(Engine):
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace every weight from a stream of (transformers name, whole tensor)."""
-        with guarded_rng():
+        self._shapes.clear()
+        with guarded():
             self.llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": _detached(weights)}
+                "reload_weights", kwargs={"weights_iterator": self._detached(weights)}
             )
+        self._has_weights = True
         self.reset_caches()
 
+    def _detached(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self._shapes[name] = tensor.shape
+            yield name, tensor.detach()
+
+    def weight(self, name: str) -> torch.Tensor:
+        """Implement ``Engine.weight``: joined tensors are taken apart."""
+        with torch.no_grad():
+            model = self.llm.apply_model(_itself)[0]
+            # On a CPU some biases are held in float32, rounded to the engine's dtype before.
+            return weight_of(model, name, self._shapes).to(self._dtype)
+
     def sleep(self) -> None:
-        """Give the device's memory to the trainer (level 1: weights wait in host memory)."""
-        if self._can_sleep:
-            self.llm.sleep(level=1)
+        """Give the device's memory to the trainer.
+
+        At level 2 the weights are dropped, and the engine is of no use before the next ``load``. At
+        level 1 they wait in pinned host memory.
+        """
+        if self._sleep_level:
+            self.llm.sleep(level=self._sleep_level)
+            self._has_weights = self._sleep_level == 1
 
     def wake(self) -> None:
         """Take the memory back; torch's cached blocks must go first."""
-        if self._can_sleep:
+        if self._sleep_level:
             torch.cuda.empty_cache()
             self.llm.wake_up()
 
@@ -268,9 +260,8 @@ class VllmEngine(Engine):
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def _detached(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in weights:
-        yield name, tensor.detach()
+def _itself(model: torch.nn.Module) -> torch.nn.Module:
+    return model
 
 
 def _checked(asked: _Waiting, output: Any) -> list[Completion]:

@@ -1,9 +1,15 @@
-"""What ranks tell each other besides tensors of the model: bytes and JSON, never pickles."""
+"""What ranks tell each other besides tensors of the model: bytes and JSON, never pickles.
+
+Ranks come here from uneven work: one has longer answers to sample, another a slower disk. So these
+wait in a gloo group of their own, with the long limit that ``open_waiting_group`` was given, and
+collectives of the training keep a short one.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,6 +17,27 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 CPU = torch.device("cpu")  # its back end is gloo, also beside NCCL
+# The default group at the time, and the group for long waits beside it.
+_waiting: tuple[dist.ProcessGroup | None, dist.ProcessGroup | None] = (None, None)
+
+
+def open_waiting_group(limit: timedelta) -> None:
+    """Make the group for long waits. Collective; for each default group anew."""
+    global _waiting
+    group = dist.new_group(backend="gloo", timeout=limit)
+    assert isinstance(group, dist.ProcessGroup)  # a number only for ranks outside of it
+    _waiting = (dist.group.WORLD, group)
+
+
+def waiting_group() -> dist.ProcessGroup | None:
+    """Return the group for long waits; None, which is the default group, if there is none."""
+    world, group = _waiting
+    return group if world is not None and world is dist.group.WORLD else None
+
+
+def barrier() -> None:
+    """Wait for all ranks, however long they are at work."""
+    dist.barrier(group=waiting_group())
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -23,10 +50,13 @@ def gather_bytes(payload: bytes, device: torch.device = CPU) -> list[bytes]:
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return [payload]
+    group = waiting_group() if device.type == "cpu" else None
+    if device.type != "cpu":  # nobody waits inside NCCL, whose limit is short
+        barrier()
     size = torch.tensor([len(payload)], dtype=torch.int64, device=device)
     sizes = torch.empty(world_size, dtype=torch.int64, device=device)
     gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # torch < 2.13
-    gather(sizes, size)
+    gather(sizes, size, group=group)
     longest = int(sizes.max())
     if longest == 0:
         return [b""] * world_size
@@ -34,7 +64,7 @@ def gather_bytes(payload: bytes, device: torch.device = CPU) -> list[bytes]:
     if payload:
         padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     everyone = torch.empty(world_size * longest, dtype=torch.uint8, device=device)
-    gather(everyone, padded)
+    gather(everyone, padded, group=group)
     rows = everyone.cpu().numpy().reshape(world_size, longest)
     return [row[:n].tobytes() for row, n in zip(rows, sizes.tolist(), strict=True)]
 

@@ -8,6 +8,7 @@ user has set is left as it is. Importing this module imports nothing but the sta
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import shutil
@@ -30,6 +31,11 @@ ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, the ranks of one machine would share its cores
+}
+ON_CUDA = {
+    # vLLM's V2 runner imports flashinfer for its sampler, which our requests never use, and cannot
+    # start where it is not installed.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 # What the demo and the tests add: they share a machine, and need nothing from outside.
 ON_A_SHARED_MACHINE = {
@@ -68,10 +74,12 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return names
-    chosen = [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
-    if all(word.isdecimal() for word in chosen):
-        return [names[int(word)] for word in chosen if int(word) < len(names)]
-    return names[: len(chosen)]  # by UUID: as many of them
+    words = [word.strip() for word in visible.split(",")]
+    if not words[0].lstrip("-").isdecimal():
+        return names[: sum(1 for word in words if word)]  # by UUID: as many of them
+    # CUDA stops at the first that does not exist, such as -1.
+    exist = itertools.takewhile(lambda w: w.isdecimal() and int(w) < len(names), words)
+    return [names[int(word)] for word in exist]
 
 
 def machine() -> Device:
@@ -85,8 +93,7 @@ def machine() -> Device:
 def variables(device: Device, *, shared: bool = False) -> dict[str, str]:
     """The table for ``device``; ``shared`` adds what keeps processes from starving each other."""
     table = ALWAYS | {"OVLT_DEVICE": device}  # child processes need not look again
-    if device == "cpu":
-        table |= ON_CPU
+    table |= ON_CPU if device == "cpu" else ON_CUDA
     if shared:
         table |= ON_A_SHARED_MACHINE | {"OMP_NUM_THREADS": str(min(usable_cores(), MOST_THREADS))}
     return table

@@ -46,8 +46,24 @@ def threads_of(ranks: int) -> int:
     return max(1, min(env.usable_cores() // ranks, env.MOST_THREADS))
 
 
+def check_ranks(ranks: int) -> None:
+    """Raise ValueError if there are fewer GPUs than ranks; on a CPU any number goes."""
+    if env.machine() == "cpu" or ranks <= (count := len(env.gpus())):
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    where = "the machine has" if visible is None else f"CUDA_VISIBLE_DEVICES={visible} leaves"
+    raise ValueError(
+        f"{ranks} ranks need a GPU each, and {where} {count}: ask for at most {count} ranks"
+        f"{'' if visible is None else ', or let more GPUs be seen'}; run.device='cpu' uses none"
+    )
+
+
 def exec_ranks(module: str, arguments: Sequence[str], ranks: int) -> NoReturn:
-    """Replace this process by ``python -m module``, under torchrun if there are several ranks."""
+    """Replace this process by ``python -m module``, under torchrun if there are several ranks.
+
+    Raises ValueError if there are too few GPUs.
+    """
+    check_ranks(ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
     command = [sys.executable, "-m"]
     if ranks > 1:
@@ -59,8 +75,10 @@ def exec_ranks(module: str, arguments: Sequence[str], ranks: int) -> NoReturn:
 def torchrun(module: str, recipe: Path, ranks: int) -> None:
     """Run ``torchrun --nproc-per-node RANKS -m module recipe`` and wait. Raises on failure.
 
-    A single rank is started without torchrun, whose own imports take seconds.
+    A single rank is started without torchrun, whose own imports take seconds. Raises ValueError if
+    there are too few GPUs.
     """
+    check_ranks(ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(ranks)))
     if ranks == 1:
         python_module(module, [str(recipe)])

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +22,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ovlt.config import RunConfig
 from ovlt.config.places import PACKAGE
-from ovlt.system import collectives
+from ovlt.system import collectives, env
 from ovlt.system.launch import die_with_parent
 from ovlt.system.rng import seed_everything
 
+# A collective of the training that takes longer hangs. Uneven work is waited for elsewhere.
+COLLECTIVE_LIMIT = timedelta(minutes=30)
 OTHERS_WAIT_S = 10.0  # in which rank 0 comes to the same mistake, and torchrun ends the others
 
 
@@ -54,7 +57,8 @@ class Runtime:
             self.say(text)
 
     def barrier(self) -> None:
-        dist.barrier()
+        """Wait for all ranks, up to run.timeout_hours."""
+        collectives.barrier()
 
     def gather_bytes(self, payload: bytes) -> list[bytes]:
         """Return every rank's payload, in rank order, on every rank. Collective."""
@@ -78,15 +82,13 @@ def start(config: RunConfig) -> Runtime:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device='cuda' but torch sees no CUDA device; use 'auto' or 'cpu'")
-    cuda = config.device != "cpu" and torch.cuda.is_available()
+    device = choose_device(config, int(os.environ.get("LOCAL_RANK", "0")))
+    cuda = device.type == "cuda"
     if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
+    collectives.open_waiting_group(timedelta(hours=config.timeout_hours))
     world_size = dist.get_world_size()
     mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("dp",))
     seed_everything(config.seed + 7919 * dist.get_rank())  # a prime: seeds of runs do not meet
@@ -94,6 +96,38 @@ def start(config: RunConfig) -> Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return Runtime(dist.get_rank(), world_size, device, mesh)
+
+
+def choose_device(config: RunConfig, local_rank: int) -> torch.device:
+    """Return the device of a rank. Raises ValueError if there is a GPU that torch cannot use."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise ValueError(
+                f"rank {local_rank} of this machine has no GPU: torch sees {count} "
+                f"(CUDA_VISIBLE_DEVICES={visible}); start at most {count} ranks here"
+            )
+        return torch.device("cuda", local_rank)
+    if config.device == "cuda" or env.machine() == "cuda":
+        raise ValueError(
+            f"torch {torch.__version__} sees no CUDA device ({why_no_cuda()}); nvidia-smi lists "
+            f"{len(env.gpus())}. run.device='cpu' runs without a GPU"
+        )
+    return torch.device("cpu")
+
+
+def why_no_cuda() -> str:
+    """Return torch's own reason, such as a driver that is older than its CUDA."""
+    if torch.version.cuda is None:
+        return "this torch is built for CPUs: make install KIND=gpu"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"it is built for CUDA {torch.version.cuda}: {error}"
+    return f"it is built for CUDA {torch.version.cuda}"
 
 
 @contextlib.contextmanager

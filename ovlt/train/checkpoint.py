@@ -32,7 +32,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from ovlt.run.folder import RECIPE, require_json, some
-from ovlt.system.collectives import from_rank_zero, on_all_ranks, rank_and_world_size
+from ovlt.system.collectives import (
+    from_rank_zero,
+    on_all_ranks,
+    rank_and_world_size,
+    waiting_group,
+)
 from ovlt.system.files import read_json, swap_folder, write_json
 from ovlt.system.rng import rng_state, set_rng_state
 
@@ -98,7 +103,12 @@ def save(
         save_distributed=True,
     )
     try:
-        dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+        dcp.save(
+            tensors,
+            storage_writer=writer,
+            process_group=waiting_group(),
+            no_dist=not dist.is_initialized(),
+        )
     except dcp.CheckpointException as error:  # a BaseException, which handlers would let through
         raise OSError(f"could not write the tensors of {final}: {_first(error)}") from error
     on_all_ranks(lambda: write_json(temporary / _rng_file(rank), rng))
@@ -182,6 +192,7 @@ def load(path: Path | str, *, model: nn.Module, optimizer: torch.optim.Optimizer
         dcp.load(
             tensors,
             storage_reader=dcp.HuggingFaceStorageReader(str(path)),
+            process_group=waiting_group(),
             no_dist=not dist.is_initialized(),
         )
     except dcp.CheckpointException as error:

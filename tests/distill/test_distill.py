@@ -6,6 +6,7 @@ The model is ``chain.py``'s.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -157,6 +158,15 @@ def test_samples_do_not_depend_on_ranks_or_on_a_kill(home: DistillHome, whole: P
     }
     for name in ("rows.parquet", "summary.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_fewer_questions_than_ranks_are_answered_too(home: DistillHome) -> None:
+    """To open the engine is collective: a rank without a question once let the others wait."""
+    for run, phase in (("one", "captions"), ("one", "answers"), ("one", "answers")):
+        command = home.phase(run, phase, "--distill.questions=1", ranks=2)
+        command.deadline = time.monotonic() + 180  # it would hang for half an hour
+        command.finish()
+    assert sorted(answers(home.stage("distill", "one"))) == [0]
 
 
 def test_a_teacher_may_be_any_language_model(home: DistillHome) -> None:

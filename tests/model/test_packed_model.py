@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers.tiny import tiny_folder
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from ovlt.model import attention
 from ovlt.model.packed_model import PackedModel, empty_model
 
 
@@ -45,3 +48,31 @@ def test_forward_is_a_method_of_the_class_and_options_are_one_record(tmp_path: P
     assert (temperature, logits_dtype) == (0.7, torch.bfloat16)
     assert banned_ids is not None
     assert banned_ids.tolist() == list(folder.banned)
+
+
+def test_images_that_samples_share_are_gathered_so_that_their_gradients_sum_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CUDA's ``index_select`` sums in bfloat16; a CPU's does not, so no value tells."""
+    gathered: list[torch.Tensor] = []
+
+    def gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        gathered.append(index)
+        return x.index_select(0, index)
+
+    monkeypatch.setattr(attention, "gather_rows", gather)
+    features = torch.tensor([[1.0], [2.0]])
+    model: Any = SimpleNamespace(
+        model=SimpleNamespace(visual=lambda *_, **__: SimpleNamespace(pooler_output=features)),
+        config=SimpleNamespace(image_token_id=7),
+    )
+    batch: Any = SimpleNamespace(
+        patches=torch.zeros(1),
+        grid_thw=None,
+        vision_plan=SimpleNamespace(_asdict=dict),
+        feature_index=torch.tensor([1, 0, 1]),
+        input_ids=torch.tensor([7, 3, 7, 7]),
+    )
+    out = PackedModel._with_images(model, torch.zeros(4, 1), batch)
+    assert out[:, 0].tolist() == [2.0, 0.0, 1.0, 2.0]
+    assert [index.tolist() for index in gathered] == [[1, 0, 1]]

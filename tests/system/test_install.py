@@ -140,6 +140,17 @@ def test_the_installer_never_installs_outside_of_the_lock(kind: str, tmp_path: P
         if any(f"-r {name}" in line for name in free) and "--index-url" not in line:
             assert f"-c requirements/lock-{kind}.txt" in line, line
     assert len(asked) >= 4
+    assert not any("flash-attn" in line for line in asked)  # half an hour that nobody asked for
+
+
+def test_flash_attn_is_compiled_only_on_demand_and_within_the_lock(tmp_path: Path) -> None:
+    def plan(*words: str) -> str:
+        command = ["make", "--dry-run", "install", "KIND=gpu", f"VENV={tmp_path}", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "flash-attn.txt" not in plan()
+    assert "-r requirements/flash-attn.txt -c requirements/torch-gpu.txt" in plan("FLASH=1")
+    assert "FLASH=1" in (ROOT / "requirements" / "flash-attn.txt").read_text()
 
 
 def test_every_pin_has_a_reason() -> None:

@@ -278,7 +278,7 @@ def test_what_the_recipe_reads_is_what_the_mixtures_write(name: str) -> None:
 def test_the_image_has_the_environment_before_the_rest_is_copied(tmp_path: Path) -> None:
     """A copy of what the Dockerfile copies before `make install` has the stamp of the whole."""
     text = (ROOT / "Dockerfile").read_text()
-    first, _, rest = text.partition("RUN make install KIND=gpu\n")
+    first, _, rest = text.partition("RUN make install KIND=gpu FLASH=${FLASH}\n")
     assert "COPY . ." in rest
     for line in re.findall(r"^COPY (.*)", first, re.MULTILINE):
         *names, target = line.split()
