@@ -65,7 +65,8 @@ class Table(BaseModel):
         """Refuse true and false where a number belongs: pydantic reads them as 1 and 0."""
         for name, value in values.items() if isinstance(values, dict) else ():
             info = cls.model_fields.get(name)
-            if info is not None and info.annotation in (int, float) and isinstance(value, bool):
+            number = info is not None and any(info.annotation is kind for kind in (int, float))
+            if number and isinstance(value, bool):
                 raise ValueError(f"{name} is {str(value).lower()}, but it must be a number")
         return values
 
