@@ -77,7 +77,8 @@ def start(config: RunConfig) -> Runtime:
     """Join the process group that torchrun describes, or make one of a single rank."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(signal.SIGKILL)  # no rank goes on writing after torchrun was killed
-    if "RANK" not in os.environ:
+    alone = "RANK" not in os.environ
+    if alone:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -87,7 +88,13 @@ def start(config: RunConfig) -> Runtime:
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
+    if alone:  # without a port: one that is free now may be another process's in a moment
+        store = dist.HashStore()
+        dist.init_process_group(
+            backend, timeout=COLLECTIVE_LIMIT, store=store, rank=0, world_size=1
+        )
+    else:
+        dist.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
     collectives.open_waiting_group(timedelta(hours=config.timeout_hours))
     world_size = dist.get_world_size()
     mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("dp",))
