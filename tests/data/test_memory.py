@@ -109,14 +109,21 @@ def test_images_within_rows_stay_in_their_file(tmp_path: Path) -> None:
             path = tmp_path / f"{count}{name}"
             write(path, "conversations" if "conversations" in name else "questions", count)
             paths.append(str(path))
+    # What stays in memory stays in each of three processes; what an allocator keeps is chance.
+    tries = [growths(tmp_path, paths) for _ in range(3)]
+    least = {name: min(growth) for name, *growth in zip(names, *tries, strict=True)}
+    assert max(least.values()) < 40, tries
+
+
+def growths(home: Path, paths: list[str]) -> list[int]:
+    """Return, for each pair of files, the MiB that the longer takes more than the shorter."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "model"), *paths],
-        env=os.environ | {"OVLT_CACHE": str(tmp_path / "scratch")},
+        [sys.executable, "-c", MEASURE, str(home / "model"), *paths],
+        env=os.environ | {"OVLT_CACHE": str(home / "scratch")},
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     figures = list(map(int, done.stdout.split()))
-    growth = {name: figures[2 * i + 1] - figures[2 * i] for i, name in enumerate(names)}
-    assert max(growth.values()) < 40, (growth, figures)
+    return [longer - shorter for shorter, longer in zip(figures[::2], figures[1::2], strict=True)]
