@@ -7,6 +7,7 @@ configuration or what ``read_config`` returns.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,13 @@ def image_grid(config: Sizes, height: int, width: int) -> Grid:
     """Return the patch grid of an image whose sides are multiples of the merged patch."""
     patch = int(config.vision_config.patch_size)
     return (1, height // patch, width // patch)
+
+
+def square_grid(config: Sizes, pixels: int) -> Grid:
+    """Return the patch grid of a square image of about so many pixels."""
+    merged = merged_patch(config)
+    side = max(1, math.isqrt(pixels) // merged) * merged
+    return image_grid(config, side, side)
 
 
 def tokens_per_image(config: Sizes, grid: Grid) -> int:

@@ -49,18 +49,13 @@ class EqualCalls:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Segments of similar lengths, each filled up to ``length`` with its last token."""
-
-    segments: int
-    length: int
-
-
-@dataclass(frozen=True)
 class Buckets:
-    """All segments in a few calls of one length each, without their prefixes."""
+    """All segments in a few calls, each filled up to one length with its last token.
 
-    calls: list[Bucket]
+    Without their prefixes.
+    """
+
+    calls: list[Call]
     filled: Tensor | None  # int64, the token of each place, call after call; None: as in the row
     inverse: Tensor | None  # int64 [T], the place of each token
 
@@ -107,7 +102,8 @@ class Segments:
         if len(self.prefix) != len(self.lengths):
             raise ValueError(f"{len(self.prefix)} prefixes for {len(self.lengths)} segments.")
         for s, p in enumerate(self.prefix):
-            if p != -1 and not (p == s - 1 and self.prefix[p] == -1) and p != self.prefix[s - 1]:
+            follows = s > 0 and ((p == s - 1 and self.prefix[p] == -1) or p == self.prefix[s - 1])
+            if p != -1 and not follows:
                 raise ValueError(
                     f"segment {s} continues segment {p}, but only a segment directly behind it, or "
                     "behind others that continue it, can do so."
@@ -196,7 +192,7 @@ class Segments:
                 inverse[own] = np.arange(at, at + len(own))
                 at += longest
         places = np.concatenate(filled)
-        calls = [Bucket(len(of), self.lengths[of[0]]) for of in members]
+        calls = [Call(len(of), self.lengths[of[0]], prefix=0) for of in members]
         if np.array_equal(places, np.arange(self.total)):
             return Buckets(calls, None, None)
         return Buckets(calls, self._placed(places), self._placed(inverse))

@@ -50,9 +50,7 @@ class Run:
     @property
     def grid(self) -> sizes.Grid:
         """Patch grid of a square image of about model.max_pixels."""
-        merge = self.config.vision_config.spatial_merge_size
-        side = int(math.sqrt(self.recipe.model.max_pixels)) // sizes.merged_patch(self.config)
-        return (1, max(1, side) * merge, max(1, side) * merge)
+        return sizes.square_grid(self.config, self.recipe.model.max_pixels)
 
     @property
     def patches(self) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
-from ovlt.model.qwen2_5_vl_sizes import Sizes, image_grid, merged_patch, tokens_per_image
+from ovlt.model.qwen2_5_vl_sizes import Sizes, square_grid, tokens_per_image
 from ovlt.system.runtime import Runtime
 from ovlt.train.footprint import Training, cheapest_that_fits, fullest
 
@@ -36,9 +36,7 @@ def settle_memory(
     else:
         free = min(runtime.gather_json(torch.cuda.mem_get_info(runtime.device)[0]))
         free -= RESERVE_GIB * GIB
-    side = merged_patch(sizes)
-    side *= max(1, int(config.max_pixels**0.5) // side)
-    per_image = tokens_per_image(sizes, image_grid(sizes, side, side))
+    per_image = tokens_per_image(sizes, square_grid(sizes, config.max_pixels))
     # Half of a micro-batch's tokens are of images of the largest size, at most.
     images = max(1, token_budget // (2 * per_image))
     training = cheapest_that_fits(

@@ -306,7 +306,9 @@ def test_rows_that_repeat_are_summed_in_float32() -> None:
     assert x.grad[:, 0].tolist() == [0.0, 302.0]  # 302.34, rounded once
 
 
-@pytest.mark.parametrize("prefix", [[0, -1], [-1, 1], [-1, 0, 1], [-1, -1, 0], [-1, -1, -1, 1, 0]])
+@pytest.mark.parametrize(
+    "prefix", [[0], [0, -1], [-1, 1], [-1, 0, 1], [-1, -1, 0], [-1, -1, -1, 1, 0]]
+)
 def test_a_prefix_must_lie_right_before_what_continues_it(prefix: list[int]) -> None:
     with pytest.raises(ValueError, match="directly behind"):
         Segments([2] * len(prefix), prefix)
