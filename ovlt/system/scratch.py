@@ -37,7 +37,7 @@ def scratch_file() -> IO[bytes]:
 class Scratch:
     """Bytes that are put aside: in memory while they are few, then in a scratch file."""
 
-    def __init__(self, most_in_memory: int = 64 << 20):
+    def __init__(self, most_in_memory: int = 8 << 20):
         self._most = most_in_memory
         self._memory = bytearray()
         self._file: IO[bytes] | None = None

@@ -110,9 +110,13 @@ def test_images_within_rows_stay_in_their_file(tmp_path: Path) -> None:
             write(path, "conversations" if "conversations" in name else "questions", count)
             paths.append(str(path))
     # What stays in memory stays in each of three processes; what an allocator keeps is chance.
-    tries = [growths(tmp_path, paths) for _ in range(3)]
-    least = {name: min(growth) for name, *growth in zip(names, *tries, strict=True)}
-    assert max(least.values()) < 40, tries
+    tries: list[list[int]] = []
+    while len(tries) < 3:
+        tries.append(growths(tmp_path, paths))
+        least = {name: min(growth) for name, *growth in zip(names, *tries, strict=True)}
+        if max(least.values()) < 40:
+            return
+    pytest.fail(f"MiB that each file took in each process: {names} {tries}")
 
 
 def growths(home: Path, paths: list[str]) -> list[int]:
