@@ -165,7 +165,8 @@ def finished(home: Home) -> Callable[[str, int], Path]:
     def get(stage: str, ranks: int) -> Path:
         if (stage, ranks) not in done:
             run = f"{stage}-{ranks}"
-            whole = home.start(stage, f"{run}-whole", ranks=ranks)
+            profile = ["--run.profile=2"] if run == "sft-1" else []  # changes no result
+            whole = home.start(stage, f"{run}-whole", *profile, ranks=ranks)
             if ranks == 1:  # side by side: two processes, as the ranks are
                 killed = home.start(stage, f"{run}-killed", ranks=ranks)
                 kill_after_checkpoint(home, killed, stage, f"{run}-killed")
@@ -201,6 +202,17 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(
     if stage == "grpo":
         for step in range(1, 6):
             assert rollouts(resumed, step) == rollouts(whole, step)
+
+
+def test_a_profiled_run_says_where_its_phases_wait(
+    finished: Callable[[str, int], Path],
+) -> None:
+    folder = finished("sft", 1) / "profile"
+    lines = (folder / "rank-0.txt").read_text().splitlines()
+    phases = [line.split()[0] for line in lines[3 : lines.index("", 3)]]
+    assert set(phases) == {"data", "update", "checkpoint", "other", "all"}
+    assert any("AdamW" in line for line in lines)
+    assert (folder / "rank-0.json.gz").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])

@@ -47,7 +47,9 @@ class RunConfig(Table):
     tensorboard: bool = field(True, "Write TensorBoard scalars beside metrics.jsonl.")
     wandb: str = field("", "Weights & Biases project; empty: not used.")
     profile: NonNegative = field(
-        0, "Steps to profile, after the first: trace and table in profile/ of the stage folder."
+        0,
+        "Steps to profile, after the first: trace, tables of time, idle time and memory, and on a "
+        "GPU a snapshot of its memory, in profile/ of the stage folder.",
     )
 
     @model_validator(mode="after")

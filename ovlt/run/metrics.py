@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ovlt.types import Group
 
+PHASE = "phase "  # what the range of a phase is called in a profile, before its name
 _ROLLOUT_FILE = re.compile(r"step_(\d{6,})\.jsonl")
 
 
@@ -235,7 +236,7 @@ class PhaseTimer:
         self._open.append(phase)
         self._seconds.setdefault(phase, 0.0)
         try:
-            with record_function(phase):  # a range of the profile, if one is taken
+            with record_function(PHASE + phase):  # a range of the profile, if one is taken
                 yield
         finally:
             self._charge()
