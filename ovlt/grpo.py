@@ -23,6 +23,7 @@ from ovlt.data.loader import Loader
 from ovlt.data.rows import RowReader
 from ovlt.data.sampler import Sampler
 from ovlt.evaluate.validator import Validator, longest_of, read_evaluation_rows
+from ovlt.model import liger
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder, open_reference
 from ovlt.model.packed_model import PackedModel
@@ -118,6 +119,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     # every file of rows, limits, rewards. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "grpo", name=cfg.stage, title=cfg.title)
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    liger.should_apply(recipe.model.liger, runtime.device)  # refuses what cannot run
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     rows = reader.questions(
         recipe.expand(cfg.data), max_tokens=cfg.rollout.max_prompt_tokens, suffix=cfg.suffix

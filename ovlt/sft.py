@@ -17,6 +17,7 @@ from ovlt.data.loader import Loader
 from ovlt.data.rows import GoodRows, RowReader
 from ovlt.data.sampler import Sampler
 from ovlt.evaluate.validator import Validator, read_evaluation_rows
+from ovlt.model import liger
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
@@ -46,6 +47,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
     # in the validator questions, limits and reward. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
     model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    liger.should_apply(recipe.model.liger, runtime.device)  # refuses what cannot run
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     # A row beyond the model's context would be trained on positions that no engine serves.
     context = int(model_folder.text_config.max_position_embeddings)

@@ -464,6 +464,7 @@ def test_other_mistakes_are_one_sentence_too(
     ]
     if not torch.cuda.is_available():
         mistakes.append(("sft", "no-gpu", ["--run.device=cuda"], "CUDA"))
+        mistakes.append(("grpo", "no-liger", ["--model.liger=on"], "model.liger='on'"))
     for stage, run, overrides, words in mistakes:
         command = home.start(stage, run, *overrides)
         assert_one_sentence(command.wait()[0], command.stderr(), f"ovlt {stage}: ", words)
