@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ovlt.model.families import Family
+from ovlt.model.families import ModelFamily
 
 
 class Norm(Protocol):
@@ -54,7 +54,7 @@ def should_apply(setting: str, device: torch.device) -> bool:
     return setting != "off" and not why
 
 
-def apply(model: nn.Module, family: Family) -> dict[str, int]:
+def apply(model: nn.Module, family: ModelFamily) -> dict[str, int]:
     """Let a transformers model of ``family``, or a part of one, compute with Liger.
 
     Safe to call again. Returns how many modules of each class were changed. Raises RuntimeError if

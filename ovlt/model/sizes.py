@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, Protocol, cast
 
-from ovlt.model.families import Family, family_of, family_to_plan
+from ovlt.model.families import ModelFamily, family_of, family_to_plan
 
 Grid = tuple[int, int, int]  # (time, height, width) in patches
 Checkpointing = Literal["none", "mlp", "full"]
@@ -133,10 +133,12 @@ def read_config(path: Path, *, text_only: bool = False) -> FileSizes:
     return cast("FileSizes", sizes)
 
 
-def _no_vision(family: Family) -> dict[str, object]:
+def _no_vision(family: ModelFamily) -> dict[str, object]:
     """Return a model without a tower, in the same terms: all sizes 0, but for a divisor."""
     defaults = family.sizes.VISION_DEFAULTS
-    nothing = {key: [] if isinstance(value, list) else 0 for key, value in defaults.items()}
+    nothing: dict[str, object] = {
+        key: [] if isinstance(value, list) else 0 for key, value in defaults.items()
+    }
     return nothing | {"patch_size": 1}
 
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ovlt.model.families import Family, family_of
+from ovlt.model.families import ModelFamily, family_of
 from ovlt.model.packed_model import PackedModel, empty_model
 from ovlt.system.files import swap_folder
 
@@ -43,7 +43,7 @@ COMPANIONS = (
 )
 
 
-def weight_index(path: Path, family: Family) -> dict[str, Path]:
+def weight_index(path: Path, family: ModelFamily) -> dict[str, Path]:
     """Map each parameter name in memory to the safetensors file that holds it.
 
     Raises ValueError.

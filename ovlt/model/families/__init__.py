@@ -25,7 +25,7 @@ class Typed(Protocol):
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """A family of models; its files are imported when they are asked for."""
 
     name: str  # model_type of config.json
@@ -41,7 +41,7 @@ class Family:
         return cast("FamilyModel", importlib.import_module(f"{__name__}.{self.name}"))
 
 
-_FAMILIES = {name: Family(name) for name in NAMES}
+_FAMILIES = {name: ModelFamily(name) for name in NAMES}
 
 
 def is_known(model_type: str) -> bool:
@@ -49,12 +49,12 @@ def is_known(model_type: str) -> bool:
     return model_type in _FAMILIES
 
 
-def family_of(config: Typed) -> Family:
+def family_of(config: Typed) -> ModelFamily:
     """Return the family of a configuration that ``require`` has let pass."""
     return _FAMILIES[config.model_type]
 
 
-def family_named(name: str) -> Family:
+def family_named(name: str) -> ModelFamily:
     """Return the family that a recipe names. Raises ValueError."""
     if name not in _FAMILIES:
         near = difflib.get_close_matches(name, NAMES, n=1)
@@ -63,7 +63,7 @@ def family_named(name: str) -> Family:
     return _FAMILIES[name]
 
 
-def require(path: Path, model_type: str) -> Family:
+def require(path: Path, model_type: str) -> ModelFamily:
     """Return the family of the folder ``path``. Raises ValueError that says what can be done."""
     if model_type in _FAMILIES:
         return _FAMILIES[model_type]
@@ -72,7 +72,7 @@ def require(path: Path, model_type: str) -> Family:
     )
 
 
-def family_to_plan(path: Path, model_type: object, *, text_only: bool) -> Family:
+def family_to_plan(path: Path, model_type: object, *, text_only: bool) -> ModelFamily:
     """Return the family by which the configuration ``path`` is counted. Raises ValueError.
 
     ``text_only`` also takes text models that have the decoder of a family.

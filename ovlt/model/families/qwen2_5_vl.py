@@ -32,7 +32,9 @@ LAYER_TYPES = frozenset(("full_attention",))
 ROPE_KEYS: frozenset[str] = frozenset()
 
 
-class PackedQwen25VL(PackedModel, Qwen2_5_VLForConditionalGeneration):
+class PackedQwen25VL(  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    PackedModel, Qwen2_5_VLForConditionalGeneration
+):
     """Qwen2.5-VL on packed batches: nothing besides what all families do."""
 
 
