@@ -30,7 +30,7 @@ from ovlt.config import Recipe, RunConfig
 from ovlt.config.load import load_recipe
 from ovlt.data.sources import Limits, load_conversations, to_sample
 from ovlt.data.worlds import synthetic
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
@@ -56,8 +56,8 @@ def smoke_samples(recipe: Recipe, folder: ModelFolder, home: Path) -> list[Sampl
     rows = synthetic.trace_rows([item for item in items for _ in range(N)], world.styles, 0)
     synthetic.write_sft(rows, home / "traces.parquet")
     limits = Limits(
-        factor=qwen.merged_patch(folder.config),
-        min_pixels=recipe.model.min_pixels,
+        factor=sizes.merged_patch(folder.config),
+        min_pixels=recipe.model.min_pixels or folder.pixel_range[0],
         max_pixels=recipe.model.max_pixels,
         max_tokens=recipe.grpo.token_budget,
     )
@@ -72,7 +72,7 @@ def long_samples(folder: ModelFolder) -> list[Sample]:
     samples = []
     for i in range(PROMPTS["long prompts"]):
         image = rng.integers(0, 256, (224, 224, 3), np.uint8)
-        ids = folder.chat.prompt_ids("<image>", [qwen.image_grid(folder.config, 224, 224)])
+        ids = folder.chat.prompt_ids("<image>", [sizes.image_grid(folder.config, 224, 224)])
         ids = np.concatenate([ids, rng.choice(allowed, 256 - len(ids))])
         prompt = Prompt(str(i), "bench", "", "", ids, (image,))
         for _ in range(N):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
 from ovlt.model import attention, liger
+from ovlt.model.families import family_named
 from ovlt.model.segments import segments_of
 
 __test__ = DEVICE.type == "cuda"
@@ -129,7 +130,7 @@ def test_module(benchmark: Any, shape: str, part: str, which: str) -> None:
     some = [t[:, :EXAMINED].clone() for t in (x, upstream)]
     exact = gradients(copy.deepcopy(module).double(), *(t.double() for t in some))[:2]
     if which == "ovlt":
-        liger.apply(module)
+        liger.apply(module, family_named("qwen2_5_vl"))
     errors = relative_errors(gradients(module, *some)[:2], exact)
     del exact
     # a norm's backward writes over `upstream`; that changes no time

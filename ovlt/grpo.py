@@ -118,7 +118,8 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     # Look at everything that the recipe names before anything large is opened: folder, models,
     # every file of rows, limits, rewards. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "grpo", name=cfg.stage, title=cfg.title)
-    model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    start = recipe.expand(cfg.start or recipe.model.path)
+    model_folder = open_folder(start, recipe.model.chat_template_kwargs)
     liger.should_apply(recipe.model.liger, runtime.device)  # refuses what cannot run
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     rows = reader.questions(

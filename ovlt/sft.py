@@ -46,7 +46,8 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
     # Look at everything that the recipe names before the model is loaded: the folder, the rows, and
     # in the validator questions, limits and reward. A mistake costs seconds here and hours later.
     stage_folder = StageFolder(runtime, recipe, "sft", name=cfg.stage, title=cfg.title)
-    model_folder = open_folder(recipe.expand(cfg.start or recipe.model.path))
+    start = recipe.expand(cfg.start or recipe.model.path)
+    model_folder = open_folder(start, recipe.model.chat_template_kwargs)
     liger.should_apply(recipe.model.liger, runtime.device)  # refuses what cannot run
     reader = RowReader(runtime, recipe.model, recipe.data, model_folder)
     # A row beyond the model's context would be trained on positions that no engine serves.

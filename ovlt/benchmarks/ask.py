@@ -18,7 +18,7 @@ from typing import TypedDict
 from ovlt.benchmarks.data import BenchmarkData
 from ovlt.benchmarks.items import BenchmarkItem, StyleName
 from ovlt.data.images import BadImage, ImageRef, PixelLimits, load_image
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.chat import BadText
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
@@ -183,7 +183,7 @@ def _prompt(
     try:
         pixels = {number: load_image(refs[number], asking.limits) for number in set(text.images)}
         images = tuple(pixels[number] for number in text.images)
-        grids = [qwen.image_grid(folder.config, *image.shape[:2]) for image in images]
+        grids = [sizes.image_grid(folder.config, *image.shape[:2]) for image in images]
         token_ids = folder.chat.prompt_ids(text.text, grids)
     except (BadImage, BadText) as error:
         return str(error)

@@ -16,7 +16,7 @@ from ovlt.benchmarks.registry import checked_settings, chosen, style_named
 from ovlt.benchmarks.styles import DECODING, pixels_within
 from ovlt.config.benchmark import BenchmarkConfig
 from ovlt.data.images import PixelLimits
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.contents import folder_digest
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Engine, Sampling
@@ -113,7 +113,7 @@ def _asking(
             f"{folder.path} takes {context} tokens, no more than the {sampling.max_tokens} of a "
             "response: lower evaluate.benchmark.max_response_tokens"
         )
-    limits = PixelLimits(qwen.merged_patch(folder.config), low, high)
+    limits = PixelLimits(sizes.merged_patch(folder.config), low, high)
     return Asking(style, settings, sampling, limits, longest, seed, config.workers)
 
 

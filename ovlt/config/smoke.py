@@ -47,6 +47,7 @@ class BaseConfig(Table):
     """A base model made from nothing for the smoke world."""
 
     folder: Place = field("runs/smoke/base", "Stage folder of the base model, kept between runs.")
+    family: str = field("qwen2_5_vl", "Family of the model: model_type of its config.json.")
     seed: NonNegative = field(0, "Seed of the initial weights.")
     hidden: Positive = field(128, "Hidden size of the decoder.")
     intermediate: Positive = field(384, "Width of the decoder's SwiGLU.")

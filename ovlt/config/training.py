@@ -59,6 +59,15 @@ class RunConfig(Table):
         return self
 
 
+# What ovlt itself hands to apply_chat_template, or what would change the type of its result.
+OWN_TEMPLATE_KEYWORDS = frozenset(
+    (
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+        "messages", "return_dict", "return_tensors", "tokenize",
+    )
+)  # fmt: skip
+
+
 def _checkpointing(value: object) -> object:
     """Read the switch of earlier recipes: true recomputes whole blocks."""
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
@@ -90,8 +99,26 @@ class ModelConfig(Table):
     liger: Literal["auto", "on", "off"] = field(
         "auto", "Liger's RMSNorm, SwiGLU and rotation; auto: on CUDA, if it is installed."
     )
-    min_pixels: Positive = field(56 * 56, "Images of fewer pixels are enlarged to this area.")
+    min_pixels: NonNegative = field(
+        0,
+        "Images of fewer pixels are enlarged to this area; 0: the least that the model's own image "
+        "processor lets pass.",
+    )
     max_pixels: Positive = field(512 * 512, "Images of more pixels are reduced to this area.")
+
+    chat_template_kwargs: dict[str, bool | int | float | str] = field(
+        {},
+        "Keywords for the model's chat template, such as enable_thinking = false; the same for "
+        "training, sampling and evaluation.",
+    )
+
+    @model_validator(mode="after")
+    def _template(self) -> ModelConfig:
+        if taken := sorted(self.chat_template_kwargs.keys() & OWN_TEMPLATE_KEYWORDS):
+            raise ValueError(
+                f"chat_template_kwargs.{taken[0]}: ovlt gives the chat template this keyword itself"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pixels(self) -> ModelConfig:

@@ -8,9 +8,10 @@ limits, so that no stage ends after hours with a mistake that could be seen befo
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -31,8 +32,13 @@ from ovlt.system.runtime import Runtime, sentence_of, start
 
 FIRST_ROWS = 16  # that are read of each file
 
-open_once = functools.cache(open_folder)
 open_teacher_once = functools.cache(open_text_model)
+
+
+@functools.cache
+def open_once(path: str, template: str) -> ModelFolder:
+    """Open a folder once with the same keywords for its chat template, which are given as JSON."""
+    return open_folder(path, json.loads(template))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -101,7 +107,7 @@ class StageCheck:
             "sft": recipe.sft.start, "grpo": recipe.grpo.start,
         }  # fmt: skip
         # A model that an earlier stage will make has the sizes and the template of the base.
-        model = _opened(recipe.expand(starts[table]) or base) or _opened(base)
+        model = self._opened(recipe.expand(starts[table]) or base) or self._opened(base)
         if model is None:
             return
         longest = self.limits(model)
@@ -135,13 +141,14 @@ class StageCheck:
         recipe, engine, evaluate = self.recipe, self.recipe.engine, self.recipe.evaluate
         longest, samplings = 0, [sampling_of(evaluate)] if self.measures else []
         if self.table == "distill":
-            teacher = _opened(recipe.expand(recipe.distill.teacher), open_teacher_once) or model
+            path = recipe.expand(recipe.distill.teacher)
+            teacher = open_teacher_once(path) if _is_there(path) else model
             check_contexts(recipe.distill, model, teacher)
             check_engine(teacher, engine, max_tokens=0)
             return recipe.distill.max_prompt_tokens
         if self.table == "grpo":
             rollout = recipe.grpo.rollout
-            _opened(recipe.expand(recipe.grpo.reference))
+            self._opened(recipe.expand(recipe.grpo.reference))
             longest = rollout.max_prompt_tokens + rollout.max_response_tokens
             samplings.append(sampling_of(rollout))
         if self.measures:
@@ -149,10 +156,15 @@ class StageCheck:
         check_engine(model, engine, max_tokens=longest, samplings=samplings)
         return max(evaluate.max_prompt_tokens, recipe.grpo.rollout.max_prompt_tokens)
 
+    def _opened(self, path: str) -> ModelFolder | None:
+        """Open a model folder, or the Hub's; None if none is named or it has yet to be made."""
+        template = json.dumps(self.recipe.model.chat_template_kwargs)
+        return open_once(path, template) if _is_there(path) else None
 
-def _opened(path: str, opening: Callable[[str], ModelFolder] = open_once) -> ModelFolder | None:
-    """Open a model folder, or the Hub's; None if none is named or a stage has yet to make it."""
-    return opening(path) if path and (is_hub_name(path) or Path(path).is_dir()) else None
+
+def _is_there(path: str) -> bool:
+    """Return whether a model folder, or the Hub's, is named and no stage has yet to make it."""
+    return bool(path) and (is_hub_name(path) or Path(path).is_dir())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ovlt.data.sources import (
     to_prompt,
     to_sample,
 )
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
 from ovlt.system.runtime import Runtime
 from ovlt.types import Prompt, Sample
@@ -92,16 +92,23 @@ class RowReader:
     def limits(self, max_tokens: int) -> Limits:
         """What images and samples may be under this recipe and model."""
         low, high = self.folder.pixel_range
-        if self.model.min_pixels < low or self.model.max_pixels > high:
+        least, most = self.model.min_pixels or low, self.model.max_pixels
+        if least < low or most > high:
             raise ValueError(
                 f"model.min_pixels={self.model.min_pixels}, max_pixels={self.model.max_pixels} "
                 f"leave the range {low}..{high} of the model's own preprocessor_config.json, so "
                 "the engine would resize images again; stay inside that range"
             )
+        if least > most:
+            raise ValueError(
+                f"model.max_pixels={most} is less than the {least} that the model's own "
+                f"preprocessor_config.json asks of an image: set model.max_pixels to {4 * least} "
+                "or more"
+            )
         return Limits(
-            factor=qwen.merged_patch(self.folder.config),
-            min_pixels=self.model.min_pixels,
-            max_pixels=self.model.max_pixels,
+            factor=sizes.merged_patch(self.folder.config),
+            min_pixels=least,
+            max_pixels=most,
             max_tokens=max_tokens,
         )
 

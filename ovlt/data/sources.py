@@ -29,7 +29,7 @@ from ovlt.data.row_table import BadRow, RowTable
 from ovlt.data.tables import open_tables
 from ovlt.data.tokens import Tokens, tokens_per_image
 from ovlt.data.turns import Turn
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.chat import BadText, Chat
 from ovlt.system.hub import hub_name, is_hub_name
 from ovlt.system.scratch import Scratch
@@ -87,7 +87,7 @@ class Row:
     answer: str
     tokens: Tokens
     images: tuple[ImageRef, ...] = ()
-    grids: tuple[qwen.Grid, ...] = ()
+    grids: tuple[sizes.Grid, ...] = ()
     earlier: tuple[Turn, ...] = ()  # of a question: its system prompt and what was said before
     origin: Origin | None = None  # None: nothing is left in the file
     place: int = 0  # in the table of its origin
@@ -211,7 +211,7 @@ def load_questions(
     ``ignore`` names columns to leave out. Raises ValueError if the file cannot be read.
     """
 
-    def encode(content: Content, grids: Sequence[qwen.Grid]) -> Encoded:
+    def encode(content: Content, grids: Sequence[sizes.Grid]) -> Encoded:
         turns = [*content.turns[:-1], Turn("user", content.turns[-1].text + suffix)]
         return chat.dialogue_ids([turn.message for turn in turns], grids), None
 
@@ -231,7 +231,7 @@ def load_conversations(
     ``limit``, ``ignore`` and errors as in ``load_questions``.
     """
 
-    def encode(content: Content, grids: Sequence[qwen.Grid]) -> Encoded:
+    def encode(content: Content, grids: Sequence[sizes.Grid]) -> Encoded:
         messages = [turn.message for turn in content.turns]
         ids, mask = chat.conversation_ids(messages, grids)
         return ids, _learned(mask, [turn for turn in content.turns if turn.role == "assistant"])
@@ -263,7 +263,7 @@ class _Reading(NamedTuple):
     """How rows become good rows."""
 
     understand: Callable[[Mapping[str, object], Path, Collection[str]], Content]
-    encode: Callable[[Content, Sequence[qwen.Grid]], Encoded]
+    encode: Callable[[Content, Sequence[sizes.Grid]], Encoded]
     chat: Chat
     limits: Limits
     limit: int
@@ -357,12 +357,12 @@ def _row(origin: Origin, place: int, raw: object, reading: _Reading, names: _Nam
     )
 
 
-def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[qwen.Grid, ...]:
+def _grids(images: tuple[ImageRef, ...], chat: Chat, limits: Limits) -> tuple[sizes.Grid, ...]:
     grids = []
     for ref in images:
         with ref.open() as header:
             height, width, _ = upright(header)
-        grids.append(qwen.image_grid(chat.config, *target_size(height, width, limits)))
+        grids.append(sizes.image_grid(chat.config, *target_size(height, width, limits)))
     return tuple(grids)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.chat import Chat
 from ovlt.system.scratch import Piece, Scratch
 
@@ -73,6 +73,6 @@ class Tokens:
         return repeats
 
 
-def tokens_per_image(chat: Chat, grids: Sequence[qwen.Grid]) -> tuple[int, ...]:
+def tokens_per_image(chat: Chat, grids: Sequence[sizes.Grid]) -> tuple[int, ...]:
     """Return how many tokens each image takes."""
-    return tuple(qwen.tokens_per_image(chat.config, grid) for grid in grids)
+    return tuple(sizes.tokens_per_image(chat.config, grid) for grid in grids)

@@ -64,7 +64,8 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     phase, before = phase_and_before(config)
     home = recipe.folder / config.stage
     home.mkdir(parents=True, exist_ok=True)
-    captioner = open_folder(recipe.expand(config.captioner or recipe.model.path))
+    path = recipe.expand(config.captioner or recipe.model.path)
+    captioner = open_folder(path, recipe.model.chat_template_kwargs)
     teacher = open_text_model(recipe.expand(config.teacher)) if config.teacher else captioner
     check_contexts(config, captioner, teacher)
     check_engine(captioner, recipe.engine, max_tokens=0)

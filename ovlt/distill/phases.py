@@ -66,6 +66,7 @@ def generation_settings(
         "captioner": captioner,
         "model.min_pixels": model.min_pixels,
         "model.max_pixels": model.max_pixels,
+        **{f"model.chat_template_kwargs.{k}": v for k, v in model.chat_template_kwargs.items()},
         "engine.dtype": model.compute_dtype if engine.dtype == "auto" else engine.dtype,
         "engine.backend": engine.backend,
     }

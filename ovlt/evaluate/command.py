@@ -41,7 +41,7 @@ def evaluate(runtime: Runtime, recipe: Recipe) -> None:
             "GPUs: start it with --ranks=1"
         )
     path = recipe.expand(cfg.model or recipe.model.path)
-    model_folder = open_folder(path)
+    model_folder = open_folder(path, recipe.model.chat_template_kwargs)
     if cfg.benchmark.names:
         measure_benchmarks(runtime, cfg, recipe.engine, recipe.model, model_folder)
         return

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ovlt.model.qwen2_5_vl import VisionPlan
 from ovlt.model.segments import Segments, to_device
+from ovlt.model.vision import VisionPlan
 
 
 @dataclass
@@ -38,7 +38,7 @@ class PackedBatch:
     patches: Tensor | None  # float32 [P, channels * temporal * patch * patch], each image once
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
     grid_thw: Tensor | None  # int64 [I, 3]  (time, height, width) in patches
-    vision_plan: VisionPlan | None  # the tower's window order and boundaries, made on the CPU
+    vision_plan: VisionPlan | None  # where patches lie and what each of them sees
     advantage: Tensor | None = None  # float32 [R]
     engine_logp: Tensor | None = None  # float32 [R]
     old_logp: Tensor | None = None  # float32 [R], once computed

@@ -12,18 +12,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.template import (
     IMAGE_TOKEN,
     VISION_TOKENS,
     Part,
+    Renderer,
     TemplateRefusal,
     Turn,
     content_of,
     read_template,
     render,
 )
-from ovlt.model.tokenizer import Tokenizer
+from ovlt.model.tokenizer import TemplateKeywords, Tokenizer
 
 IMAGE_TAG = "<image>"
 Message = dict[str, str]
@@ -44,24 +45,31 @@ class Chat:
             engines stop at it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: qwen.Config):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: sizes.Config,
+        keywords: TemplateKeywords | None = None,
+    ):
+        """``keywords`` are given to the template (``model.chat_template_kwargs``)."""
         self.tokenizer = tokenizer
         self.config = config
+        self._renderer = Renderer(tokenizer, keywords or {})
         self.image_id = int(getattr(config, "image_token_id", -1))  # -1: a text-only model
-        self.template = read_template(tokenizer, images=self.image_id >= 0)
+        self.template = read_template(self._renderer, images=self.image_id >= 0)
         self.end, self.end_id = self.template.end, self.template.end_id
         vocabulary = tokenizer.get_vocab()
         silent = (vocabulary.get(token) for token in VISION_TOKENS)
         self._unspoken = frozenset((self.end_id, tokenizer.pad_token_id, *silent))
 
-    def prompt_ids(self, question: str, grids: Sequence[qwen.Grid]) -> np.ndarray:
+    def prompt_ids(self, question: str, grids: Sequence[sizes.Grid]) -> np.ndarray:
         """Return one user turn and the opening of the assistant's as int64 [tokens].
 
         Raises BadText.
         """
         return self.dialogue_ids([{"role": "user", "content": question}], grids)
 
-    def dialogue_ids(self, messages: Sequence[Message], grids: Sequence[qwen.Grid]) -> np.ndarray:
+    def dialogue_ids(self, messages: Sequence[Message], grids: Sequence[sizes.Grid]) -> np.ndarray:
         """Return turns that end with the user's and the opening of the assistant's, int64 [tokens].
 
         Raises BadText.
@@ -72,7 +80,7 @@ class Chat:
         return self._encode(text, grids)
 
     def conversation_ids(
-        self, messages: Sequence[Message], grids: Sequence[qwen.Grid]
+        self, messages: Sequence[Message], grids: Sequence[sizes.Grid]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a labelled conversation as (ids int64 [tokens], loss_mask bool [tokens]).
 
@@ -116,14 +124,14 @@ class Chat:
             raise BadText("an image stands after the last assistant turn")
         return np.concatenate(ids), np.concatenate(mask)
 
-    def collapse(self, token_ids: np.ndarray, grids: Sequence[qwen.Grid]) -> list[int]:
+    def collapse(self, token_ids: np.ndarray, grids: Sequence[sizes.Grid]) -> list[int]:
         """Return an expanded prompt with one placeholder per image, as the engine's processor
         expects it."""
         keep = np.ones(len(token_ids), dtype=bool)
         slots = np.flatnonzero(token_ids == self.image_id)
         used = 0  # slots so far
         for grid in grids:
-            count = qwen.tokens_per_image(self.config, grid)
+            count = sizes.tokens_per_image(self.config, grid)
             keep[slots[used + 1 : used + count]] = False  # all but the first
             used += count
         return token_ids[keep].tolist()
@@ -184,11 +192,11 @@ class Chat:
     def _render(self, turns: Sequence[Turn], *, open_turn: bool) -> str:
         """Return chat-formatted text with one placeholder per image. Raises BadText."""
         try:
-            return render(self.tokenizer, turns, open_turn=open_turn)
+            return render(self._renderer, turns, open_turn=open_turn)
         except TemplateRefusal as error:
             raise BadText(f"chat template refuses the conversation ({error})") from None
 
-    def _encode(self, text: str, grids: Sequence[qwen.Grid]) -> np.ndarray:
+    def _encode(self, text: str, grids: Sequence[sizes.Grid]) -> np.ndarray:
         """Return int64 [tokens], with each placeholder repeated for the tokens of its image."""
         # Not tokenizer(text): its bookkeeping costs five times the encoding, for every row.
         encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
@@ -198,7 +206,7 @@ class Chat:
         if len(slots) != len(grids):
             raise BadText(f"{len(slots)} image placeholders but {len(grids)} images")
         for slot, grid in zip(slots, grids, strict=True):
-            repeats[slot] = qwen.tokens_per_image(self.config, grid)
+            repeats[slot] = sizes.tokens_per_image(self.config, grid)
         return np.repeat(ids, repeats)
 
 

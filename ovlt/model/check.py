@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 from safetensors import SafetensorError, safe_open
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.families import family_of, is_known
 from ovlt.model.packed_model import ROPE_TYPES, empty_model
+from ovlt.model.sizes import Config, TextConfig
 from ovlt.model.template import IMAGE_TOKEN
 from ovlt.model.tokenizer import Tokenizer
 from ovlt.model.weights import weight_index
@@ -41,7 +42,7 @@ _COMPUTED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")
 _SAMPLED_ROWS = 64  # of a tied head and embedding; two different ones differ in every row
 
 
-def check_config(path: Path, config: qwen.Config) -> None:
+def check_config(path: Path, config: Config) -> None:
     """Raise ValueError for what a configuration asks and the packed model does not do."""
     text = config.get_text_config()
     if getattr(config, "quantization_config", None):
@@ -54,23 +55,18 @@ def check_config(path: Path, config: qwen.Config) -> None:
             raise ValueError(
                 f"{path}/config.json: attention_dropout {dropout} is not supported: set it to 0"
             )
-    kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds - {"full_attention"}:
+    family = family_of(config).model
+    if kinds := set(getattr(text, "layer_types", None) or ()) - family.LAYER_TYPES:
         raise ValueError(
-            f"{path}/config.json asks for {', '.join(sorted(kinds - {'full_attention'}))} (use_"
-            "sliding_window), which the packed attention does not have: set it to false"
+            f"{path}/config.json asks for {', '.join(sorted(kinds))} (use_sliding_window), which "
+            "the packed attention does not have: set it to false"
         )
-    _check_rope(path, text)
-    vision = config.vision_config
-    window, token = vision.window_size, vision.patch_size * vision.spatial_merge_size
-    if window < token:
-        raise ValueError(
-            f"{path}/config.json: window_size {window} of vision_config holds no token of {token} "
-            f"pixels: it must be {token} or more"
-        )
+    _check_rope(path, text, family.ROPE_KEYS)
+    if reason := family.check_config(config):
+        raise ValueError(f"{path}/config.json: {reason}")
 
 
-def _check_rope(path: Path, text: qwen.TextConfig) -> None:
+def _check_rope(path: Path, text: TextConfig, of_family: frozenset[str]) -> None:
     rope = cast("Mapping[str, object]", getattr(text, "rope_parameters", None) or {})
     kind, where = str(rope.get("rope_type", "default")), f"{path}/config.json: rotary positions of"
     if kind not in ROPE_TYPES:
@@ -78,7 +74,7 @@ def _check_rope(path: Path, text: qwen.TextConfig) -> None:
             f"{where} type '{kind}' are not supported (known: {', '.join(ROPE_TYPES)}): "
             "their frequencies depend on the longest sample of a batch, or are unknown"
         )
-    if odd := sorted(rope.keys() - _ROPE_KEYS - _ROPE_KEYS_OF[kind]):
+    if odd := sorted(rope.keys() - _ROPE_KEYS - of_family - _ROPE_KEYS_OF[kind]):
         if odd == ["partial_rotary_factor"] and rope["partial_rotary_factor"] == 1:
             return
         raise ValueError(
@@ -93,6 +89,7 @@ def _check_rope(path: Path, text: qwen.TextConfig) -> None:
             bound = "1 or more" if name == "factor" else "above 0"
             raise ValueError(f"{where} type '{kind}' have {name} {value!r}: it must be {bound}")
     head = int(getattr(text, "head_dim", 0) or text.hidden_size // text.num_attention_heads)
+    head = round(head * float(str(rope.get("partial_rotary_factor", 1))))  # what is rotated
     sections = rope.get("mrope_section")
     numbers = sections if isinstance(sections, list) else []
     whole = all(type(x) is int and x >= 0 for x in numbers)
@@ -103,7 +100,7 @@ def _check_rope(path: Path, text: qwen.TextConfig) -> None:
         )
 
 
-def check_processor(path: Path, config: qwen.Config, processor: object) -> None:
+def check_processor(path: Path, config: Config, processor: object) -> None:
     """Raise ValueError if the image processor makes other pixels or patches than the trainer does.
 
     The engine follows preprocessor_config.json, the trainer has one way to prepare an image.
@@ -138,7 +135,7 @@ def check_processor(path: Path, config: qwen.Config, processor: object) -> None:
             )
 
 
-def check_tokens(path: Path, config: qwen.Config, tokenizer: Tokenizer) -> None:
+def check_tokens(path: Path, config: Config, tokenizer: Tokenizer) -> None:
     """Raise ValueError if the tokenizer has ids that the embedding or the configuration lacks."""
     vocabulary = tokenizer.get_vocab()
     rows = int(config.get_text_config().vocab_size)
@@ -149,7 +146,7 @@ def check_tokens(path: Path, config: qwen.Config, tokenizer: Tokenizer) -> None:
             f"embedding (vocab_size), e.g. {names}: enlarge it (resize_token_embeddings) and save "
             "the model again, or take the tokenizer that belongs to it"
         )
-    if config.model_type != qwen.MODEL_TYPE:
+    if not is_known(config.model_type):
         return
     if vocabulary.get(IMAGE_TOKEN) != int(config.image_token_id):
         raise ValueError(
@@ -190,7 +187,7 @@ def disagreements(path: Path, end: str, end_id: int, tokenizer: Tokenizer) -> li
     return texts
 
 
-def check_weights(path: Path, config: qwen.Config) -> None:
+def check_weights(path: Path, config: Config) -> None:
     """Compare the headers of the weight files with the names and shapes of the configuration.
 
     Raises ValueError for tensors that are missing, unknown, of another shape, or not floats.
@@ -204,7 +201,9 @@ def check_weights(path: Path, config: qwen.Config) -> None:
         ) from None
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     tied = "lm_head.weight" not in shapes
-    index = weight_index(path)
+    family = family_of(config)
+    live_name = family.model.live_name
+    index = weight_index(path, family)
     if missing := sorted(set(shapes) - set(index)):
         raise ValueError(
             f"{path} lacks {len(missing)} of {len(shapes)} tensors, e.g. {missing[:3]}: the folder "
@@ -212,16 +211,18 @@ def check_weights(path: Path, config: qwen.Config) -> None:
             f"{_others(sorted(set(index) - set(shapes)))}"
         )
     known = set(shapes) | ({"lm_head.weight"} if tied else set())
-    if unknown := sorted(n for n in set(index) - known if not n.endswith(_COMPUTED)):
+    left_out = family.model.is_left_out
+    unknown = sorted(n for n in set(index) - known if not n.endswith(_COMPUTED) and not left_out(n))
+    if unknown:
         raise ValueError(
             f"{path} holds {len(unknown)} tensors that this model does not have, e.g. "
             f"{unknown[:3]}{_adapter_hint(unknown)}: they would be left out; take a folder of "
-            f"'{qwen.MODEL_TYPE}' weights alone"
+            f"'{family.name}' weights alone"
         )
     for file in sorted(set(index.values())):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                live, part = qwen.live_name(name), tensors.get_slice(name)
+                live, part = live_name(name), tensors.get_slice(name)
                 expected = shapes.get(live)
                 if expected is not None and part.get_shape() != expected:
                     raise ValueError(
@@ -234,7 +235,7 @@ def check_weights(path: Path, config: qwen.Config) -> None:
                         f"({', '.join(_DTYPES)}): take the folder that it was quantised from"
                     )
     if tied and "lm_head.weight" in index:
-        _check_tie(path, index)
+        _check_tie(path, index, live_name)
 
 
 def _adapter_hint(names: Mapping[str, Path] | list[str]) -> str:
@@ -247,13 +248,13 @@ def _others(names: list[str]) -> str:
     return f"; it holds {', '.join(map(repr, names[:2]))} instead" if names else ""
 
 
-def _check_tie(path: Path, index: Mapping[str, Path]) -> None:
+def _check_tie(path: Path, index: Mapping[str, Path], live_name: Callable[[str], str]) -> None:
     """Raise ValueError if a head that config.json ties to the embedding has values of its own."""
     embedding = "model.language_model.embed_tokens.weight"
     heads = []
     for name in ("lm_head.weight", embedding):
         with safe_open(index[name], "pt") as tensors:
-            stored = {qwen.live_name(n): n for n in tensors.keys()}[name]  # noqa: SIM118
+            stored = {live_name(n): n for n in tensors.keys()}[name]  # noqa: SIM118
             part = tensors.get_slice(stored)
             rows = part.get_shape()[0]
             places = range(0, rows, max(1, rows // _SAMPLED_ROWS))

@@ -5,9 +5,7 @@ memory-bound chains of small kernels in transformers; Liger (https://arxiv.org/a
 each into one. The modules of one model get another ``forward``: their parameters keep names and
 shapes, and other models in the process do not change.
 
-Liger's own patch for this family is not used. It replaces classes for the whole process, and the
-M-RoPE function that it wants to replace no longer exists in transformers: the axes are combined in
-the rotary embedding, and each layer is left with the plain rotation.
+The file of a family says which of its modules compute with which of these.
 """
 
 from __future__ import annotations
@@ -15,17 +13,28 @@ from __future__ import annotations
 import importlib.util
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-        Qwen2_5_VLMLP,
-        Qwen2_5_VLRMSNorm,
-        Qwen2MLP,
-    )
+from ovlt.model.families import ModelFamily
+
+
+class Norm(Protocol):
+    """A module that divides by the root of the mean square."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+
+class GatedMlp(Protocol):
+    """A module with the three matrices of SwiGLU."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
 
 ROTATION = "apply_rotary_pos_emb"  # what a decoder layer's attention calls, a global of its module
 
@@ -45,28 +54,21 @@ def should_apply(setting: str, device: torch.device) -> bool:
     return setting != "off" and not why
 
 
-def apply(model: nn.Module) -> dict[str, int]:
-    """Let a transformers Qwen2.5-VL, or a part of one, compute with Liger. Safe to call again.
+def apply(model: nn.Module, family: ModelFamily) -> dict[str, int]:
+    """Let a transformers model of ``family``, or a part of one, compute with Liger.
 
-    Returns how many modules of each class were changed. Raises RuntimeError if this transformers
-    has another structure than the one this was written for.
+    Safe to call again. Returns how many modules of each class were changed. Raises RuntimeError if
+    this transformers has another structure than the one the family's file was written for.
     """
     from transformers.activations import ACT2FN
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
-    rotated = _with_global(theirs.Qwen2_5_VLAttention.forward, ROTATION, _rotate)
-    forwards: dict[type[nn.Module], Callable[..., object]] = {
-        theirs.Qwen2_5_VLRMSNorm: _rms_norm,
-        theirs.Qwen2MLP: _swiglu,
-        theirs.Qwen2_5_VLMLP: _swiglu,
-        theirs.Qwen2_5_VLAttention: rotated,
-    }
+    forwards = family.model.liger_forwards()
     changed = dict.fromkeys((kind.__name__ for kind in forwards), 0)
     for module in model.modules():
         # isinstance, not type(): FSDP2 gives each sharded module a subclass of its class
         for kind, forward in forwards.items():
             if isinstance(module, kind):
-                if forward is _swiglu and type(module.act_fn) is not type(ACT2FN["silu"]):
+                if forward is swiglu and type(module.act_fn) is not type(ACT2FN["silu"]):
                     raise RuntimeError(
                         f"the MLP's activation is {module.act_fn}, Liger's is SiLU: set "
                         "model.liger='off'"
@@ -81,7 +83,7 @@ def apply(model: nn.Module) -> dict[str, int]:
 # imported inside the functions since Liger and Triton are optional packages.
 
 
-def _rms_norm(self: Qwen2_5_VLRMSNorm, hidden_states: Tensor) -> Tensor:
+def rms_norm(self: Norm, hidden_states: Tensor) -> Tensor:
     """Return x / rms(x), computed in float32 and rounded, times the weight.
 
     These are the casts of transformers; Liger calls them 'llama'.
@@ -96,7 +98,7 @@ def _rms_norm(self: Qwen2_5_VLRMSNorm, hidden_states: Tensor) -> Tensor:
     )
 
 
-def _swiglu(self: Qwen2MLP | Qwen2_5_VLMLP, hidden_states: Tensor) -> Tensor:
+def swiglu(self: GatedMlp, hidden_states: Tensor) -> Tensor:
     """Return down(silu(gate(x)) * up(x)); keeps only gate and up, which backward overwrites.
 
     They are outputs of matrix products, which nothing else keeps. So a graph can be run backward
@@ -121,7 +123,12 @@ def _rotate(
     return LigerRopeFunction.apply(q, k, cos, sin, None, unsqueeze_dim)
 
 
-def _with_global(function: types.FunctionType, name: str, value: object) -> Callable[..., object]:
+def rotated(forward: types.FunctionType) -> Callable[..., object]:
+    """Return an attention's ``forward`` that rotates queries and keys with Liger."""
+    return with_global(forward, ROTATION, _rotate)
+
+
+def with_global(function: types.FunctionType, name: str, value: object) -> Callable[..., object]:
     """Return a copy of ``function`` in which the global ``name`` is ``value``.
 
     One model's layers then call another rotation, other models keep theirs, and the code of a layer

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.chat import Chat
 from ovlt.model.check import (
     check_config,
@@ -19,8 +18,11 @@ from ovlt.model.check import (
     check_weights,
     disagreements,
 )
+from ovlt.model.families import is_known, require
 from ovlt.model.patchify import Patchify
-from ovlt.model.tokenizer import Tokenizer
+from ovlt.model.sizes import Config, TextConfig
+from ovlt.model.template import banned_ids, rows_without_token
+from ovlt.model.tokenizer import TemplateKeywords, Tokenizer
 from ovlt.system.hub import model_path
 
 
@@ -29,7 +31,7 @@ class ModelFolder:
     """The parts of a model folder that are not weights."""
 
     path: Path
-    config: qwen.Config  # of a text-only model, with a decoder alone: use text_config
+    config: Config  # of a text-only model, with a decoder alone: use text_config
     tokenizer: Tokenizer
     patchify: Patchify | None  # None: a text-only model
     pixel_range: tuple[int, int]  # areas in pixels that the folder's own processor does not resize
@@ -37,25 +39,22 @@ class ModelFolder:
     banned: tuple[int, ...]  # token ids that may never be sampled
 
     @property
-    def text_config(self) -> qwen.TextConfig:
+    def text_config(self) -> TextConfig:
         """The decoder's configuration: a table of its own, or the whole of a text-only model's."""
         return self.config.get_text_config()
 
 
-def open_folder(path: str | Path) -> ModelFolder:
+def open_folder(path: str | Path, template: TemplateKeywords | None = None) -> ModelFolder:
     """Read configuration, tokenizer and image processor, and check them and the weights' headers.
 
-    ``hf://owner/name`` is downloaded first. Raises ValueError that says how to fix it.
+    ``hf://owner/name`` is downloaded first. ``template`` are keywords for its chat template.
+    Raises ValueError that says how to fix it.
     """
     from transformers import AutoImageProcessor  # here: its import takes a second
 
     path = local_folder(path)
     config, tokenizer = _read_config(path)
-    if config.model_type != qwen.MODEL_TYPE:
-        raise ValueError(
-            f"{path} holds a '{config.model_type}' model; ovlt knows '{qwen.MODEL_TYPE}' "
-            "(another family is another file beside ovlt/model/qwen2_5_vl.py)"
-        )
+    require(path, config.model_type)
     check_config(path, config)
     try:
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
@@ -72,8 +71,8 @@ def open_folder(path: str | Path) -> ModelFolder:
         tokenizer=tokenizer,
         patchify=Patchify.from_processor(processor),
         pixel_range=pixel_range,
-        chat=_chat(path, tokenizer, config),
-        banned=tuple(qwen.banned_ids(config, tokenizer)),
+        chat=_chat(path, tokenizer, config, template),
+        banned=tuple(banned_ids(config, tokenizer)),
     )
     check_weights(path, config)
     _tell(path, folder)
@@ -91,13 +90,13 @@ def open_reference(path: str | Path, model: ModelFolder) -> ModelFolder:
 
 def open_text_model(path: str | Path) -> ModelFolder:
     """Open the folder of a model that gets text only: any language model that the engine serves,
-    or one of this family.
+    or one that ovlt trains.
 
     Raises ValueError that says how to fix it.
     """
     path = local_folder(path)
     config, tokenizer = _read_config(path)
-    if config.model_type == qwen.MODEL_TYPE:
+    if is_known(config.model_type):
         return open_folder(path)
     folder = ModelFolder(
         path=path,
@@ -105,8 +104,8 @@ def open_text_model(path: str | Path) -> ModelFolder:
         tokenizer=tokenizer,
         patchify=None,
         pixel_range=(0, 0),
-        chat=_chat(path, tokenizer, config),
-        banned=tuple(qwen.rows_without_token(config, tokenizer)),
+        chat=_chat(path, tokenizer, config, None),
+        banned=tuple(rows_without_token(config, tokenizer)),
     )
     _tell(path, folder)
     return folder
@@ -152,19 +151,21 @@ def _base_of(adapter: Path) -> str:
     return f", for the base {str(base)[:100]!r}"
 
 
-def _chat(path: Path, tokenizer: Tokenizer, config: qwen.Config) -> Chat:
+def _chat(
+    path: Path, tokenizer: Tokenizer, config: Config, template: TemplateKeywords | None
+) -> Chat:
     try:
-        return Chat(tokenizer, config)
+        return Chat(tokenizer, config, template)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _read_config(path: Path) -> tuple[qwen.Config, Tokenizer]:
+def _read_config(path: Path) -> tuple[Config, Tokenizer]:
     """Read configuration and tokenizer of a model folder. Raises ValueError."""
     from transformers import AutoConfig, AutoTokenizer  # here: its import takes a second
 
     try:
-        config = cast("qwen.Config", AutoConfig.from_pretrained(path, trust_remote_code=False))
+        config = cast("Config", AutoConfig.from_pretrained(path, trust_remote_code=False))
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(f"{path}/config.json cannot be read: {_reason(error)}") from None
     if not isinstance(getattr(config.get_text_config(), "vocab_size", None), int):

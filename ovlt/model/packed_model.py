@@ -1,22 +1,21 @@
-"""PackedModel: Qwen2.5-VL on packed batches; tower, decoder, head and loss in one forward."""
+"""PackedModel: a model on packed batches; tower, decoder, head and loss in one forward."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from ovlt.model import attention
-from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
+from ovlt.model.families import family_of
 from ovlt.model.objective import LossOutput, Objective
+from ovlt.model.vision import LinearPatchEmbed
 from ovlt_kernels.head import HeadOptions, HeadOutput
 from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss
@@ -24,48 +23,61 @@ from ovlt_kernels.linear_loss import linear_loss
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import Qwen2_5_VLConfig
+    from transformers import PreTrainedConfig
+
+    from ovlt.model.sizes import Config, Grid
+    from ovlt.model.vision import VisionPlan
 
 # The kinds of rotary frequencies that are the same for every sample of a packed row. With "dynamic"
 # that holds up to max_position_embeddings, and longer samples are refused.
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
-class LinearPatchEmbed(Qwen2_5_VisionPatchEmbed):
-    """The patch embedding as one matrix product: its Conv3d has a stride equal to its kernel.
-
-    The parameter keeps the name and shape of the convolution's weight.
-    """
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Patches [P, channels * temporal * patch * patch] -> [P, tower width]."""
-        weight = self.proj.weight
-        return F.linear(hidden_states.to(weight.dtype), weight.view(weight.shape[0], -1))
-
-
-class PackedModel(Qwen2_5_VLForConditionalGeneration):
+class PackedModel(PreTrainedModel):
     """The trained model, and the root that FSDP2 shards.
 
-    A subclass of the transformers class, not a module around it: parameters keep their names, so
-    checkpoints, the weight stream to the engine and Hugging Face folders need no prefix, and
-    transformers' own modules still do the arithmetic. The head and the loss are computed inside
-    ``forward``, because FSDP2's hooks on the root gather the head's weight for exactly that long.
+    A family's class has this one and transformers' as its bases, and is no module around it:
+    parameters keep their names, so checkpoints, the weight stream to the engine and Hugging Face
+    folders need no prefix, and transformers' own modules still do the arithmetic. The head and the
+    loss are computed inside ``forward``, because FSDP2's hooks on the root gather the head's weight
+    for exactly that long.
 
     Made by :func:`ovlt.model.load.empty_model` on the meta device, with attention limited to the
     samples of a packed row.
     """
 
-    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         attention.register()
         # Set after construction: transformers looks up a name with "flash" in it as a package.
         self.model.language_model.config._attn_implementation = attention.TEXT_ATTENTION
         self.model.visual.config._attn_implementation = attention.VISION_ATTENTION
-        conv = self.model.visual.patch_embed
-        self.model.visual.patch_embed = LinearPatchEmbed(
-            conv.patch_size, conv.temporal_patch_size, conv.in_channels, conv.embed_dim
-        )
+        self.model.visual.patch_embed = LinearPatchEmbed(self.model.visual.patch_embed.proj)
         self.set_head()
+
+    def blocks(self) -> list[nn.Module]:
+        """Return tower blocks and decoder layers: what is recomputed in backward."""
+        return [*self.model.visual.blocks, *self.model.language_model.layers]
+
+    def groups(self) -> list[nn.Module]:
+        """Return the modules that FSDP2 gathers one at a time; the root has the rest."""
+        return self.blocks()
+
+    def tower_outputs(self, output: Any) -> tuple[Tensor, ...]:
+        """Return what the decoder takes of a tower's output, [features of each image once, H] each.
+
+        The first are added to no embedding but stand in place of them.
+        """
+        return (output.pooler_output,)
+
+    def decoder_keywords(self, slots: Tensor, others: Sequence[Tensor]) -> dict[str, object]:
+        """Return what the decoder is told besides the embeddings.
+
+        ``slots``: the image placeholders, int64 [image tokens]. ``others``: ``tower_outputs`` but
+        the first, gathered for these slots, [image tokens, H] each.
+        """
+        del slots, others
+        return {}
 
     def set_head(
         self,
@@ -84,7 +96,9 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         self.head_options = HeadOptions(temperature, logits_dtype, ids)
 
     if TYPE_CHECKING:  # transformers types the parts of a config loosely, and nn.Module any call
-        config: qwen.Config  # pyright: ignore[reportIncompatibleVariableOverride]
+        config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
+        model: Any
+        lm_head: nn.Linear
 
         @overload
         def __call__(self, batch: PackedBatch) -> HeadOutput: ...
@@ -110,12 +124,14 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
                 f"the model's attention implementation was changed to '{name}': packed samples "
                 "would attend to each other; some code shares this model's config object"
             )
-        hidden = self._with_images(decoder.embed_tokens(batch.input_ids), batch)  # [T, H]
+        embeddings = decoder.embed_tokens(batch.input_ids)  # [T, H]
+        hidden, keywords = self._with_images(embeddings, batch)
         hidden = decoder(
             inputs_embeds=hidden[None],  # [1, T, H]: one packed row is a batch of one
             position_ids=batch.position_ids[:, None],  # [3, 1, T]
             use_cache=False,
             ovlt_segments=batch.segments,
+            **keywords,
         ).last_hidden_state[0]  # [T, H]
         if batch.segments.shared:  # a prompt's last hidden state serves all its responses
             rows = attention.gather_rows(hidden, batch.loss_index)  # [R, H]
@@ -135,37 +151,47 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         # `loss` carries the gradient; the sums and maxima come from one more call over all rows.
         return replace(objective(head, batch), loss=loss)
 
-    def _with_images(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        """Token embeddings [T, H] with the tower's features at the image placeholders."""
+    def _with_images(self, hidden: Tensor, batch: PackedBatch) -> tuple[Tensor, dict[str, object]]:
+        """Put the tower's features at the image placeholders of the embeddings [T, H].
+
+        Also returns what else the decoder is told (``decoder_keywords``).
+        """
         tower = self.model.visual
         if batch.patches is None:
             # The smallest image there is, 2 x 2 patches, tied in by zero: on every rank the tower
             # runs forward and backward, as its collectives require.
             patches = torch.zeros(4, tower.patch_embed.proj.weight[0].numel(), device=hidden.device)
             grid = torch.tensor([[1, 2, 2]], device=hidden.device)
-            plan = qwen.vision_plan([(1, 2, 2)], self.config).to(hidden.device)
-            features = tower(patches, grid_thw=grid, **plan._asdict()).pooler_output  # [1, H]
-            return hidden + 0.0 * features.sum().to(hidden.dtype)
+            plan = vision_plan([(1, 2, 2)], self.config).to(hidden.device)
+            outputs = self.tower_outputs(tower(patches, grid_thw=grid, **plan.keywords))
+            nothing = 0.0 * torch.stack([x.sum() for x in outputs]).sum()
+            return hidden + nothing.to(hidden.dtype), {}
         assert batch.feature_index is not None
         assert batch.vision_plan is not None
-        features = tower(
-            batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan._asdict()
-        ).pooler_output  # [features of each image once, H]
+        output = tower(batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan.keywords)
         # The samples of a group share their images: one pass of the tower serves all of them.
         # Their gradients are summed in float32.
-        features = attention.gather_rows(features, batch.feature_index)  # [image tokens, H]
+        features, *others = (
+            attention.gather_rows(x, batch.feature_index).to(hidden.dtype)  # [image tokens, H]
+            for x in self.tower_outputs(output)
+        )
         slots = (batch.input_ids == self.config.image_token_id).nonzero()[:, 0]  # [image tokens]
-        return hidden.index_copy(0, slots, features.to(hidden.dtype))
+        return hidden.index_copy(0, slots, features), self.decoder_keywords(slots, others)
 
 
-def empty_model(config: qwen.Config) -> PackedModel:
+def vision_plan(grids: Sequence[Grid], config: Config) -> VisionPlan:
+    """Return the plan of one pass of the tower over images with these patch grids."""
+    return family_of(config).model.vision_plan(grids, config)
+
+
+def empty_model(config: Config) -> PackedModel:
     """Return a PackedModel on the meta device: names and shapes, no storage.
 
     On a copy of ``config``: transformers writes the attention implementation into it, and a model
     that shares the object would from then on attend across its samples, without any error.
     """
     with torch.device("meta"):
-        model = PackedModel._from_config(
+        model = family_of(config).model.MODEL._from_config(
             copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.float32
         )
     model.tie_weights()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
+from ovlt.model.families import family_of
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.model.weights import read_weights
@@ -21,7 +22,8 @@ from ovlt.system.collectives import on_all_ranks
 def shard(
     model: PackedModel, mesh: DeviceMesh, dtype: torch.dtype, *, reshard: bool = True
 ) -> None:
-    """Shard the model: a group per tower block and decoder layer, and the root for the rest.
+    """Shard the model: a group per tower block and decoder layer (``PackedModel.groups``), and the
+    root for the rest.
 
     The root holds embedding, head, merger and norm; embedding and head share a group because they
     may be one tensor. On CPUs, if weights stay gathered (``reshard=False``), the root holds
@@ -34,9 +36,8 @@ def shard(
         cast_forward_inputs=False,
     )
     whole = mesh.device_type == "cpu" and not reshard
-    blocks = (*model.model.visual.blocks, *model.model.language_model.layers)
-    for block in () if whole else blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    for group in () if whole else model.groups():
+        fully_shard(group, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
@@ -48,7 +49,7 @@ def recompute(model: PackedModel, what: Literal["none", "mlp", "full", "auto"]) 
     if what == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     elif what == "mlp":
-        for block in (*model.model.visual.blocks, *model.model.language_model.layers):
+        for block in model.blocks():
             mlp = block.mlp
             mlp.forward = functools.partial(checkpoint, mlp.forward, use_reentrant=False)
 
@@ -70,7 +71,7 @@ def load_sharded(
     """
     model = empty_model(folder.config)
     if liger.should_apply(config.liger, device):
-        liger.apply(model)
+        liger.apply(model, family_of(folder.config))
     if trainable:
         recompute(model, config.activation_checkpointing)
     if config.freeze_vision or not trainable:

@@ -8,11 +8,13 @@ So they are read off the template's own output.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ovlt.model.tokenizer import Tokenizer
+from ovlt.model.sizes import Config
+from ovlt.model.tokenizer import TemplateKeywords, Tokenizer
 
 IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - a token of the vocabulary
 IMAGE_MARKUP = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"  # for templates of plain strings
@@ -39,6 +41,19 @@ _SYSTEM, _QUESTION, _ANSWER, _MORE, _LAST = (
 )
 _TAG = re.compile(r"</?[A-Za-z_]\w*>")  # <think>, </answer>: part of what a model says
 _PYTHON_LIST = re.compile(r"""['"]type['"]\s*:""")  # a list of parts that was joined as a string
+
+
+def banned_ids(config: Config, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that may never be sampled: vision tokens, and rows without a token."""
+    vocabulary = tokenizer.get_vocab()
+    vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
+    return sorted(vision | set(rows_without_token(config, tokenizer)))
+
+
+def rows_without_token(config: Config, tokenizer: Tokenizer) -> list[int]:
+    """Return the rows of embedding and head that no token of the tokenizer has."""
+    tokens = set(tokenizer.get_vocab().values())  # ids may have gaps
+    return [i for i in range(int(config.get_text_config().vocab_size)) if i not in tokens]
 
 
 class TemplateRefusal(ValueError):
@@ -73,40 +88,63 @@ def content_of(parts: Sequence[Part], *, as_string: bool) -> str | list[Part]:
     return "".join(part["text"] if part["type"] == "text" else IMAGE_MARKUP for part in parts)
 
 
-def render(tokenizer: Tokenizer, turns: Sequence[Turn], *, open_turn: bool) -> str:
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer's chat template, with keywords that it reads besides the conversation."""
+
+    tokenizer: Tokenizer
+    keywords: TemplateKeywords
+
+    def check(self) -> None:
+        """Raise ValueError for a keyword that stands nowhere in the template: a misspelt one."""
+        words = set(re.findall(r"[A-Za-z_]\w*", str(self.tokenizer.chat_template)))
+        for name in self.keywords:
+            if name not in words:
+                near = difflib.get_close_matches(name, words, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise ValueError(
+                    f"the chat template does not read model.chat_template_kwargs.{name}{hint}"
+                )
+
+
+def render(renderer: Renderer, turns: Sequence[Turn], *, open_turn: bool) -> str:
     """Return chat-formatted text with one placeholder per image. Raises TemplateRefusal."""
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn)
+        return renderer.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=open_turn, **renderer.keywords
+        )
     except Exception as error:  # a template is a program: it may raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise TemplateRefusal(reason) from None
 
 
-def read_template(tokenizer: Tokenizer, *, images: bool) -> Template:
+def read_template(renderer: Renderer, *, images: bool) -> Template:
     """Try a tokenizer's chat template on text, images (with ``images``) and several turns.
 
     Raises ValueError if it does not do what prompts need: write question and images once, open the
     model's turn, and end it with a token.
     """
+    tokenizer = renderer.tokenizer
     if not tokenizer.chat_template:
         raise ValueError(
             "there is no chat template (in tokenizer_config.json, chat_template.jinja or "
             "chat_template.json), so there is no telling how to ask the model: copy that of the "
             "model it comes from"
         )
-    strings = _string_roles(tokenizer, images=images)
+    renderer.check()
+    strings = _string_roles(renderer, images=images)
 
     def turn(role: str, text: str) -> Turn:
         parts = [{"type": "text", "text": text}]
         return {"role": role, "content": content_of(parts, as_string=role in strings)}
 
     talk = [turn("user", _QUESTION), turn("assistant", _ANSWER)]
-    prompt = _rendered(tokenizer, talk[:1], open_turn=True)
-    closed = _rendered(tokenizer, talk, open_turn=False)
+    prompt = _rendered(renderer, talk[:1], open_turn=True)
+    closed = _rendered(renderer, talk, open_turn=False)
     before, _, tail = closed.rpartition(_ANSWER)
     if not before:
         raise ValueError("the chat template leaves out what the model says")
-    if prompt == _rendered(tokenizer, talk[:1], open_turn=False):
+    if prompt == _rendered(renderer, talk[:1], open_turn=False):
         raise ValueError(
             "the chat template opens no turn for the model: it ignores add_generation_prompt"
         )
@@ -119,15 +157,15 @@ def read_template(tokenizer: Tokenizer, *, images: bool) -> Template:
         end=end,
         end_id=end_id,
         strings=strings,
-        control=_control(tokenizer, turns, end),
+        control=_control(renderer, turns, end),
         opening=opening,
-        several=_why_not_several(tokenizer, turns, end, opening),
+        several=_why_not_several(renderer, turns, end, opening),
     )
 
 
-def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn], *, open_turn: bool) -> str:
+def _rendered(renderer: Renderer, turns: Sequence[Turn], *, open_turn: bool) -> str:
     try:
-        return render(tokenizer, turns, open_turn=open_turn)
+        return render(renderer, turns, open_turn=open_turn)
     except TemplateRefusal as error:
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise ValueError(
@@ -135,7 +173,7 @@ def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn], *, open_turn: bool) -
         ) from None
 
 
-def _string_roles(tokenizer: Tokenizer, *, images: bool) -> frozenset[str]:
+def _string_roles(renderer: Renderer, *, images: bool) -> frozenset[str]:
     """Return the roles whose content the template takes as a string. Raises ValueError.
 
     A model with images is asked in parts if its template takes them, a text-only one in strings.
@@ -143,7 +181,7 @@ def _string_roles(tokenizer: Tokenizer, *, images: bool) -> frozenset[str]:
     order = (False, True) if images else (True, False)
     reasons: list[str] = []
     for as_string in order:
-        if reason := _question_fails(tokenizer, as_string=as_string, images=images):
+        if reason := _question_fails(renderer, as_string=as_string, images=images):
             reasons.append(reason)
             continue
         if as_string:
@@ -151,19 +189,19 @@ def _string_roles(tokenizer: Tokenizer, *, images: bool) -> frozenset[str]:
         plain: Turn = {"role": "user", "content": [{"type": "text", "text": _QUESTION}]}
         answers = (("system", _SYSTEM), ("assistant", _ANSWER))
         return frozenset(
-            role for role, word in answers if not _takes_parts(tokenizer, role, word, plain)
+            role for role, word in answers if not _takes_parts(renderer, role, word, plain)
         )
     raise ValueError(f"the chat template {reasons[0]}")
 
 
-def _question_fails(tokenizer: Tokenizer, *, as_string: bool, images: bool) -> str:
+def _question_fails(renderer: Renderer, *, as_string: bool, images: bool) -> str:
     """Return what a template does wrong with questions of no, one and two images; or nothing."""
     for count in (0, 1, 2) if images else (0,):
         parts: list[Part] = [{"type": "text", "text": _QUESTION}]
         parts += [{"type": "image"}, {"type": "text", "text": _MORE}] * count
         content = content_of(parts, as_string=as_string)
         try:
-            text = render(tokenizer, [{"role": "user", "content": content}], open_turn=True)
+            text = render(renderer, [{"role": "user", "content": content}], open_turn=True)
         except TemplateRefusal as error:
             return f"fails on a question with {count} images: {error}"
         if text.count(_QUESTION) != 1 or _PYTHON_LIST.search(text):
@@ -173,11 +211,11 @@ def _question_fails(tokenizer: Tokenizer, *, as_string: bool, images: bool) -> s
     return ""
 
 
-def _takes_parts(tokenizer: Tokenizer, role: str, word: str, question: Turn) -> bool:
+def _takes_parts(renderer: Renderer, role: str, word: str, question: Turn) -> bool:
     turn: Turn = {"role": role, "content": [{"type": "text", "text": word}]}
     turns = [question, turn] if role == "assistant" else [turn, question]
     try:
-        text = render(tokenizer, turns, open_turn=False)
+        text = render(renderer, turns, open_turn=False)
     except TemplateRefusal:
         return False
     return text.count(word) == 1 and not _PYTHON_LIST.search(text)
@@ -201,30 +239,30 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(str(token) for token in added if getattr(token, "special", False))
 
 
-def _control(tokenizer: Tokenizer, turns: Sequence[Turn], end: str) -> tuple[str, ...]:
+def _control(renderer: Renderer, turns: Sequence[Turn], end: str) -> tuple[str, ...]:
     """Return the special tokens that are markup: ends, padding, vision, and those in the template.
 
     Tags such as ``<think>`` may be special too, and a template may write them into the model's
     turns; they are part of what the model says, so texts may spell them.
     """
-    named = {end, *VISION_TOKENS}
+    tokenizer, named = renderer.tokenizer, {end, *VISION_TOKENS}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         if value := getattr(tokenizer, name, None):
             named.add(str(value))
-    markup = _rendered(tokenizer, turns, open_turn=True)
-    question = _rendered(tokenizer, turns[:1], open_turn=False)
+    markup = _rendered(renderer, turns, open_turn=True)
+    question = _rendered(renderer, turns[:1], open_turn=False)
     special = special_tokens(tokenizer)
     named |= {t for t in special if t in question or (t in markup and not _TAG.fullmatch(t))}
     return tuple(token for token in special if token in named)
 
 
-def _why_not_several(tokenizer: Tokenizer, turns: Sequence[Turn], end: str, opening: str) -> str:
+def _why_not_several(renderer: Renderer, turns: Sequence[Turn], end: str, opening: str) -> str:
     """Return why a conversation of two questions and answers cannot be labelled; or nothing."""
     done = ""
     for count in (2, 4):
         try:
-            prompt = render(tokenizer, turns[: count - 1], open_turn=True)
-            whole = render(tokenizer, turns[:count], open_turn=False)
+            prompt = render(renderer, turns[: count - 1], open_turn=True)
+            whole = render(renderer, turns[:count], open_turn=False)
         except TemplateRefusal as error:
             return f"chat template refuses several turns ({error})"
         prompt = prompt.removesuffix(opening)

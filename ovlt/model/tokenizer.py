@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+TemplateValue = bool | int | float | str
+TemplateKeywords = Mapping[str, TemplateValue]  # of a chat template, such as enable_thinking
+
 
 class Encoding(Protocol):
     """The ids of a text."""
@@ -35,5 +38,10 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> Mapping[str, int]: ...
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
     def apply_chat_template(
-        self, conversation: Sequence[object], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: Sequence[object],
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        **keywords: TemplateValue,
     ) -> str: ...

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model.families import ModelFamily, family_of
 from ovlt.model.packed_model import PackedModel, empty_model
 from ovlt.system.files import swap_folder
 
@@ -43,7 +43,7 @@ COMPANIONS = (
 )
 
 
-def weight_index(path: Path) -> dict[str, Path]:
+def weight_index(path: Path, family: ModelFamily) -> dict[str, Path]:
     """Map each parameter name in memory to the safetensors file that holds it.
 
     Raises ValueError.
@@ -54,7 +54,7 @@ def weight_index(path: Path) -> dict[str, Path]:
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    live = qwen.live_name(name)
+                    live = family.model.live_name(name)
                     if (other := names.setdefault(live, file)) != file:
                         raise ValueError(
                             f"{path}: both {other.name} and {file.name} hold {name}: delete the "
@@ -93,13 +93,14 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def read_weights(model: nn.Module, path: Path) -> None:
+def read_weights(model: PackedModel, path: Path) -> None:
     """Fill a (sharded) model from a folder, each rank reading its own slices.
 
     Raises ValueError if a parameter is missing, has another shape than the configuration says, or
     holds NaN or infinity.
     """
-    index = weight_index(path)
+    family = family_of(model.config)
+    index = weight_index(path, family)
     parameters = dict(model.named_parameters())
     missing = sorted(set(parameters) - set(index))
     if missing:
@@ -112,7 +113,7 @@ def read_weights(model: nn.Module, path: Path) -> None:
         by_file.setdefault(index[name], []).append(name)
     for file, names in by_file.items():
         with safe_open(file, "pt") as tensors, torch.no_grad():
-            on_disk = {qwen.live_name(n): n for n in tensors.keys()}  # noqa: SIM118
+            on_disk = {family.model.live_name(n): n for n in tensors.keys()}  # noqa: SIM118
             for name in names:
                 source = tensors.get_slice(on_disk[name])
                 target = parameters[name]
@@ -203,6 +204,7 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
     pending: dict[str, Tensor] = {}
     weight_map: dict[str, str] = {}
     total = number = 0
+    disk_name = family_of(model.config).model.disk_name
 
     def flush() -> None:
         nonlocal pending, number
@@ -219,7 +221,7 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
         size = tensor.numel() * tensor.element_size()
         if sum(t.numel() * t.element_size() for t in pending.values()) + size > SHARD_BYTES:
             flush()
-        pending[qwen.disk_name(name)] = tensor.to("cpu", copy=True).contiguous()
+        pending[disk_name(name)] = tensor.to("cpu", copy=True).contiguous()
         total += size
     if not is_main:
         return

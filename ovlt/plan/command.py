@@ -20,7 +20,7 @@ from pathlib import Path
 from ovlt.config.command_line import split_words
 from ovlt.config.fields import expanded
 from ovlt.config.load import REPOSITORY, SMOKE_RECIPE, load_recipe
-from ovlt.model.qwen2_5_vl_sizes import FileSizes, read_config
+from ovlt.model.sizes import FileSizes, read_config
 from ovlt.plan.assumed import Assumptions
 from ovlt.plan.fit import problems
 from ovlt.plan.hours import PUBLISHED

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import sizes
 from ovlt.plan.assumed import Assumptions
 from ovlt.system.hardware import Gpu
 
@@ -50,13 +50,31 @@ class SamplingWork:
         return sizes.kv_bytes_per_token(self.config, self.itemsize) / min(self.gpus, heads)
 
     @property
+    def state_bytes(self) -> float:
+        """Bytes of each GPU for a running sequence, whatever its length."""
+        return sizes.state_bytes_per_sequence(self.config, self.itemsize) / self.gpus
+
+    @property
+    def cache_bytes(self) -> float:
+        """Bytes of each GPU for the sequences that run."""
+        return max(0.0, self.share - self.weights - self.workspace)
+
+    @property
     def kv_tokens(self) -> int:
-        """Tokens that the cache holds."""
-        return max(0, int((self.share - self.weights - self.workspace) / self.kv_bytes))
+        """Tokens that the cache holds, beside the states of as many sequences as run at once."""
+        states = self.state_bytes * min(self.max_sequences, max(1, self.prompts * self.n))
+        return max(0, int((self.cache_bytes - states) / self.kv_bytes))
+
+    def running(self, context: float) -> int:
+        """Return how many sequences of so many tokens run at once."""
+        most = min(self.max_sequences, self.prompts * self.n)
+        each = context * self.kv_bytes + self.state_bytes
+        return max(1, min(most, int(self.cache_bytes / each)))
 
     def least_share(self, longest_prompt: int) -> float:
         """Bytes of each GPU that the engine needs to hold one sequence of the greatest length."""
-        return self.weights + self.workspace + (longest_prompt + self.longest) * self.kv_bytes
+        sequence = (longest_prompt + self.longest) * self.kv_bytes + self.state_bytes
+        return self.weights + self.workspace + sequence
 
 
 def engine_seconds(work: SamplingWork, gpu: Gpu, assumed: Assumptions) -> float:
@@ -70,11 +88,12 @@ def engine_seconds(work: SamplingWork, gpu: Gpu, assumed: Assumptions) -> float:
     prefill += work.prompt_tokens * wire  # seconds per prompt
     step = assumed.decode_overhead + reduces * assumed.reduce_seconds
     context = work.prompt_tokens + work.response_tokens / 2  # mean, half-way through a response
-    batch = max(1, min(work.max_sequences, work.prompts * work.n, int(work.kv_tokens / context)))
+    batch = work.running(context)
     p = sizes.parameters(config)
     weights = work.itemsize * (p.decoder + (p.head or p.embedding)) / gpus  # bytes read per step
     rate = gpu.bandwidth * assumed.decode_efficiency
-    read = (weights + batch * context * work.kv_bytes) / rate
+    # The state of a sequence is read and written.
+    read = (weights + batch * (context * work.kv_bytes + 2 * work.state_bytes)) / rate
     flops = sizes.decoder_flops(config, 1) + sizes.head_flops(config, 1)
     compute = batch * flops / (gpus * gpu.flops * assumed.decode_efficiency)
     full = work.prompts * work.n * work.response_tokens / batch  # decoding steps of a full batch

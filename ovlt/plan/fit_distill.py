@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from ovlt.model.sizes import divides
 from ovlt.plan.distill import PlannedPhase, planned_phases
 from ovlt.plan.engine import GIB
 from ovlt.plan.run import Run
@@ -21,7 +22,7 @@ def check_distill(stage: PlannedStage) -> str:
         if value > count:
             return f"{stage.name}: distill.{key}={value}, but {run.node.name} has {count} GPUs"
     for phase in planned_phases(run):
-        if not _divides(phase, gpus):
+        if not divides(phase.work.config, gpus):
             return (
                 f"{stage.name}: distill.engine.tensor_parallel={gpus} does not divide the heads of "
                 f"{phase.model}"
@@ -52,7 +53,7 @@ def distill_fixes(stage: PlannedStage) -> Iterator[list[Setting]]:
     possible = [
         gpus
         for gpus in range(1, run.node.count + 1)
-        if all(_divides(phase, gpus) for phase in phases)
+        if all(divides(phase.work.config, gpus) for phase in phases)
     ]
     more = [gpus for gpus in possible if gpus > cfg.engine.tensor_parallel]
     fewer = [gpus for gpus in reversed(possible) if gpus < cfg.engine.tensor_parallel]
@@ -70,15 +71,3 @@ def _least_share(run: Run, phases: Sequence[PlannedPhase]) -> float:
     """The least distill.engine.gpu_memory, to a hundredth, that every phase's engine can have."""
     least = max(phase.work.least_share(phase.longest_prompt) for phase in phases)
     return min(1.0, math.ceil(100 * least / (run.node.gpu.memory_gib * GIB)) / 100)
-
-
-def _divides(phase: PlannedPhase, gpus: int) -> bool:
-    """Whether vLLM can spread the model over ``gpus``.
-
-    Each GPU gets whole heads; a key-value head may be on several.
-    """
-    text, vision = phase.work.config.text_config, phase.work.config.vision_config
-    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
-    whole = heads % gpus == 0 and (kv_heads % gpus == 0 or gpus % kv_heads == 0)
-    widths = (text.intermediate_size, vision.intermediate_size, vision.num_heads)
-    return whole and all(width % gpus == 0 for width in widths)

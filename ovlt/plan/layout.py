@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import sizes
 from ovlt.plan.run import Run, StageKind
 from ovlt.train.balance import Extent, plan
 

@@ -53,7 +53,7 @@ def engine_items(work: SamplingWork) -> dict[str, float]:
     return {
         "engine: weights": work.weights,
         "engine: workspace": work.workspace,
-        "engine: KV cache": max(0.0, work.share - work.weights - work.workspace),
+        "engine: KV cache": work.cache_bytes,
     }
 
 

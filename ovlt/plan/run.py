@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ovlt.config import Recipe
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import sizes
 from ovlt.plan.assumed import Assumptions
 from ovlt.plan.engine import GIB, SamplingWork
 from ovlt.system.hardware import Node

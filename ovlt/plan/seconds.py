@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ovlt.model.qwen2_5_vl_sizes import recomputed_share
+from ovlt.model.sizes import recomputed_share
 from ovlt.plan.engine import engine_seconds
 from ovlt.plan.layout import Layout, layout
 from ovlt.plan.memory import training

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ovlt.config.load import REPOSITORY
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import sizes
 from ovlt.plan.assumed import Assumptions
 from ovlt.plan.distill import PlannedPhase, planned_phases, question_count
 from ovlt.plan.engine import GIB

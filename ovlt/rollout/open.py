@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from ovlt.config import EngineConfig, ModelConfig, SoloEngineConfig
+from ovlt.model.families import family_of, is_known
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel
 from ovlt.rollout.engine import Engine, Sampling
@@ -28,9 +29,26 @@ BFLOAT16 = ProbeDifference(mean=0.12, largest=1.5)
 def engine_dtype(
     engine: EngineConfig, model: ModelConfig, folder: ModelFolder, device: torch.device
 ) -> torch.dtype:
-    """Return the dtype of ``engine.dtype``; 'auto' is the trainer's compute dtype."""
+    """Return the dtype of ``engine.dtype``; 'auto' is the trainer's compute dtype, if that can be.
+
+    Raises ValueError for a dtype that the engine does not run this family in.
+    """
     name = model.compute_dtype if engine.dtype == "auto" else engine.dtype
-    return compute_dtype(name, device, int(folder.text_config.hidden_size))
+    dtype = compute_dtype(name, device, int(folder.text_config.hidden_size))
+    if engine.backend != "vllm" or not is_known(folder.config.model_type):
+        return dtype
+    family = family_of(folder.config)
+    possible = family.model.engine_dtypes(device)
+    if dtype in possible:
+        return dtype
+    if engine.dtype != "auto":
+        names = ", ".join(str(x).removeprefix("torch.") for x in possible)
+        raise ValueError(
+            f"engine.dtype='{engine.dtype}': vLLM runs {family.sizes.TITLE} on {device.type} in "
+            f"{names} only; set engine.dtype='{names.rpartition(', ')[2]}', or "
+            "engine.backend='transformers'"
+        )
+    return possible[-1]
 
 
 def probe_tolerance(
@@ -154,6 +172,8 @@ def open_engine(
             "install), or set engine.backend='transformers', which is slower"
         ) from None
     settings = engine_settings(runtime.device, config, solo, max_model_len=max_tokens)
+    if is_known(folder.config.model_type):
+        settings |= family_of(folder.config).model.engine_settings(runtime.device)
     if folder.patchify is not None:
         # The probe's image may be larger than any of a recipe for tiny ones.
         largest = max(max_pixels or folder.pixel_range[1], probe_pixels(folder))

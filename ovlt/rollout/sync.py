@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.weights import expected_names, full_weights
@@ -183,7 +183,7 @@ def probe_pixels(folder: ModelFolder) -> int:
 
 def probe_side(folder: ModelFolder) -> int:
     """Return the side of the probe's image in pixels; 3 x 3 tokens, so the tower's windows run."""
-    return 3 * qwen.merged_patch(folder.config)
+    return 3 * sizes.merged_patch(folder.config)
 
 
 def probe_prompt(folder: ModelFolder, seed: int, question: str) -> Prompt:
@@ -193,7 +193,7 @@ def probe_prompt(folder: ModelFolder, seed: int, question: str) -> Prompt:
     ramp = np.linspace(0, 255, side)[:, None, None] * rng.permutation([1.0, 0.5, 0.2])
     noise = rng.integers(0, 64, (side, side, 3))
     image = np.clip(ramp + noise, 0, 255).astype(np.uint8)
-    grid = qwen.image_grid(folder.config, side, side)
+    grid = sizes.image_grid(folder.config, side, side)
     question = f"<image>{question}"
     ids = folder.chat.prompt_ids(question, [grid])
     return Prompt("probe", "probe", question, "", ids, (image,))

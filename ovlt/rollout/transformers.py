@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
+from ovlt.model.positions import mrope_positions
 from ovlt.rollout.engine import Completion, Engine, Sampling
 from ovlt.types import Prompt
 
@@ -29,7 +30,7 @@ class TransformersEngine(Engine):
                 f"{folder.path} is a text-only model: engine.backend='vllm' serves such a model"
             )
         self._patchify = folder.patchify
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
             folder.path, dtype=dtype, attn_implementation="sdpa"
         )
         self.model.to(device).eval()
@@ -75,7 +76,8 @@ class TransformersEngine(Engine):
         n, temperature = sampling.n, sampling.temperature
         generators = [torch.Generator(self.device).manual_seed(seed + i) for i in range(n)]
         logits, cache, position = self._prefill(prompt)
-        cache.batch_repeat_interleave(n)
+        # Not the cache's methods for batches: those of recurrent layers lack them.
+        cache.reorder_cache(torch.zeros(n, dtype=torch.int64, device=self.device))
         logits = logits.expand(n, -1)
         alive = list(range(n))
         ids: list[list[int]] = [[] for _ in range(n)]
@@ -106,7 +108,7 @@ class TransformersEngine(Engine):
             if not keep or step + 1 == sampling.max_tokens:
                 break
             if len(keep) < len(alive):
-                cache.batch_select_indices(torch.tensor(keep, device=self.device))
+                cache.reorder_cache(torch.tensor(keep, device=self.device))
                 alive = [alive[row] for row in keep]
                 token = token[keep]
             positions = torch.full((3, len(alive), 1), position + step, device=self.device)
@@ -125,8 +127,8 @@ class TransformersEngine(Engine):
     def _prefill(self, prompt: Prompt) -> tuple[torch.Tensor, Any, int]:
         """Logits of the last prompt token [1,V], the cache, and the next M-RoPE position."""
         config = self.folder.config
-        grids = [qwen.image_grid(config, *x.shape[:2]) for x in prompt.images]
-        positions = qwen.mrope_positions(prompt.token_ids, grids, config)
+        grids = [sizes.image_grid(config, *x.shape[:2]) for x in prompt.images]
+        positions = mrope_positions(prompt.token_ids, grids, config)
         kwargs: dict[str, Any] = {}
         if prompt.images:
             patches = np.concatenate([self._patchify(x) for x in prompt.images])

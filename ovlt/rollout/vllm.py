@@ -26,7 +26,7 @@ from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
 from ovlt.rollout.engine import Completion, Engine, Sampling
 from ovlt.rollout.vllm_weights import weight_of
@@ -199,7 +199,7 @@ class VllmEngine(Engine):
         )
 
     def _request(self, prompt: Prompt) -> Any:
-        grids = [qwen.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]
+        grids = [sizes.image_grid(self.folder.config, *x.shape[:2]) for x in prompt.images]
         request: dict[str, Any] = {
             "prompt_token_ids": self.folder.chat.collapse(prompt.token_ids, grids)
         }

@@ -1,10 +1,10 @@
 """A base model from nothing, for the smoke world: ``python -m ovlt.smoke.base RECIPE``.
 
-A seeded Qwen2.5-VL configuration of one to five million parameters, a byte-level BPE tokenizer
-trained on the spot that carries Qwen's special tokens, and the image processor, saved as an
-ordinary Hugging Face folder. ``ovlt sft`` then teaches it to see (captions, short answers,
-text-only reasoning), so that it is where a pretrained model is: it can describe an image and knows
-nothing of the task's format.
+A seeded configuration of one to five million parameters, of the family that [base] names, a
+byte-level BPE tokenizer trained on the spot that carries the special tokens of Qwen's models, and
+the image processor, saved as an ordinary Hugging Face folder. ``ovlt sft`` then teaches it to see
+(captions, short answers, text-only reasoning), so that it is where a pretrained model is: it can
+describe an image and knows nothing of the task's format.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForImageTextToText,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers.utils import logging
 
 from ovlt.config import BaseConfig
 from ovlt.config.load import load_recipe
 from ovlt.data.worlds.synthetic import vocabulary_corpus
+from ovlt.model.families import family_named
 from ovlt.system.files import read_json, swap_folder, write_json
 
-QWEN_TOKENS = (
+SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -77,13 +75,13 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(QWEN_TOKENS) - len(TAGS),
+        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAGS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     roles = ["user\nassistant\nsystem\n"] * 1000  # part of every sample, though not of any text
     tokenizer.train_from_iterator([*corpus, *roles], trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in QWEN_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     # Not Qwen2TokenizerFast: it would put Qwen's own pre-tokenizer in place of ours, and " 3" would
     # be two tokens.
@@ -97,9 +95,8 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
 
 
-def tiny_config(base: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+def tiny_config(base: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """Return a small configuration with the structure of the real one. Raises ValueError."""
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in QWEN_TOKENS}
     rows = -(-(len(tokenizer) + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
     head = base.hidden // base.heads
     if head % 32 or base.hidden % base.heads or base.heads % base.kv_heads:
@@ -108,45 +105,7 @@ def tiny_config(base: BaseConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5
             "must divide heads, and the head dimension (hidden / heads) must be a multiple of 32, "
             "as vLLM's attention on a CPU asks"
         )
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": rows,
-            "hidden_size": base.hidden,
-            "intermediate_size": base.intermediate,
-            "num_hidden_layers": base.layers,
-            "num_attention_heads": base.heads,
-            "num_key_value_heads": base.kv_heads,
-            "max_position_embeddings": 4096,
-            "initializer_range": base.initializer_range,
-            "rms_norm_eps": 1e-6,
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-            "tie_word_embeddings": base.tie_embeddings,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": base.rope_theta,
-                # time, height, width share the head's frequencies as 1 : 1.5 : 1.5, as Qwen's do
-                "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
-            },
-        },
-        vision_config={
-            "depth": base.vision_depth,
-            "hidden_size": base.vision_hidden,
-            "intermediate_size": base.vision_intermediate,
-            "num_heads": base.vision_heads,
-            "out_hidden_size": base.hidden,
-            "fullatt_block_indexes": [base.vision_depth - 1],
-            "window_size": 112,
-            "initializer_range": base.initializer_range,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=base.tie_embeddings,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-    )
+    return family_named(base.family).model.tiny(base, tokenizer, rows)
 
 
 def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
@@ -155,7 +114,7 @@ def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
     config = tiny_config(base, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(base.seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.generation_config = GenerationConfig(
@@ -168,12 +127,7 @@ def make_folder(target: Path, base: BaseConfig, corpus: Iterable[str]) -> None:
     model.save_pretrained(partial)
     if shows_bars:
         logging.enable_progress_bar()
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=CHAT_TEMPLATE,
-    )
+    processor = family_named(base.family).model.tiny_processor(tokenizer, CHAT_TEMPLATE)
     processor.save_pretrained(partial)
     # The processor's file alone is not enough for AutoImageProcessor on every transformers we run.
     processor.image_processor.save_pretrained(partial)

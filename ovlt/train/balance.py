@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import sizes
 
 # A rank without samples runs this many text tokens of weight zero, so that it joins every
 # collective.

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import sizes
+from ovlt.model.sizes import Checkpointing
 
-Checkpointing = Literal["none", "mlp", "full"]
 BLOCK_BYTES = 2560 << 20  # ovlt_kernels.blocks.CHUNK_BYTES on a GPU, which only torch can import
 # What may be chosen, fastest first: a reduction for each micro-batch overlaps with the backward,
 # recomputing the MLPs takes about a sixth of a step, and recomputing whole layers a quarter.
@@ -81,9 +81,7 @@ def update_items(config: sizes.Sizes, training: Training) -> dict[str, dict[str,
     items["activations, decoder"] = budget * text.kept(training.checkpointing)
     if not training.freeze_vision:
         items["activations, tower"] = training.patches * tower.kept(training.checkpointing)
-    vision = config.vision_config
-    pixels = vision.patch_size**2 * vision.temporal_patch_size * vision.in_channels  # of a patch
-    items["pixels"] = 4 * training.patches * pixels
+    items["pixels"] = 4 * training.patches * sizes.patch_values(config)
     rows = budget  # as if every token had a loss
     vocab, hidden = config.text_config.vocab_size, config.text_config.hidden_size
     items["hidden states and gradient of the head's rows"] = 2 * b * rows * hidden
@@ -95,7 +93,7 @@ def update_items(config: sizes.Sizes, training: Training) -> dict[str, dict[str,
         "head: block of logits": min(rows, logit_rows(vocab)) * vocab * b,
         "head: float32 gradient": 4 * vocab * hidden,
     }
-    recomputed = {"none": 0, "mlp": text.mlp, "full": text.block}[training.checkpointing]
+    recomputed = text.recomputed(training.checkpointing)
     backward = {
         "head: rounded gradient": b * vocab * hidden,
         "one block recomputed or in backward": float(budget * recomputed),

@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes
 from ovlt.model.batch import PackedBatch
+from ovlt.model.packed_model import vision_plan
 from ovlt.model.patchify import Patchify
+from ovlt.model.positions import mrope_positions
 from ovlt.model.segments import Segments
+from ovlt.model.vision import VisionPlan
 from ovlt.system.runtime import Runtime
 from ovlt.train.balance import FILLER_TOKENS, BatchPlan, Extent, plan
 from ovlt.train.prompts import prompt_length, shared_prompts
@@ -30,7 +33,7 @@ def pack(
     weights: Sequence[float],
     runtime: Runtime,
     budget: int,
-    config: qwen.Config,
+    config: sizes.Config,
     patchify: Patchify | None,
     *,
     share_prompts: bool = True,
@@ -53,7 +56,7 @@ def pack(
 
 
 def extents(
-    samples: Sequence[Sample], config: qwen.Config, *, share_prompts: bool = True
+    samples: Sequence[Sample], config: sizes.Config, *, share_prompts: bool = True
 ) -> list[Extent]:
     """Return the extents of samples; those of one prompt are a group, and share its images."""
     group_of: dict[int, int] = {}  # sample -> group
@@ -96,7 +99,7 @@ def collate(
     samples: Sequence[Sample],
     weights: Sequence[float],
     *,
-    config: qwen.Config,
+    config: sizes.Config,
     patchify: Patchify | None,
     share_prompts: bool = True,
 ) -> PackedBatch:
@@ -120,7 +123,7 @@ def collate(
         for i in group:
             sample = samples[i]
             grids = _grids(sample, config)
-            positions = qwen.mrope_positions(sample.token_ids, grids, config)  # [3, tokens], from 0
+            positions = mrope_positions(sample.token_ids, grids, config)  # [3, tokens], from 0
             # Samples of one prompt have equal images; one array stands for all.
             features = images.add(first.prompt.images, grids)
             # Split its placeholders: those of the prompt get features once, a later turn's always.
@@ -185,8 +188,8 @@ class _Row:
         return np.arange(begin, self._end)
 
 
-def _grids(sample: Sample, config: qwen.Config) -> list[qwen.Grid]:
-    return [qwen.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
+def _grids(sample: Sample, config: sizes.Config) -> list[sizes.Grid]:
+    return [sizes.image_grid(config, x.shape[0], x.shape[1]) for x in sample.prompt.images]
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: DTypeLike = np.int64) -> torch.Tensor:
@@ -209,19 +212,19 @@ class _Images:
     Each method returns None for a micro-batch without images.
     """
 
-    def __init__(self, config: qwen.Config) -> None:
-        self.grids: list[qwen.Grid] = []
+    def __init__(self, config: sizes.Config) -> None:
+        self.grids: list[sizes.Grid] = []
         self._config = config
         self._unique: list[np.ndarray] = []  # uint8 [height, width, 3]
         self._features: list[np.ndarray] = []  # rows of the tower's output, segment by segment
         self._first_row: dict[int, int] = {}  # id of an image array -> its first feature row
         self._num_rows = 0
 
-    def add(self, images: Sequence[np.ndarray], grids: Sequence[qwen.Grid]) -> np.ndarray:
+    def add(self, images: Sequence[np.ndarray], grids: Sequence[sizes.Grid]) -> np.ndarray:
         """Return the feature row of each placeholder of a sample; a known image is reused."""
         rows: list[np.ndarray] = [np.empty(0, np.int64)]
         for image, grid in zip(images, grids, strict=True):
-            count = qwen.tokens_per_image(self._config, grid)
+            count = sizes.tokens_per_image(self._config, grid)
             if id(image) not in self._first_row:
                 self._first_row[id(image)] = self._num_rows
                 self._num_rows += count
@@ -249,9 +252,9 @@ class _Images:
         """Patches of each image in time, height and width, int64 [I, 3]."""
         return torch.tensor(self.grids, dtype=torch.int64) if self.grids else None
 
-    def vision_plan(self) -> qwen.VisionPlan | None:
-        """Window order and boundaries for the tower, made on the CPU."""
-        return qwen.vision_plan(self.grids, self._config) if self.grids else None
+    def vision_plan(self) -> VisionPlan | None:
+        """Where patches lie and what each of them sees, made on the CPU."""
+        return vision_plan(self.grids, self._config) if self.grids else None
 
 
 def _patches(images: Sequence[np.ndarray], patchify: Patchify) -> torch.Tensor:

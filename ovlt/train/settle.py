@@ -6,7 +6,7 @@ import torch
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
-from ovlt.model.qwen2_5_vl_sizes import Sizes, square_grid, tokens_per_image
+from ovlt.model.sizes import Sizes, square_grid, tokens_per_image
 from ovlt.system.runtime import Runtime
 from ovlt.train.footprint import Training, cheapest_that_fits, fullest
 

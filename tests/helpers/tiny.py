@@ -48,10 +48,10 @@ def random_sample(
     folder: ModelFolder, rng: np.random.Generator, sizes: list[tuple[int, int]], response: int
 ) -> Sample:
     """A question with images of ``sizes`` (height, width) and a random response."""
-    from ovlt.model import qwen2_5_vl as qwen
+    from ovlt.model import sizes as model_sizes
 
     images = tuple(random_image(rng, h, w) for h, w in sizes)
-    grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
+    grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
     words = " ".join(rng.choice(["red", "blue", "circle", "bar", "How", "many"], 3 + response % 5))
     ids = folder.chat.prompt_ids("<image>" * len(sizes) + words, grids)
     prompt = Prompt(f"p{rng.integers(1 << 30)}", "test", words, "3", ids, images)

@@ -340,8 +340,8 @@ def test_boundaries_of_a_batch_are_never_read_from_the_device(
     assert there.segments.cu_seqlens.is_meta
     assert there.segments.lengths == batch.segments.lengths
     for here, moved in (
-        (plan.cu_seqlens, plan_there.cu_seqlens),
-        (plan.cu_window_seqlens, plan_there.cu_window_seqlens),
+        (plan.keywords["cu_seqlens"], plan_there.keywords["cu_seqlens"]),
+        (plan.keywords["cu_window_seqlens"], plan_there.keywords["cu_window_seqlens"]),
     ):
         assert moved.is_meta
         assert segments_of(moved).lengths == here.diff().tolist()

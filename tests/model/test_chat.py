@@ -10,10 +10,10 @@ import pytest
 from helpers.tiny import random_image, tiny_folder
 from PIL import Image
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.chat import BadText, Chat, Message
 
-Grids = list[qwen.Grid]
+Grids = list[model_sizes.Grid]
 SIZES = [(84, 56), (56, 140), (112, 84)]  # height, width
 
 
@@ -43,7 +43,7 @@ def with_template(folder: Any, template: str) -> Chat:
 
 
 def grids_of(chat: Chat, count: int) -> Grids:
-    return [qwen.image_grid(chat.config, *size) for size in SIZES[:count]]
+    return [model_sizes.image_grid(chat.config, *size) for size in SIZES[:count]]
 
 
 def turn(role: str, content: str) -> Message:
@@ -102,7 +102,7 @@ def test_collapse_undoes_the_expansion(chat: Chat) -> None:
     assert collapsed.count(chat.image_id) == 3
     where = [i for i, token in enumerate(collapsed) if token == chat.image_id]
     repeats = np.ones(len(collapsed), int)
-    repeats[where] = [qwen.tokens_per_image(chat.config, g) for g in grids]
+    repeats[where] = [model_sizes.tokens_per_image(chat.config, g) for g in grids]
     assert np.repeat(collapsed, repeats).tolist() == prompt.tolist()
     text = chat.prompt_ids("no image", [])
     assert chat.collapse(text, []) == text.tolist()

@@ -16,6 +16,7 @@ from helpers.tiny import tiny_folder
 from safetensors.torch import load_file, save_file
 
 from ovlt.model.contents import folder_digest, model_contents
+from ovlt.model.families import family_named
 from ovlt.model.load import open_folder, open_reference
 from ovlt.model.packed_model import empty_model
 from ovlt.model.weights import read_weights, weight_index
@@ -292,5 +293,5 @@ def test_large_files_are_sampled_by_tensor(
 
 
 def test_the_index_gives_each_tensor_its_file(home: Path) -> None:
-    files = weight_index(home / "untied")
+    files = weight_index(home / "untied", family_named("qwen2_5_vl"))
     assert set(files.values()) == {home / "untied" / "model.safetensors"}

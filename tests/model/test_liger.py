@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ovlt.config import ModelConfig
 from ovlt.model import liger
+from ovlt.model.families import family_named
 from ovlt.model.packed_model import empty_model
 
 pytestmark = pytest.mark.slow
 
+FAMILY = family_named("qwen2_5_vl")
 ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CASES = ["liger/decoder", "liger/tower", "checkpointed/decoder", "liger/whole"]
@@ -123,7 +125,7 @@ def test_transformers_own_rotation_stays_where_it_was() -> None:
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
     own, method = theirs.apply_rotary_pos_emb, theirs.Qwen2_5_VLAttention.forward
-    liger.apply(nn.Module())
+    liger.apply(nn.Module(), FAMILY)
     assert theirs.apply_rotary_pos_emb is own
     assert theirs.Qwen2_5_VLAttention.forward is method
 
@@ -132,7 +134,7 @@ def test_another_activation_is_refused(tmp_path: Path) -> None:
     model: Any = empty_model(tiny_folder(tmp_path / "m").config)
     model.model.language_model.layers[1].mlp.act_fn = nn.GELU()
     with pytest.raises(RuntimeError, match=r"GELU.*model\.liger='off'"):
-        liger.apply(model)
+        liger.apply(model, FAMILY)
 
 
 def test_an_unknown_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +142,7 @@ def test_an_unknown_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(theirs.Qwen2_5_VLAttention, "forward", lambda self, x: x)
     with pytest.raises(RuntimeError, match=r"apply_rotary_pos_emb.*model\.liger='off'"):
-        liger.apply(nn.Module())
+        liger.apply(nn.Module(), FAMILY)
 
 
 def test_auto_is_cuda_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

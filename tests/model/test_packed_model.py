@@ -40,7 +40,7 @@ def test_the_configuration_of_the_folder_is_left_alone(tmp_path: Path) -> None:
 def test_forward_is_a_method_of_the_class_and_options_are_one_record(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path)
     model = empty_model(folder.config)
-    assert type(model) is PackedModel
+    assert isinstance(model, PackedModel)
     assert not any("forward" in vars(module) for module in model.modules())
     model.to_empty(device="cpu")
     model.set_head(temperature=0.7, banned=folder.banned, logits_dtype=torch.bfloat16)
@@ -65,14 +65,16 @@ def test_images_that_samples_share_are_gathered_so_that_their_gradients_sum_in_f
     model: Any = SimpleNamespace(
         model=SimpleNamespace(visual=lambda *_, **__: SimpleNamespace(pooler_output=features)),
         config=SimpleNamespace(image_token_id=7),
+        tower_outputs=lambda output: (output.pooler_output,),
+        decoder_keywords=lambda *_: {},
     )
     batch: Any = SimpleNamespace(
         patches=torch.zeros(1),
         grid_thw=None,
-        vision_plan=SimpleNamespace(_asdict=dict),
+        vision_plan=SimpleNamespace(keywords={}),
         feature_index=torch.tensor([1, 0, 1]),
         input_ids=torch.tensor([7, 3, 7, 7]),
     )
-    out = PackedModel._with_images(model, torch.zeros(4, 1), batch)
+    out, _ = PackedModel._with_images(model, torch.zeros(4, 1), batch)
     assert out[:, 0].tolist() == [2.0, 0.0, 1.0, 2.0]
     assert [index.tolist() for index in gathered] == [[1, 0, 1]]

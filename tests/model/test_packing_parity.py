@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers.tiny import random_sample, tiny_folder
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
+from ovlt.model.positions import mrope_positions
 from ovlt.model.weights import read_weights
 from ovlt.train.pack import collate, sharing
 from ovlt.types import Sample
@@ -135,13 +136,13 @@ def test_positions_equal_transformers(folder: ModelFolder) -> None:
     for sizes, response in zip(SIZES, RESPONSES, strict=True):
         sample = random_sample(folder, rng, sizes, response)
         ids = torch.from_numpy(sample.token_ids)[None]
-        grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
+        grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
         expected, _ = plain.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == folder.config.image_token_id).int(),
             image_grid_thw=torch.tensor(grids) if grids else None,
         )
-        ours = qwen.mrope_positions(sample.token_ids, grids, folder.config)
+        ours = mrope_positions(sample.token_ids, grids, folder.config)
         assert (torch.from_numpy(ours) == expected[:, 0]).all()
 
 
@@ -150,4 +151,4 @@ def test_a_cut_image_is_refused(folder: ModelFolder) -> None:
     sample = random_sample(folder, rng, [(84, 84)], 2)
     where = np.flatnonzero(sample.token_ids == folder.config.image_token_id)
     with pytest.raises(ValueError, match="placeholder"):
-        qwen.mrope_positions(np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config)
+        mrope_positions(np.delete(sample.token_ids, where[3]), [(1, 6, 6)], folder.config)

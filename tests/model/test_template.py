@@ -17,7 +17,7 @@ from helpers.folders import copy_of, edit_json, set_template
 from helpers.tiny import tiny_folder
 from tokenizers import AddedToken
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.chat import BadText, Chat
 from ovlt.model.load import open_folder, open_text_model
 from ovlt.smoke.base import CHAT_TEMPLATE
@@ -92,7 +92,7 @@ def test_generated_templates_train_and_stop_at_what_they_write(home: Path, tmp_p
         chat = with_template(home, tmp_path / str(number), template)
         assert chat.end == end.strip(), template
         assert bool(chat.template.strings) == (kind in ("string", "trimmed", "joined")), template
-        grid = qwen.image_grid(chat.config, 84, 56)
+        grid = model_sizes.image_grid(chat.config, 84, 56)
         talk = turns("<image>How many?", "3 bars", "Why?", "I counted.")
         ids, mask = chat.conversation_ids(talk, [grid])
         assert labelled(chat, ids, mask) == ["3 bars" + end, "I counted." + end], template

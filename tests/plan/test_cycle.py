@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.planned import P7, V1, V2, run_of, stage_of
 
-from ovlt.model.qwen2_5_vl_sizes import decoder_flops, head_flops, parameters
+from ovlt.model.sizes import decoder_flops, head_flops, parameters
 from ovlt.plan.command import main
 from ovlt.plan.distill import phase_seconds, planned_phases, question_count
 from ovlt.plan.engine import GIB, engine_seconds

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.planned import P7, V1, V2, run_of
 
-from ovlt.model.qwen2_5_vl_sizes import (
+from ovlt.model.sizes import (
     decoder_flops,
     head_flops,
     kv_bytes_per_token,

@@ -11,9 +11,9 @@ import pytest
 from helpers.planned import P3, P7
 from helpers.tiny import tiny_folder
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.packed_model import empty_model
-from ovlt.model.qwen2_5_vl_sizes import (
+from ovlt.model.sizes import (
     decoder_flops,
     head_flops,
     kv_bytes_per_token,
@@ -44,8 +44,7 @@ def test_shipped_sizes_are_those_of_transformers(file: Path, tmp_path: Path) -> 
     language = model.model.language_model
     assert counted.decoder == real(language.layers) + real(language.norm)
     assert counted.embedding == real(language.embed_tokens)
-    blocks_of = {*model.model.visual.blocks, *language.layers}
-    in_blocks = sum(real(block) for block in blocks_of)
+    in_blocks = sum(real(block) for block in model.groups())
     assert counted.root == counted.total - in_blocks
 
 
@@ -56,7 +55,7 @@ def test_a_folder_is_read_as_transformers_reads_it(tmp_path: Path, tied: bool) -
     assert parameters(ours) == parameters(folder.config)
     assert parameters(ours).total == sum(p.numel() for p in empty_model(folder.config).parameters())
     assert parameters(ours).head == (0 if tied else parameters(ours).embedding)
-    grid = qwen.image_grid(ours, 84, 140)
+    grid = model_sizes.image_grid(ours, 84, 140)
     assert decoder_flops(ours, 37) == decoder_flops(folder.config, 37)
     assert head_flops(ours, 37) == head_flops(folder.config, 37)
     assert tower_flops(ours, [grid]) == tower_flops(folder.config, [grid])

@@ -12,7 +12,7 @@ import torch
 from helpers.tiny import random_image, tiny_folder
 
 from ovlt.config import EngineConfig, ModelConfig, RunConfig
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.load import ModelFolder
 from ovlt.model.parallel import load_sharded
 from ovlt.model.weights import full_weights, is_tied
@@ -64,7 +64,7 @@ def prompts_of(folder: ModelFolder) -> list[Prompt]:
     rng = np.random.default_rng(3)
     prompts = []
     for i, sizes in enumerate([[(84, 84)], [], [(56, 140), (196, 112)], [(252, 252)] * 2]):
-        grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
+        grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
         ids = folder.chat.prompt_ids("<image>" * len(sizes) + "How many red bars?", grids)
         images = tuple(random_image(rng, h, w) for h, w in sizes)
         prompts.append(Prompt(str(i), "test", "q", "3", ids, images))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from helpers.tiny import tiny_folder
 
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.load import ModelFolder
-from ovlt.model.qwen2_5_vl_sizes import decoder_flops, head_flops, tower_flops
+from ovlt.model.sizes import decoder_flops, head_flops, tower_flops
 from ovlt.train.balance import BatchPlan, Extent, plan
 
 
@@ -30,7 +30,7 @@ def realistic(
         sides = rng.integers(4, 37, (int(rng.choice([0, 1, 1, 1, 2])), 2)) * 2
         grids = tuple((1, int(h), int(w)) for h, w in sides)
         prompt = int(rng.integers(40, 300)) + sum(
-            qwen.tokens_per_image(folder.config, grid) for grid in grids
+            model_sizes.tokens_per_image(folder.config, grid) for grid in grids
         )
         answers = np.clip(rng.lognormal(5.5, 0.7, n), 1, 2048).astype(int)
         samples += [
@@ -56,7 +56,7 @@ def tokens_of(samples: list[Extent], bin_: list[int]) -> int:
     )
 
 
-def cost_of(config: qwen.Config, samples: list[Extent], bin_: list[int]) -> float:
+def cost_of(config: model_sizes.Config, samples: list[Extent], bin_: list[int]) -> float:
     """FLOPs of a micro-batch: per token, per pair of a query and a key, per label, per image."""
     total = 0.0
     for part in parts_of(samples, bin_):

@@ -20,6 +20,7 @@ from triton.runtime import interpreter
 
 from ovlt.config import ModelConfig, RunConfig
 from ovlt.model import liger
+from ovlt.model.families import family_of
 from ovlt.model.load import open_folder
 from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.parallel import load_sharded
@@ -163,7 +164,7 @@ def main(folder: Path, results: Path) -> None:
         model = tiny_model(folder, checkpointing=name == "checkpointed")
         before = list(model.state_dict())
         if name != "plain":
-            facts["changed"] = liger.apply(model)
+            facts["changed"] = liger.apply(model, family_of(model.config))
         assert list(model.state_dict()) == before
         mlp = model.model.language_model.layers[0].mlp
         mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
