@@ -17,7 +17,7 @@ from ovlt.model import attention
 from ovlt.model import qwen2_5_vl as qwen
 from ovlt.model.batch import PackedBatch
 from ovlt.model.objective import LossOutput, Objective
-from ovlt_kernels.head import HeadOptions, HeadOutput
+from ovlt_kernels.head import HeadOptions, HeadOutput, check_ids
 from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss
 
@@ -65,6 +65,8 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         self.model.visual.patch_embed = LinearPatchEmbed(
             conv.patch_size, conv.temporal_patch_size, conv.in_channels, conv.embed_dim
         )
+        # Grid and plan of the smallest image, by device: they are copied once, which waits.
+        self._smallest: dict[torch.device, tuple[Tensor, qwen.VisionPlan]] = {}
         self.set_head()
 
     def set_head(
@@ -80,8 +82,16 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         as they lie now, so call this after the model has left the meta device.
         """
         device = self.lm_head.weight.device
+        self._banned = torch.tensor(banned, dtype=torch.int64) if banned else None  # on the host
         ids = torch.tensor(banned, dtype=torch.int64, device=device) if banned else None
         self.head_options = HeadOptions(temperature, logits_dtype, ids)
+
+    def check_labels(self, batch: PackedBatch) -> None:
+        """Raise ValueError if a label of a batch on the host is no token that can be sampled.
+
+        The head looks at labels on a CPU only: on a GPU that would wait for the device.
+        """
+        check_ids(batch.labels, self._banned, self.lm_head.weight.shape[0])
 
     if TYPE_CHECKING:  # transformers types the parts of a config loosely, and nn.Module any call
         config: qwen.Config  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -142,8 +152,11 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
             # The smallest image there is, 2 x 2 patches, tied in by zero: on every rank the tower
             # runs forward and backward, as its collectives require.
             patches = torch.zeros(4, tower.patch_embed.proj.weight[0].numel(), device=hidden.device)
-            grid = torch.tensor([[1, 2, 2]], device=hidden.device)
-            plan = qwen.vision_plan([(1, 2, 2)], self.config).to(hidden.device)
+            if hidden.device not in self._smallest:
+                plan = qwen.vision_plan([(1, 2, 2)], self.config).to(hidden.device)
+                grid = torch.tensor([[1, 2, 2]], device=hidden.device)
+                self._smallest[hidden.device] = grid, plan
+            grid, plan = self._smallest[hidden.device]
             features = tower(patches, grid_thw=grid, **plan._asdict()).pooler_output  # [1, H]
             return hidden + 0.0 * features.sum().to(hidden.dtype)
         assert batch.feature_index is not None
@@ -154,8 +167,8 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
         # The samples of a group share their images: one pass of the tower serves all of them.
         # Their gradients are summed in float32.
         features = attention.gather_rows(features, batch.feature_index)  # [image tokens, H]
-        slots = (batch.input_ids == self.config.image_token_id).nonzero()[:, 0]  # [image tokens]
-        return hidden.index_copy(0, slots, features.to(hidden.dtype))
+        assert batch.image_slots is not None
+        return hidden.index_copy(0, batch.image_slots, features.to(hidden.dtype))
 
 
 def empty_model(config: qwen.Config) -> PackedModel:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ovlt.model.qwen2_5_vl_sizes import Grid, Sizes, TextSizes, tokens_per_image
 from ovlt.model.qwen2_5_vl_sizes import image_grid as image_grid
 from ovlt.model.qwen2_5_vl_sizes import merged_patch as merged_patch
-from ovlt.model.segments import to_device
+from ovlt.model.segments import boundaries, to_device
 from ovlt.model.template import VISION_TOKENS
 from ovlt.model.tokenizer import Tokenizer
 
@@ -178,16 +178,11 @@ def vision_plan(grids: Sequence[Grid], config: Sizes) -> VisionPlan:
     return VisionPlan(
         position_ids=torch.from_numpy(np.concatenate(positions)),
         window_index=torch.from_numpy(np.concatenate(order)),
-        cu_window_seqlens=_cumulative(windows),
-        cu_seqlens=_cumulative(frames),
+        cu_window_seqlens=boundaries(windows),
+        cu_seqlens=boundaries(frames),
         max_window_seqlen=max(windows),
         max_seqlen=max(frames),
     )
-
-
-def _cumulative(lengths: Sequence[int]) -> Tensor:
-    """Return the boundaries of segments of these lengths, int32 [segments + 1]."""
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
 # transformers keeps the hub's old names on disk and uses other ones in memory.

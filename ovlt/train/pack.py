@@ -158,6 +158,7 @@ def collate(
         feature_index=images.feature_index(),
         grid_thw=images.grid_thw(),
         vision_plan=images.vision_plan(),
+        image_slots=images.slots(row.token_ids),
         advantage=None if engine_logp is None else of_rows([s.advantage for s in samples]),
         engine_logp=engine_logp,
         num_samples=len(samples),
@@ -244,6 +245,14 @@ class _Images:
     def feature_index(self) -> torch.Tensor | None:
         """The row of the tower's output for each image placeholder, int64 [image tokens]."""
         return _joined(self._features) if self.grids else None
+
+    def slots(self, token_ids: Sequence[np.ndarray]) -> torch.Tensor | None:
+        """The placeholders' places in the packed row, int64 [image tokens]."""
+        if not self.grids:
+            return None
+        return torch.from_numpy(
+            np.flatnonzero(np.concatenate(token_ids) == self._config.image_token_id)
+        )
 
     def grid_thw(self) -> torch.Tensor | None:
         """Patches of each image in time, height and width, int64 [I, 3]."""

@@ -126,9 +126,10 @@ class Case:
     def update(
         self, batches: list[PackedBatch], objective: Objective, *, reduce_each: bool = False
     ) -> dict[str, torch.Tensor]:
-        sums, maxima = forward_backward(
+        totals = forward_backward(
             self.model, batches, objective, self.runtime, reduce_each=reduce_each
         )
+        sums, maxima, _ = totals.read(torch.zeros(()))
         seen = {f"sums/{k}": torch.tensor(v).double() for k, v in sums.items()}
         seen |= {f"maxima/{k}": torch.tensor(v).double() for k, v in maxima.items()}
         for name, parameter in self.model.named_parameters():
