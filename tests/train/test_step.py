@@ -107,9 +107,18 @@ def test_every_rank_makes_the_same_plan(home: Path) -> None:
     assert plans[0] == plans[1] == plans[2]
 
 
+def test_images_go_to_the_ranks_that_use_them_and_to_no_other(home: Path) -> None:
+    for rank in range(2):
+        images = json.loads((home / f"2/images-{rank}.json").read_text())
+        assert set(images["owners"]) == {0, 1}
+        assert images["here"] == images["wanted"] != []
+        assert [sum(images["received"])] == images["needed"] != [0]  # what it has is not sent
+        assert images["received"][rank] == 0
+
+
 def test_drawn_groups_are_the_same_on_all_ranks_and_for_any_number_of_ranks(home: Path) -> None:
     def drawn(ranks: int, rank: int) -> list[Group]:
-        return decode((home / str(ranks) / f"groups-{rank}").read_bytes())
+        return decode((home / str(ranks) / f"groups-{rank}").read_bytes(), rank)
 
     assert (home / "2/groups-0").read_bytes() == (home / "2/groups-1").read_bytes()
     counts = [json.loads((home / p).read_text()) for p in ("1/counts-0.json", "2/counts-1.json")]

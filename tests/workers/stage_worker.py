@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,17 @@ from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.objective import Objective
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.exchange import encode
+from ovlt.rollout import exchange
+from ovlt.rollout.exchange import encode, rank_image
 from ovlt.rollout.groups import Rollouts
 from ovlt.rollout.open import open_engine
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime, leave, start
 from ovlt.train.balance import plan
 from ovlt.train.loss import CROSS_ENTROPY, loss_weights, policy_objective
-from ovlt.train.pack import collate, extents
+from ovlt.train.pack import collate, extents, group_numbers
 from ovlt.train.step import forward_backward, forward_only
-from ovlt.types import Sample
+from ovlt.types import Group, Sample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.tiny import random_sample
@@ -73,7 +74,7 @@ def answer(other: Sample, response: Sequence[int] | np.ndarray) -> Sample:
 
 def budgets(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[list[list[int]]]]:
     """Bins of 1, 2 and many micro-batches per rank, as ``plan`` makes them."""
-    lengths = extents(samples, config)
+    lengths = extents(samples, config, group_numbers(samples))
     found: dict[int, list[list[list[int]]]] = {}
     for budget in range(sum(e.tokens for e in lengths), max(e.tokens for e in lengths) - 1, -1):
         bins = plan(lengths, ranks=ranks, budget=budget, config=config).bins
@@ -118,7 +119,7 @@ class Case:
                 [weights[i] for i in b],
                 config=self.folder.config,
                 patchify=self.folder.patchify,
-                share_prompts=share,
+                groups=None if share else range(len(b)),
             )
             for b in bins
         ]
@@ -191,7 +192,7 @@ def main(home: Path, out: Path) -> None:
         whole = replace(CROSS_ENTROPY, by_row=False)
         note(f"{name}/no_image/sft", case.update(batches, whole))
 
-    lengths = extents(samples, folder.config)
+    lengths = extents(samples, folder.config, group_numbers(samples))
     planned = plan(lengths, ranks=3, budget=max(e.tokens for e in lengths), config=folder.config)
     facts["plans"] = runtime.gather_json(planned.bins)
     draw(runtime, home, out)
@@ -229,13 +230,50 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
             timer=PhaseTimer(),
         )
         batch = rollouts.draw(4)
+    if runtime.world_size == 1:
+        for group in batch.groups:
+            images: Any = tuple(rank_image(x, 0) for x in group.prompt.images)
+            group.prompt = replace(group.prompt, images=images)
     (out / f"groups-{runtime.rank}").write_bytes(encode(batch.groups))
+    if runtime.world_size == 2:
+        pixels = {prompt.id: prompt.images for prompt in prompts}
+        received = images_of(runtime, batch.groups, pixels)
+        (out / f"images-{runtime.rank}.json").write_text(json.dumps(received))
     counts = {
         "drawn": batch.drawn,
         "without": batch.no_signal_frac,
         "timeouts": batch.failures.timeouts,
     }
     (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
+
+
+def images_of(
+    runtime: Runtime, groups: list[Group], pixels: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, list[Any]]:
+    """Divide the groups with images over two ranks, one of them over both; what came where."""
+    pictured = [i for i, group in enumerate(groups) if group.prompt.images]
+    owners = [groups[i].prompt.images[0].rank for i in pictured]  # type: ignore[attr-defined]
+    # Rank 0 uses the first half, rank 1 the other and one more; nobody uses the last.
+    half = len(pictured) // 2
+    wanted = [set(pictured[:half]), {pictured[0], *pictured[half:-1]}]
+    sent: list[int] = []
+    swap = exchange.swap_bytes
+    exchange.swap_bytes = lambda out, sizes: sent.extend(sizes) or swap(out, sizes)
+    exchange.bring_images(runtime, groups, wanted)
+    exchange.swap_bytes = swap
+    here = [i for i in pictured if all(isinstance(x, np.ndarray) for x in groups[i].prompt.images)]
+    assert all(sample.prompt is group.prompt for group in groups for sample in group.samples)
+    for i in here:
+        for image, original in zip(
+            groups[i].prompt.images, pixels[groups[i].prompt.id], strict=True
+        ):
+            assert np.array_equal(image, original)
+    foreign = [i for i, owner in zip(pictured, owners, strict=True) if owner != runtime.rank]
+    needed = sum(pixels[groups[i].prompt.id][0].size for i in wanted[runtime.rank] & set(foreign))
+    return {
+        "wanted": sorted(wanted[runtime.rank]), "here": here, "owners": owners,
+        "received": sent, "needed": [needed],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
