@@ -107,6 +107,16 @@ def test_every_rank_makes_the_same_plan(home: Path) -> None:
     assert plans[0] == plans[1] == plans[2]
 
 
+@pytest.mark.parametrize("head", ["untied", "tied"])
+def test_whole_tensors_are_gathered_in_buckets_and_equal_bit_for_bit(home: Path, head: str) -> None:
+    """The worker compares the bits; here, how many collectives it took on two ranks."""
+    counts = json.loads((home / "2/facts.json").read_text())[f"{head}/gathers"]
+    for dtype in ("torch.bfloat16", "None"):
+        one_by_one, some, all_at_once = (counts[f"{dtype}/{n}"] for n in (0, 5000, 256 << 20))
+        assert one_by_one == counts["tensors"]
+        assert 1 == all_at_once < some < one_by_one
+
+
 def test_images_go_to_the_ranks_that_use_them_and_to_no_other(home: Path) -> None:
     for rank in range(2):
         images = json.loads((home / f"2/images-{rank}.json").read_text())

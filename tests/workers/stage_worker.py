@@ -20,14 +20,18 @@ env.apply("cpu")
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from ovlt.config import LossConfig, ModelConfig, RunConfig
 from ovlt.config.load import recipe_from
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
+from ovlt.model import gather
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.objective import Objective
+from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout import exchange
@@ -176,6 +180,7 @@ def main(home: Path, out: Path) -> None:
             whole = replace(objective, by_row=False)
             note(f"{head}/{name}/token", case.update(batches, whole))
             note(f"{head}/{name}/token_by_row", case.update(batches, objective))
+        facts[f"{head}/gathers"] = gathers(case.model, runtime)
         facts[f"{head}/reference_grads"] = sum(p.requires_grad for p in frozen.parameters())
 
     folder = open_folder(home / "untied")
@@ -200,6 +205,30 @@ def main(home: Path, out: Path) -> None:
         save_file(seen, out / "numbers.safetensors")
         (out / "facts.json").write_text(json.dumps(facts))
     runtime.close()
+
+
+def gathers(model: PackedModel, runtime: Runtime) -> dict[str, int]:
+    """Compare whole tensors with those of DTensor, bit for bit; collectives by size of a bucket."""
+    tensors = [(name, value.detach()) for name, value in model.named_parameters()]
+    for rows in (1, 5):  # the last rank lacks rows, or has none
+        odd = torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows))
+        tensors.insert(3, (str(rows), distribute_tensor(odd, runtime.mesh, [Shard(0)])))
+    counts: dict[str, int] = {}
+    for dtype in (torch.bfloat16, None):
+        expected = {name: value.full_tensor() for name, value in tensors}
+        expected = {name: value.to(dtype or value.dtype) for name, value in expected.items()}
+        for size in (0, 5000, 256 << 20):
+            gather.BUCKET_BYTES = size
+            with CommDebugMode() as collectives:
+                whole = list(gather.whole_tensors(tensors, dtype))
+            counts[f"{dtype}/{size}"] = collectives.get_total_counts()
+            assert [name for name, _ in whole] == list(expected)  # in order
+            for name, value in whole:
+                assert value.dtype == expected[name].dtype
+                assert value.shape == expected[name].shape
+                assert torch.equal(value, expected[name]), name
+    counts["tensors"] = len(tensors)
+    return counts
 
 
 def draw(runtime: Runtime, home: Path, out: Path) -> None:
