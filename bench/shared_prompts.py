@@ -39,7 +39,7 @@ from ovlt.smoke.base import make_folder
 from ovlt.system.runtime import start
 from ovlt.train.balance import BatchPlan
 from ovlt.train.loss import loss_weights, policy_objective
-from ovlt.train.pack import pack
+from ovlt.train.pack import group_numbers, pack
 from ovlt.train.step import forward_backward, forward_only
 from ovlt.types import Prompt, Sample
 
@@ -89,9 +89,16 @@ class Way:
     ) -> None:
         weights = loss_weights([s.num_response_tokens for s in samples], "token_mean")
         packed = pack(
-            samples, weights, RUNTIME, budget, folder.config, folder.patchify, share_prompts=share
+            samples,
+            weights,
+            RUNTIME,
+            budget,
+            folder.config,
+            folder.patchify,
+            groups=group_numbers(samples, share_prompts=share),
+            share_prompts=share,
         )
-        self.batches: list[PackedBatch] = packed[0]
+        self.batches: Sequence[PackedBatch] = packed[0]
         self.plan: BatchPlan = packed[1]
 
     def update(self, model: PackedModel, recipe: Recipe) -> None:

@@ -30,6 +30,7 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
+from ovlt.rollout.exchange import bring_images
 from ovlt.rollout.groups import RolloutBatch, Rollouts
 from ovlt.rollout.open import check_engine, engine_dtype, open_engine, weight_sync
 from ovlt.rollout.sync import WeightSync
@@ -40,7 +41,7 @@ from ovlt.train.balance import BatchPlan
 from ovlt.train.contents import stage_contents
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
-from ovlt.train.pack import pack, sharing
+from ovlt.train.pack import group_numbers, pack
 from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
@@ -68,7 +69,9 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             # joined without padding, by the same plan on every rank.
             with timer("pack"):
                 score_groups(batch.groups, use_std=cfg.advantage_std)
-                updates = pack_updates(batch.groups, cfg, parts.model_folder, runtime)
+                updates = pack_updates(
+                    batch.groups, cfg, parts.model_folder, runtime, dtype=parts.dtype
+                )
             # Log-probs before the update: the policy's for the ratio, the reference's for the KL.
             add_logprobs(updates, parts, runtime)
             # Update: one optimizer step for each part of the rollout.
@@ -101,6 +104,7 @@ class Parts:
     """The objects that the loop uses."""
 
     model_folder: ModelFolder  # of the model that training starts from
+    dtype: torch.dtype  # that the model computes in
     model: PackedModel
     reduce_each: bool  # gradients are reduced over ranks after each micro-batch
     reference: PackedModel | None  # frozen, for the KL; None if kl_coef is 0
@@ -162,7 +166,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         )
     )  # fmt: skip
 
-    model_config, model, reference = load_models(
+    model_config, dtype, model, reference = load_models(
         runtime, recipe, model_folder, frozen if cfg.loss.kl_coef > 0 else None
     )
     optimizer = build_adamw(model, cfg.optim)
@@ -176,6 +180,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
     opened.callback(loader.close)
     return Parts(
         model_folder=model_folder,
+        dtype=dtype,
         model=model,
         reduce_each=model_config.reduce_gradients == "each",
         reference=reference,
@@ -209,8 +214,8 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
 
 def load_models(
     runtime: Runtime, recipe: Recipe, source: ModelFolder, frozen: ModelFolder | None
-) -> tuple[ModelConfig, PackedModel, PackedModel | None]:
-    """Return how models are run, the trained one, and the reference, if the KL needs one."""
+) -> tuple[ModelConfig, torch.dtype, PackedModel, PackedModel | None]:
+    """Return how models are run and in which dtype, the trained one, and the KL's reference."""
     cfg = recipe.grpo
     hidden = int(source.text_config.hidden_size)
     dtype = compute_dtype(recipe.model.compute_dtype, runtime.device, hidden)
@@ -226,27 +231,38 @@ def load_models(
         )  # fmt: skip
 
     model = load(source, trainable=True)
-    return model_config, model, load(frozen, trainable=False) if frozen is not None else None
+    return model_config, dtype, model, load(frozen, trainable=False) if frozen is not None else None
 
 
 @dataclass
 class PackedUpdate:
     """The micro-batches of one optimizer step."""
 
-    batches: list[PackedBatch]  # of this rank
+    batches: Sequence[PackedBatch]  # of this rank, built when they are first asked for
     plan: BatchPlan  # of all ranks
     num_samples: int  # samples in the update, over all ranks
 
 
 def pack_updates(
-    groups: Sequence[Group], cfg: GrpoConfig, model_folder: ModelFolder, runtime: Runtime
+    groups: Sequence[Group],
+    cfg: GrpoConfig,
+    model_folder: ModelFolder,
+    runtime: Runtime,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> list[PackedUpdate]:
-    """Pack equal parts of the groups, one for each optimizer step of this rollout."""
+    """Pack equal parts of the groups, one for each optimizer step of this rollout. Collective."""
     # Samples of advantage 0 have no gradient, unless another term of the loss gives them one.
     other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
     skip = cfg.skip_zero_advantage and not other_terms
-    if cfg.share_prompts:  # ids decide, not what user code says that a sample answers
-        strangers = [g.prompt.id for g in groups if len(sharing(g.samples)) > 1]
+    # Ids decide who shares a prompt, not what user code says that a sample answers.
+    everyone = [sample for group in groups for sample in group.samples]
+    numbers = iter(group_numbers(everyone, share_prompts=cfg.share_prompts))
+    numbers_of = [[next(numbers) for _ in group.samples] for group in groups]
+    if cfg.share_prompts:
+        strangers = [
+            g.prompt.id for g, of in zip(groups, numbers_of, strict=True) if len(set(of)) > 1
+        ]
         if strangers:
             runtime.say_once(
                 "share_prompts",
@@ -256,9 +272,14 @@ def pack_updates(
             )
     # Groups stay whole: the samples of one are in the same update, and share its prompt there.
     size = len(groups) // cfg.updates_per_rollout  # groups per optimizer step
-    updates = []
+    several_passes = cfg.updates_per_rollout > 1 or cfg.loss.kl_coef > 0
+    updates: list[PackedUpdate] = []
+    wanted: list[set[int]] = [set() for _ in range(runtime.world_size)]  # groups, by rank
     for u in range(cfg.updates_per_rollout):
-        samples = [s for g in groups[u * size : (u + 1) * size] for s in g.samples]
+        part = range(u * size, (u + 1) * size)
+        samples = [s for g in part for s in groups[g].samples]
+        of_group = [g for g in part for _ in groups[g].samples]
+        shared = [number for g in part for number in numbers_of[g]]
         # Use all samples: skipped ones still count in the normaliser.
         weights = loss_weights(
             [s.num_response_tokens for s in samples],
@@ -268,11 +289,16 @@ def pack_updates(
         if skip:
             useful = [i for i, s in enumerate(samples) if s.advantage != 0]
             samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
+            of_group, shared = [of_group[i] for i in useful], [shared[i] for i in useful]
         batches, plan = pack(
             samples, weights, runtime, cfg.token_budget, model_folder.config, model_folder.patchify,
-            share_prompts=cfg.share_prompts,
+            groups=shared, share_prompts=cfg.share_prompts, dtype=dtype, keep=several_passes,
         )  # fmt: skip
         updates.append(PackedUpdate(batches, plan, len(samples)))
+        for rank, bins in enumerate(plan.bins):
+            wanted[rank] |= {of_group[i] for bin_ in bins for i in bin_}
+    wanted[0] |= set(range(min(cfg.log_groups, len(groups))))  # it writes them into the log
+    bring_images(runtime, groups, wanted)
     return updates
 
 

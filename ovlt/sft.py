@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from ovlt.config import Recipe
 from ovlt.data.loader import Loader
 from ovlt.data.rows import GoodRows, RowReader
@@ -30,6 +32,7 @@ from ovlt.run.stage import StageFolder
 from ovlt.system.runtime import Runtime, compute_dtype
 from ovlt.train.balance import BatchPlan, Extent, plan
 from ovlt.train.contents import stage_contents
+from ovlt.train.feed import MicroBatches
 from ovlt.train.loss import CROSS_ENTROPY, loss_weights
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import collate
@@ -82,7 +85,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             stage_folder, recipe.run, cfg, model, optimizer, steps=steps, source=model_folder.path
         )
         opened.callback(stage.metrics.close)
-        batches = Batches(rows, model_folder, runtime, loader, cfg.token_budget)
+        batches = Batches(rows, model_folder, runtime, loader, cfg.token_budget, dtype)
         order, timer = Sampler(len(rows), recipe.run.seed), stage.timer
         timer.reset()
         for step in range(stage.first, steps):
@@ -123,9 +126,10 @@ class Batches:
     runtime: Runtime
     loader: Loader[Sample]
     token_budget: int  # most tokens of a micro-batch
+    dtype: torch.dtype  # that the model computes in
 
-    def plan(self, chosen: Sequence[int]) -> BatchPlan:
-        """Which of the rows ``chosen`` goes into which micro-batch of which rank."""
+    def plan(self, chosen: Sequence[int]) -> tuple[BatchPlan, list[int]]:
+        """Which of the rows ``chosen`` goes into which micro-batch of which rank; their groups."""
         rows = [self.rows[i] for i in chosen]
         # Several traces of one question share its prompt: a group, as GRPO's samples are.
         # It ends where the first assistant turn begins; images are told apart unread.
@@ -135,44 +139,52 @@ class Batches:
             [[image.key for image in row.images] for row in rows],
         )
         group_of = {i: number for number, group in enumerate(groups) for i in group}
+        numbers = [group_of[i] for i in range(len(rows))]
         extents = [
             Extent(
                 tokens=len(row.token_ids),
                 grids=row.grids,
-                group=group_of[i],
+                group=numbers[i],
                 name=row.id,
                 prompt=before[i],
                 labels=row.num_labels,
             )
             for i, row in enumerate(rows)
         ]
-        return plan(
+        packing = plan(
             extents,
             ranks=self.runtime.world_size,
             budget=self.token_budget,
             config=self.model_folder.config,
         )
+        return packing, numbers
 
-    def make(self, chosen: Sequence[int]) -> tuple[list[PackedBatch], BatchPlan]:
-        """Return this rank's micro-batches, and the plan of all ranks."""
-        packing = self.plan(chosen)
+    def make(self, chosen: Sequence[int]) -> tuple[Sequence[PackedBatch], BatchPlan]:
+        """Return this rank's micro-batches, built when it is their turn, and the plan of all ranks.
+
+        Only their images are decoded ahead.
+        """
+        packing, groups = self.plan(chosen)
         # Use all rows of the step: the normaliser counts the tokens of every rank.
         weights = loss_weights([self.rows[i].num_labels for i in chosen], "token_mean")
-        micro_batches = [
-            collate(
+
+        def build(places: Sequence[int]) -> PackedBatch:
+            return collate(
                 self.loader.get([chosen[i] for i in places]),
                 [weights[i] for i in places],
                 config=self.model_folder.config,
                 patchify=self.model_folder.patchify,
+                groups=[groups[i] for i in places],
+                dtype=self.dtype,
             )
-            for places in packing.bins[self.runtime.rank]
-        ]
-        return micro_batches, packing
+
+        makers = [functools.partial(build, places) for places in packing.bins[self.runtime.rank]]
+        return MicroBatches(makers, keep=False), packing
 
     def prefetch(self, chosen: Sequence[int]) -> None:
         """Start to decode this rank's images of a later step."""
         # `make` plans again; that is cheaper than storing plans.
-        mine = self.plan(chosen).bins[self.runtime.rank]
+        mine = self.plan(chosen)[0].bins[self.runtime.rank]
         self.loader.prefetch([chosen[i] for places in mine for i in places])
 
 

@@ -38,6 +38,20 @@ class Prompt:
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
+@dataclass(frozen=True)
+class RankImage:
+    """An image of one rank, as all ranks know it: equal to another if the pixels are.
+
+    With several ranks it stands in ``Prompt.images`` from the exchange of the groups until the
+    images that a rank uses are there (``rollout/exchange.py``).
+    """
+
+    shape: tuple[int, ...]  # height, width, 3
+    digest: str  # of the pixels
+    rank: int = field(compare=False)  # that has the pixels
+    pixels: np.ndarray | None = field(default=None, compare=False, repr=False)  # None elsewhere
+
+
 @dataclass
 class Sample:
     """One response to a prompt (GRPO), or one labelled conversation (SFT).

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ovlt_kernels.row_logp import per_row
+from ovlt_kernels.waits import can_read
 
 LOGITS_DTYPES = (None, torch.bfloat16, torch.float32)
 
@@ -44,6 +45,9 @@ class HeadOutput(NamedTuple):
 def check_head(hidden: Tensor, weight: Tensor, target: Tensor, options: HeadOptions) -> Tensor:
     """Return the temperature of each row, float64 ``[R]``.
 
+    Ids are looked at on a CPU only. On a GPU that would wait for the device: there the caller has
+    seen to it, before the ids were copied (``check_ids``).
+
     Raises:
         ValueError: for inputs or options that do not fit; the text says how to fix them.
     """
@@ -56,8 +60,11 @@ def check_head(hidden: Tensor, weight: Tensor, target: Tensor, options: HeadOpti
         )
     _check_shapes(hidden, weight, target, options.banned_ids)
     _check_dtypes(hidden, weight, target, options)
+    if not isinstance(options.temperature, Tensor):
+        _check_temperature(options.temperature)
     temperature = per_row(options.temperature, hidden)
-    _check_values(target, options.banned_ids, temperature, len(weight))
+    if can_read(target):
+        _check_values(target, options.banned_ids, temperature, len(weight))
     return temperature
 
 
@@ -103,6 +110,18 @@ def _check_dtypes(hidden: Tensor, weight: Tensor, target: Tensor, options: HeadO
             raise ValueError(f"{name} must be int64, not {tensor.dtype}: use {name}.long().")
 
 
+def _check_temperature(value: float) -> None:
+    if not 0 < value < math.inf:  # NaN too
+        raise ValueError(
+            f"temperature must be finite and > 0, not {value}: greedy text has no log-prob."
+        )
+
+
+def check_ids(target: Tensor, banned_ids: Tensor | None, vocab: int) -> None:
+    """Raise ValueError for ids in CPU memory that a head of ``vocab`` rows cannot score."""
+    _check_values(target, banned_ids, torch.ones(1, dtype=torch.float64), vocab)
+
+
 def _check_values(
     target: Tensor, banned_ids: Tensor | None, temperature: Tensor, vocab: int
 ) -> None:
@@ -115,10 +134,7 @@ def _check_values(
     if not (outside | cold.any() | banned | unknown):  # one wait for the device, for all of them
         return
     if cold.any():
-        raise ValueError(
-            f"temperature must be finite and > 0, not {float(temperature[cold][0])}: greedy text "
-            "has no log-prob."
-        )
+        _check_temperature(float(temperature[cold][0]))
     if outside:
         raise ValueError(
             f"target holds ids outside [0, {vocab}): pass only the rows that carry loss "

@@ -10,7 +10,8 @@ and, with the upstream gradients g of logp and h of entropy::
 
 The logits exist for one block of rows at a time and are computed again in backward, so a row keeps
 three numbers between the passes instead of V. Rows whose upstream gradients are both zero (filler,
-clipped tokens, groups without signal) are dropped before the products of backward.
+clipped tokens, groups without signal) have no part in the gradients. On a CPU they are dropped
+before the products of backward; on a GPU counting them would wait for the device.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from ovlt_kernels.blocks import add_gradients_, block_logits, rows_per_block
 from ovlt_kernels.head import PLAIN, HeadOptions, HeadOutput, check_head
 from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference, wide_dtype
+from ovlt_kernels.waits import can_read
 
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
@@ -66,7 +68,7 @@ def linear_logp(
 
     Raises:
         ValueError: for shapes, dtypes, devices, ids or a temperature that do not fit, and for a
-            DTensor. Checking the ids waits for the device once.
+            DTensor. Ids are checked on a CPU only: on a GPU that would wait for the device.
     """
     temperature = check_head(hidden, weight, target, options)
     rows = rows_per_block(chunk_bytes, weight)
@@ -159,8 +161,15 @@ def _backward(
     # float32 over the blocks: a bfloat16 sum would err more the more blocks there are.
     grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None  # [V, H]
 
-    for block in live.nonzero()[:, 0].split(ctx.rows):
+    blocks: list[Tensor | slice]
+    if can_read(live):
+        blocks = [*live.nonzero()[:, 0].split(ctx.rows)]
+    else:
+        blocks = [slice(i, min(i + ctx.rows, len(live))) for i in range(0, len(live), ctx.rows)]
+    for block in blocks:
         x, ids = hidden[block], target[block]  # [rows, H], [rows]
+        if isinstance(block, slice):  # rows of dz that are 0: 0 times NaN must be 0
+            x = x.masked_fill(~live[block, None], 0.0)
         dz = row_logp_grad_(
             block_logits(x, weight, ctx.logits_dtype, banned_ids),
             ids,

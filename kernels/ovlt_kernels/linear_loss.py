@@ -24,6 +24,7 @@ from ovlt_kernels.blocks import add_gradients_, block_logits, keep_rows_, rows_p
 from ovlt_kernels.head import PLAIN, HeadOptions, HeadOutput, check_head
 from ovlt_kernels.linear_logp import linear_logp_reference
 from ovlt_kernels.row_logp import row_logp, row_logp_grad_, wide_dtype
+from ovlt_kernels.waits import can_read
 
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
@@ -63,7 +64,8 @@ def linear_loss(
             returns a scalar that is differentiable in the first two. It must be a sum over rows:
             it is called once per block, and what it returns is added up. Rows whose gradients are
             both zero have no part in the gradients, whatever they hold; if a block has more than a
-            few of them, they are dropped before its two products.
+            few of them, they are dropped before its two products (on a CPU: on a GPU counting
+            them would wait for the device).
         options: temperature, rounding of the logits, banned tokens.
         chunk_bytes: bytes of one block of logits.
 
@@ -133,13 +135,15 @@ class _LinearLoss(torch.autograd.Function):
                 continue
             live = (g != 0) | (h != 0)  # [rows]
             places: Tensor | slice = block  # of the rows of x in hidden
-            if (dropped := len(ids) - int(live.sum())) > _WORTH_DROPPING * len(ids):
+            # None: not counted, since that would wait for the device.
+            dropped = len(ids) - int(live.sum()) if can_read(live) else None
+            if dropped is not None and dropped > _WORTH_DROPPING * len(ids):
                 few = live.nonzero()[:, 0]
                 logits, places = keep_rows_(logits, few), few + first
                 x, ids, t, g, h = (value.index_select(0, few) for value in (x, ids, t, g, h))
                 logp, entropy, lse = (value.index_select(0, few) for value in stats)
                 stats = logp, entropy, lse
-            elif dropped:  # their rows of dz are 0, and here 0 times NaN must be 0
+            elif dropped != 0:  # their rows of dz are 0, and here 0 times NaN must be 0
                 x = x.masked_fill(~live[:, None], 0.0)
             dz = row_logp_grad_(logits, ids, stats, g, h, t)  # [rows, V]
             add_gradients_(grad_hidden, grad_weight, dz, x, weight, places)

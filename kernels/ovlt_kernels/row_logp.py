@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ovlt_kernels.extension import HAS_CUDA, HAS_EXTENSION
+from ovlt_kernels.waits import can_read
 
 if HAS_EXTENSION:
 
@@ -232,7 +233,7 @@ def _check(logits: Tensor, target: Tensor, temperature: Tensor) -> None:
     if target.device != logits.device:
         raise ValueError(f"target is on {target.device}, logits are on {logits.device}.")
     # Not while tracing: reading a value there would break the graph.
-    if target.device.type == "cpu" and rows and not torch.compiler.is_compiling():
+    if can_read(target) and rows and not torch.compiler.is_compiling():
         low, high = torch.aminmax(temperature)
         if not (low > 0 and high < torch.inf):
             value = float(high if low > 0 else low)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ovlt.model.segments import Segments, to_device
+from ovlt.model.segments import Segments, remembered, to_device
 from ovlt.model.vision import VisionPlan
 
 
@@ -35,10 +36,11 @@ class PackedBatch:
     loss_index: Tensor  # int64 [R]  token whose hidden state predicts the label
     labels: Tensor  # int64 [R]
     loss_weight: Tensor  # float32 [R]
-    patches: Tensor | None  # float32 [P, channels * temporal * patch * patch], each image once
+    patches: Tensor | None  # [P, channels * temporal * patch * patch], each image once
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
     grid_thw: Tensor | None  # int64 [I, 3]  (time, height, width) in patches
     vision_plan: VisionPlan | None  # where patches lie and what each of them sees
+    image_slots: Tensor | None = None  # int64 [image tokens]  where in the row these slots are
     advantage: Tensor | None = None  # float32 [R]
     engine_logp: Tensor | None = None  # float32 [R]
     old_logp: Tensor | None = None  # float32 [R], once computed
@@ -68,8 +70,19 @@ class PackedBatch:
             ref_logp=part(self.ref_logp),
         )
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor of the batch that is made by now, those of its parts too."""
+        plan = self.vision_plan.keywords.values() if self.vision_plan else ()
+        values = [*vars(self).values(), *plan]
+        for value in values:
+            if isinstance(value, Segments):
+                yield from value.tensors()
+            elif isinstance(value, torch.Tensor):
+                yield value
+                yield from remembered(value)
+
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch with every tensor on ``device``."""
+        """The same batch with every tensor on ``device``, none of which is waited for."""
         moved: dict[str, Tensor | VisionPlan | Segments] = {}
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):

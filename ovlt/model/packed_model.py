@@ -15,8 +15,8 @@ from ovlt.model import attention
 from ovlt.model.batch import PackedBatch
 from ovlt.model.families import family_of
 from ovlt.model.objective import LossOutput, Objective
-from ovlt.model.vision import LinearPatchEmbed
-from ovlt_kernels.head import HeadOptions, HeadOutput
+from ovlt.model.vision import LinearPatchEmbed, VisionPlan
+from ovlt_kernels.head import HeadOptions, HeadOutput, check_ids
 from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss
 
@@ -53,6 +53,8 @@ class PackedModel(PreTrainedModel):
         self.model.language_model.config._attn_implementation = attention.TEXT_ATTENTION
         self.model.visual.config._attn_implementation = attention.VISION_ATTENTION
         self.model.visual.patch_embed = LinearPatchEmbed(self.model.visual.patch_embed.proj)
+        # Grid and plan of the smallest image, by device: they are copied once, which waits.
+        self._smallest: dict[torch.device, tuple[Tensor, VisionPlan]] = {}
         self.set_head()
 
     def blocks(self) -> list[nn.Module]:
@@ -92,8 +94,16 @@ class PackedModel(PreTrainedModel):
         as they lie now, so call this after the model has left the meta device.
         """
         device = self.lm_head.weight.device
+        self._banned = torch.tensor(banned, dtype=torch.int64) if banned else None  # on the host
         ids = torch.tensor(banned, dtype=torch.int64, device=device) if banned else None
         self.head_options = HeadOptions(temperature, logits_dtype, ids)
+
+    def check_labels(self, batch: PackedBatch) -> None:
+        """Raise ValueError if a label of a batch on the host is no token that can be sampled.
+
+        The head looks at labels on a CPU only: on a GPU that would wait for the device.
+        """
+        check_ids(batch.labels, self._banned, self.lm_head.weight.shape[0])
 
     if TYPE_CHECKING:  # transformers types the parts of a config loosely, and nn.Module any call
         config: Config  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -161,8 +171,11 @@ class PackedModel(PreTrainedModel):
             # The smallest image there is, 2 x 2 patches, tied in by zero: on every rank the tower
             # runs forward and backward, as its collectives require.
             patches = torch.zeros(4, tower.patch_embed.proj.weight[0].numel(), device=hidden.device)
-            grid = torch.tensor([[1, 2, 2]], device=hidden.device)
-            plan = vision_plan([(1, 2, 2)], self.config).to(hidden.device)
+            if hidden.device not in self._smallest:
+                plan = vision_plan([(1, 2, 2)], self.config).to(hidden.device)
+                grid = torch.tensor([[1, 2, 2]], device=hidden.device)
+                self._smallest[hidden.device] = grid, plan
+            grid, plan = self._smallest[hidden.device]
             outputs = self.tower_outputs(tower(patches, grid_thw=grid, **plan.keywords))
             nothing = 0.0 * torch.stack([x.sum() for x in outputs]).sum()
             return hidden + nothing.to(hidden.dtype), {}
@@ -175,7 +188,8 @@ class PackedModel(PreTrainedModel):
             attention.gather_rows(x, batch.feature_index).to(hidden.dtype)  # [image tokens, H]
             for x in self.tower_outputs(output)
         )
-        slots = (batch.input_ids == self.config.image_token_id).nonzero()[:, 0]  # [image tokens]
+        slots = batch.image_slots
+        assert slots is not None
         return hidden.index_copy(0, slots, features), self.decoder_keywords(slots, others)
 
 

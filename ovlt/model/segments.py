@@ -14,7 +14,7 @@ for the device.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -213,7 +213,23 @@ class Segments:
         return own if p < 0 else np.concatenate([self._own(p), own])
 
     def _placed(self, index: np.ndarray) -> Tensor:
-        return torch.from_numpy(index).to(self.device, non_blocking=True)
+        return _moved(torch.from_numpy(index), self.device)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the index tensors that exist by now."""
+        for value in vars(self).values():
+            for part in (
+                vars(value).values() if isinstance(value, EqualCalls | Buckets) else (value,)
+            ):
+                if isinstance(part, Tensor):
+                    yield part
+
+
+def boundaries(lengths: Sequence[int]) -> Tensor:
+    """Return the boundaries of segments of these lengths, int32 [S + 1], with their Segments."""
+    ends = torch.from_numpy(np.array([0, *itertools.accumulate(lengths)], np.int32))
+    _remember(ends, Segments(lengths))
+    return ends
 
 
 def segments_of(cu_seqlens: Tensor) -> Segments:
@@ -229,16 +245,30 @@ def segments_of(cu_seqlens: Tensor) -> Segments:
     return segments
 
 
+def remembered(cu_seqlens: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors of the Segments that a tensor takes along, if it is boundaries."""
+    segments, _ = getattr(cu_seqlens, _ATTRIBUTE, (None, -1))
+    if segments is not None:
+        yield from segments.tensors()
+
+
 def to_device(value: Tensor, device: torch.device | str) -> Tensor:
     """Return ``value`` on ``device``, without waiting for the copy.
 
+    On its way to a GPU it passes through pinned memory, from which alone a copy overlaps with work.
     Boundaries (int32) take their Segments along, so no layer has to read them from a GPU, which
     would wait for the device. Raises ValueError, as ``segments_of`` does.
     """
-    moved = value.to(device, non_blocking=True)
+    moved = _moved(value, torch.device(device))
     if value.dtype == torch.int32 and moved is not value and value.device.type == "cpu":
-        _remember(moved, _read(value, moved.device))
+        _remember(moved, segments_of(value).to(moved.device))
     return moved
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def _read(cu_seqlens: Tensor, device: torch.device) -> Segments:

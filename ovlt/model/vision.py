@@ -70,8 +70,3 @@ def patch_positions(grid: Grid, merge: int) -> np.ndarray:
         [x.reshape(blocks).transpose(0, 2, 1, 3).ravel() for x in np.indices((h, w))], axis=-1
     )
     return np.tile(positions, (t, 1))
-
-
-def cumulative(lengths: Sequence[int]) -> Tensor:
-    """Return the boundaries of segments of these lengths, int32 [segments + 1]."""
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))

@@ -1,7 +1,7 @@
 """Weights between model folders and a sharded model: read, streamed to the engine, written.
 
 No rank ever holds the whole model: it reads only its own rows of every safetensors file, and
-gathers one tensor at a time on the way out.
+gathers a few tensors at a time on the way out (``gather.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ovlt.model.families import ModelFamily, family_of
+from ovlt.model.gather import whole_tensors
 from ovlt.model.packed_model import PackedModel, empty_model
 from ovlt.system.files import swap_folder
 
@@ -159,17 +160,19 @@ def is_tied(model: PackedModel) -> bool:
     return model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
-def full_weights(model: PackedModel, *, tied_head: bool) -> Iterator[tuple[str, Tensor]]:
+def full_weights(
+    model: PackedModel, *, tied_head: bool, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in memory, whole tensor) of every parameter. All ranks must iterate (collective).
 
+    In ``dtype``; None: in that of the masters, float32.
     ``tied_head`` also yields ``lm_head.weight`` if it is the embedding: an engine that keeps a
     prepared copy of the head would otherwise go on sampling with the old one.
     """
     to_masters(model)
     tied = is_tied(model)
-    for name, parameter in model.named_parameters():
-        value = parameter.detach()
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    for name, whole in whole_tensors(parameters, dtype):
         yield name, whole
         if tied and tied_head and name.endswith("embed_tokens.weight"):
             yield "lm_head.weight", whole

@@ -78,6 +78,7 @@ def weight_sync(
         folder,
         tolerance=probe_tolerance(config, dtype, device),
         verify_every=config.verify_every,
+        dtype=dtype,
     )
 
 

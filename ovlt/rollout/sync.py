@@ -66,7 +66,8 @@ class WeightSync:
     """Streams weights into one engine and proves that they arrived. One object per trained model.
 
     ``tolerance`` is the difference on the probe that rounding explains. The first sync and then one
-    in ``verify_every`` also reads the tensors back (0: none does).
+    in ``verify_every`` also reads the tensors back (0: none does). ``dtype`` is the engine's: what
+    it would round to is rounded before it is sent (None: float32 is sent).
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class WeightSync:
         *,
         tolerance: ProbeDifference,
         verify_every: int = 0,
+        dtype: torch.dtype | None = None,
     ):
         self.engine, self.model, self.model_folder = engine, model, model_folder
-        self.tolerance, self.verify_every = tolerance, verify_every
+        self.tolerance, self.verify_every, self.dtype = tolerance, verify_every, dtype
         self._syncs = 0
         self.probes = [probe_prompt(model_folder, *probe) for probe in PROBES]
         self._expected = expected_names(model)
@@ -90,7 +92,7 @@ class WeightSync:
         The engine is awake. Collective. Raises RuntimeError if a name is missing or unknown, or if
         a rank's engine disagrees with the trainer on both probes or in a tensor.
         """
-        # 1. Stream whole tensors, one at a time: no rank ever holds two copies of the model.
+        # 1. Stream whole tensors, a few at a time: no rank ever holds two copies of the model.
         sent: set[str] = set()
         self.engine.load(self._recorded(sent))
         # 2. An engine does not notice a missing tensor: compare with the configuration's names.
@@ -144,7 +146,7 @@ class WeightSync:
                 )
 
     def _recorded(self, sent: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in full_weights(self.model, tied_head=True):
+        for name, tensor in full_weights(self.model, tied_head=True, dtype=self.dtype):
             sent.add(name)
             yield name, tensor
 

@@ -8,7 +8,7 @@ collectives of the training keep a short one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -67,6 +67,20 @@ def gather_bytes(payload: bytes, device: torch.device = CPU) -> list[bytes]:
     gather(everyone, padded, group=group)
     rows = everyone.cpu().numpy().reshape(world_size, longest)
     return [row[:n].tobytes() for row, n in zip(rows, sizes.tolist(), strict=True)]
+
+
+def swap_bytes(outgoing: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+    """Send each rank its part of ``outgoing``; return what each has sent here. One collective.
+
+    ``sizes`` are the lengths of what comes. Through the hosts' memory, where such bytes are.
+    """
+    sent = torch.frombuffer(bytearray(b"".join(outgoing)) or bytearray(1), dtype=torch.uint8)
+    lengths = [len(part) for part in outgoing]
+    received = torch.empty(sum(sizes), dtype=torch.uint8)
+    dist.all_to_all_single(
+        received, sent[: sum(lengths)], list(sizes), lengths, group=waiting_group()
+    )
+    return [part.numpy().tobytes() for part in received.split(list(sizes))]
 
 
 def gather_json(value: Any, device: torch.device = CPU) -> list[Any]:

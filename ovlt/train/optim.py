@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from ovlt.config import OptimConfig
@@ -66,13 +67,13 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> float:
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradients so that their norm over all parameters and ranks is at most ``max_norm``.
 
-    Every rank must call it. Returns the L2 norm before clipping. Where that is not finite, so are
-    the gradients afterwards: look at it before the optimizer steps.
+    Every rank must call it. Returns the L2 norm before clipping, a scalar on the device, not waited
+    for. Where it is not finite, so are the gradients afterwards: look before the optimizer steps.
     """
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    if hasattr(norm, "full_tensor"):  # a DTensor, whose local value is one rank's part
+    if isinstance(norm, DTensor):  # whose local value is one rank's part
         norm = norm.full_tensor()
-    return float(norm)
+    return norm

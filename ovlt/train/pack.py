@@ -9,6 +9,7 @@ goes together. Nothing after this file pads, infers a boundary, or counts tokens
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ from ovlt.model.segments import Segments
 from ovlt.model.vision import VisionPlan
 from ovlt.system.runtime import Runtime
 from ovlt.train.balance import FILLER_TOKENS, BatchPlan, Extent, plan
+from ovlt.train.feed import MicroBatches
 from ovlt.train.prompts import prompt_length, shared_prompts
 from ovlt.types import Sample
 
@@ -36,43 +38,67 @@ def pack(
     config: sizes.Config,
     patchify: Patchify | None,
     *,
+    groups: Sequence[int],
     share_prompts: bool = True,
-) -> tuple[list[PackedBatch], BatchPlan]:
-    """Pack the samples of one step, equal on all ranks; this rank's micro-batches and the plan."""
-    # Plan by lengths alone, the same on every rank; then build only this rank's micro-batches.
-    lengths = extents(samples, config, share_prompts=share_prompts)
+    dtype: torch.dtype = torch.float32,
+    keep: bool = True,
+) -> tuple[MicroBatches, BatchPlan]:
+    """Pack the samples of one step, equal on all ranks; this rank's micro-batches and the plan.
+
+    Planning is by lengths alone, the same on every rank. Micro-batches, of this rank only, are
+    built when they are asked for. ``groups`` are the samples' group numbers (``group_numbers``),
+    ``dtype`` is that of patches, and ``keep`` is as for ``MicroBatches``.
+    """
+    lengths = extents(samples, config, groups, share_prompts=share_prompts)
     planned = plan(lengths, ranks=runtime.world_size, budget=budget, config=config)
-    batches = [
-        collate(
+
+    def build(bin_: Sequence[int]) -> PackedBatch:
+        return collate(
             [samples[i] for i in bin_],
             [weights[i] for i in bin_],
             config=config,
             patchify=patchify,
-            share_prompts=share_prompts,
+            groups=[groups[i] for i in bin_] if share_prompts else range(len(bin_)),
+            dtype=dtype,
         )
-        for bin_ in planned.bins[runtime.rank]
-    ]
-    return batches, planned
+
+    makers = [functools.partial(build, bin_) for bin_ in planned.bins[runtime.rank]]
+    return MicroBatches(makers, keep=keep), planned
 
 
 def extents(
-    samples: Sequence[Sample], config: sizes.Config, *, share_prompts: bool = True
+    samples: Sequence[Sample],
+    config: sizes.Config,
+    groups: Sequence[int],
+    *,
+    share_prompts: bool = True,
 ) -> list[Extent]:
-    """Return the extents of samples; those of one prompt are a group, and share its images."""
-    group_of: dict[int, int] = {}  # sample -> group
-    for number, group in enumerate(sharing(samples) if share_prompts else _of_one_prompt(samples)):
-        group_of |= dict.fromkeys(group, number)
+    """Return the extents of samples; those of one group share its images, and its prompt."""
     return [
         Extent(
             tokens=len(sample.token_ids),
             grids=tuple(_grids(sample, config)),
-            group=group_of[i],
+            group=groups[i],
             name=sample.prompt.id,
             prompt=prompt_length(sample.loss_mask) if share_prompts else 0,
             labels=int(sample.loss_mask[1:].sum()),
         )
         for i, sample in enumerate(samples)
     ]
+
+
+def group_numbers(samples: Sequence[Sample], *, share_prompts: bool = True) -> list[int]:
+    """Return a number for each sample, the same for those of one group: of one prompt.
+
+    By what they hold (``sharing``); without sharing, those that hold the same Prompt.
+    """
+    if not share_prompts:
+        return [id(sample.prompt) for sample in samples]
+    numbers = [0] * len(samples)
+    for number, group in enumerate(sharing(samples)):
+        for i in group:
+            numbers[i] = number
+    return numbers
 
 
 def sharing(samples: Sequence[Sample]) -> list[list[int]]:
@@ -87,12 +113,12 @@ def sharing(samples: Sequence[Sample]) -> list[list[int]]:
     )
 
 
-def _of_one_prompt(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the indices of the samples that hold the same Prompt."""
-    groups: dict[int, list[int]] = {}
-    for i, sample in enumerate(samples):
-        groups.setdefault(id(sample.prompt), []).append(i)
-    return list(groups.values())
+def _members(groups: Sequence[int]) -> list[list[int]]:
+    """Return the places of each group number, in the order of the first of them."""
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    return list(members.values())
 
 
 def collate(
@@ -101,21 +127,23 @@ def collate(
     *,
     config: sizes.Config,
     patchify: Patchify | None,
-    share_prompts: bool = True,
+    groups: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PackedBatch:
     """Join samples into one PackedBatch; ``weights[i]`` is sample i's loss weight per token.
 
-    Samples of one prompt are put side by side. No samples gives the filler: two text tokens without
-    weight that still run the whole model.
+    Samples of one prompt, those of one number in ``groups`` (None: ``group_numbers`` finds them),
+    are put side by side. ``dtype`` is that of the patches. No samples gives the filler: two text
+    tokens without weight that still run the whole model.
     """
     if not samples:
         return _filler()
     # Lay out: group after group, a prompt before its responses; a single sample is one segment.
-    groups = sharing(samples) if share_prompts else [[i] for i in range(len(samples))]
+    members = _members(group_numbers(samples) if groups is None else groups)
     row, images = _Row(), _Images(config)
     predicted: list[np.ndarray] = []  # of each sample, the tokens that are trained on
     states: list[np.ndarray] = []  # the places in the row whose hidden states predict these
-    for group in groups:
+    for group in members:
         first = samples[group[0]]
         shared = prompt_length(first.loss_mask) if len(group) > 1 else 0
         prompt = -1  # its segment
@@ -141,7 +169,7 @@ def collate(
             # that of the shared prompt's last.
             states.append(np.concatenate([before, own])[tokens - 1])
     # Loss rows: in the order of the layout, each with what the loss needs of its sample.
-    order = [i for group in groups for i in group]
+    order = [i for group in members for i in group]
     samples, weights = [samples[i] for i in order], [weights[i] for i in order]
     counts = [len(tokens) for tokens in predicted]  # loss rows of each sample; their sum is R
 
@@ -157,10 +185,11 @@ def collate(
         loss_index=_joined(states),
         labels=_joined([s.token_ids[t] for s, t in zip(samples, predicted, strict=True)]),
         loss_weight=of_rows(weights),
-        patches=images.patches(patchify),
+        patches=images.patches(patchify, dtype),
         feature_index=images.feature_index(),
         grid_thw=images.grid_thw(),
         vision_plan=images.vision_plan(),
+        image_slots=images.slots(row.token_ids),
         advantage=None if engine_logp is None else of_rows([s.advantage for s in samples]),
         engine_logp=engine_logp,
         num_samples=len(samples),
@@ -237,16 +266,24 @@ class _Images:
         """Append the feature rows of the placeholders that come next in the packed row."""
         self._features.append(features)
 
-    def patches(self, patchify: Patchify | None) -> torch.Tensor | None:
-        """Patches of every image once, float32 [P, values]."""
+    def patches(self, patchify: Patchify | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Patches of every image once, [P, values]."""
         if not self._unique:
             return None
         assert patchify is not None, "a text-only model is given no images"
-        return _patches(self._unique, patchify)
+        return _patches(self._unique, patchify).to(dtype)
 
     def feature_index(self) -> torch.Tensor | None:
         """The row of the tower's output for each image placeholder, int64 [image tokens]."""
         return _joined(self._features) if self.grids else None
+
+    def slots(self, token_ids: Sequence[np.ndarray]) -> torch.Tensor | None:
+        """The placeholders' places in the packed row, int64 [image tokens]."""
+        if not self.grids:
+            return None
+        return torch.from_numpy(
+            np.flatnonzero(np.concatenate(token_ids) == self._config.image_token_id)
+        )
 
     def grid_thw(self) -> torch.Tensor | None:
         """Patches of each image in time, height and width, int64 [I, 3]."""

@@ -15,9 +15,11 @@ from ovlt.model.batch import PackedBatch
 from ovlt.model.objective import LossOutput, Objective
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.weights import to_masters
+from ovlt.system.collectives import gather_json
 from ovlt.system.hardware import PEAK_FLOPS
 from ovlt.system.runtime import Runtime
 from ovlt.train.balance import BatchPlan
+from ovlt.train.feed import feed
 from ovlt.train.optim import clip_gradients, learning_rate, set_lr
 
 # Before the first update of a rollout the policy ratio is 1 up to rounding: bfloat16 recomputes a
@@ -61,8 +63,9 @@ def optimizer_step(
     ``first``: it is the first after a rollout, so the policy ratio must be 1. ``reduce_each``: see
     ``forward_backward``. Raises RuntimeError if an invariant is broken, before the weights change.
     """
-    sums, maxima = forward_backward(model, batches, objective, runtime, reduce_each=reduce_each)
-    norm = clip_gradients(model, config.max_grad_norm)
+    totals = forward_backward(model, batches, objective, runtime, reduce_each=reduce_each)
+    # The one wait for the device in an update, for all numbers together.
+    sums, maxima, norm = totals.read(clip_gradients(model, config.max_grad_norm))
     check_update(number, norm, sums, maxima, first=first)  # before a bad gradient does harm
     lr = learning_rate(number, total, config)
     set_lr(optimizer, lr)
@@ -78,43 +81,54 @@ def forward_backward(
     runtime: Runtime,
     *,
     reduce_each: bool = False,
-) -> tuple[dict[str, float], dict[str, float]]:
+) -> Totals:
     """Accumulate the gradients of one optimizer step over this rank's micro-batches. Collective.
 
     The loss weights already hold the normaliser of the step, so losses add up; FSDP averages
     gradients over ranks, which the factor ``world_size`` undoes. ``reduce_each``: over ranks after
-    every micro-batch, so that no rank holds whole gradients. Returns the step's sums (with
-    "loss" among them) and maxima over all ranks.
+    every micro-batch, so that no rank holds whole gradients. Nothing waits for the device, nor do
+    the numbers that it returns before they are read.
     """
     assert isinstance(model, FSDPModule), "the model must be sharded (load_sharded)"
     outputs: list[LossOutput] = []
-    for i, batch in enumerate(batches):
-        # Gradients are reduced over ranks with the last micro-batch, or with each one.
-        model.set_requires_gradient_sync(reduce_each or i == len(batches) - 1)
-        out = model(batch.to(runtime.device), objective)
-        # FSDP averages over ranks; the loss is already a share of the whole step's mean.
-        (out.loss * runtime.world_size).backward()
-        outputs.append(replace(out, loss=out.loss.detach()))
-    # Numbers for the log and the checks, of all ranks; read from the device once, at the end.
-    totals, maxima = _totals(outputs)
-    everyone = runtime.gather_json([totals, maxima])
-    sums: dict[str, float] = {k: sum(t[k] for t, _ in everyone) for k in totals}
-    return sums, {k: max(m[k] for _, m in everyone) for k in maxima}
+    with feed(model, batches, runtime.device) as placed:
+        for i, batch in enumerate(placed):
+            # Gradients are reduced over ranks with the last micro-batch, or with each one.
+            model.set_requires_gradient_sync(reduce_each or i == len(batches) - 1)
+            out = model(batch, objective)
+            # FSDP averages over ranks; the loss is already a share of the whole step's mean.
+            (out.loss * runtime.world_size).backward()
+            outputs.append(replace(out, loss=out.loss.detach()))
+    return Totals(outputs)
 
 
-def _totals(outputs: Sequence[LossOutput]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return sums ("loss" among them) and maxima over micro-batches: one read of the device."""
-    first = outputs[0]
-    names, peaks = ["loss", *first.sums], list(first.maxima)
-    table = torch.stack(  # float64 [micro-batches, names]
-        [torch.stack([o.loss.double(), *o.sums.values(), *o.maxima.values()]) for o in outputs]
-    )
-    summed, largest = table.split([len(names), len(peaks)], dim=1)
-    numbers = torch.cat([summed.sum(0), largest.amax(0)]).tolist()
-    return (
-        dict(zip(names, numbers[: len(names)], strict=True)),
-        dict(zip(peaks, numbers[len(names) :], strict=True)),
-    )
+class Totals:
+    """Numbers of this rank's micro-batches, for the log and the checks, not yet read."""
+
+    def __init__(self, outputs: Sequence[LossOutput]) -> None:
+        first = outputs[0]
+        self._names, self._peaks = ["loss", *first.sums], list(first.maxima)
+        table = torch.stack(  # float64 [micro-batches, names and peaks]
+            [torch.stack([o.loss.double(), *o.sums.values(), *o.maxima.values()]) for o in outputs]
+        )
+        summed, largest = table.split([len(self._names), len(self._peaks)], dim=1)
+        self._numbers = torch.cat([summed.sum(0), largest.amax(0)])
+
+    def read(self, norm: Tensor) -> tuple[dict[str, float], dict[str, float], float]:
+        """Return sums ("loss" among them) and maxima over all ranks, and ``norm``.
+
+        ``norm`` is a scalar on the same device. Waits for the device once. Collective.
+        """
+        *numbers, norm_value = torch.cat([self._numbers, norm.double()[None]]).tolist()
+        everyone = gather_json(numbers)
+        sums = [sum(values) for values in zip(*everyone, strict=True)]
+        maxima = [max(values) for values in zip(*everyone, strict=True)]
+        count = len(self._names)
+        return (
+            dict(zip(self._names, sums[:count], strict=True)),
+            dict(zip(self._peaks, maxima[count:], strict=True)),
+            norm_value,
+        )
 
 
 def forward_only(
@@ -124,8 +138,8 @@ def forward_only(
 
     They stay on the device. The weights do not stay gathered: nothing follows that would use them.
     """
-    with torch.no_grad():
-        logps = [model(batch.to(runtime.device)).logp for batch in batches]
+    with torch.no_grad(), feed(model, batches, runtime.device) as placed:
+        logps = [model(batch).logp for batch in placed]
     to_masters(model)
     return logps
 

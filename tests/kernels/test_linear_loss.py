@@ -8,6 +8,7 @@ from helpers.head_inputs import DEVICES, H, R, V, inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ovlt_kernels import waits
 from ovlt_kernels.head import PLAIN, HeadOptions, HeadOutput
 from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.linear_loss import linear_loss, linear_loss_reference
@@ -51,6 +52,30 @@ def test_matches_the_reference_in_float64(objective, temperature, banned, rows_p
     for one, other in zip((*head, *got), (*want_head, *want), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     assert not any(value.requires_grad for value in head)
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 4, 1000])
+def test_where_counting_rows_would_wait_the_gradients_are_the_same(
+    rows_per_chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, target = inputs()
+    # A row that has no part in the loss may hold anything.
+    x.data[2] = torch.nan
+    size = {"chunk_bytes": 4 * V * rows_per_chunk}
+
+    def quiet(head: HeadOutput, block: slice) -> Tensor:
+        return clipped(HeadOutput(*(h.nan_to_num() for h in head)), block)
+
+    results: list[tuple[Tensor, ...]] = []
+    for free in (frozenset({"cpu"}), frozenset[str]()):
+        monkeypatch.setattr(waits, "_FREE", free)
+        by_row = torch.autograd.grad(linear_loss(x, w, target, quiet, **size)[0], (x, w))
+        head = linear_logp(x, w, target, **size)
+        whole = torch.autograd.grad(quiet(head, slice(0, R)), (x, w))
+        results.append((*by_row, *whole))
+    for one, other in zip(*results, strict=True):
+        assert bool(one.isfinite().all())
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -73,7 +73,7 @@ def test_images_that_samples_share_are_gathered_so_that_their_gradients_sum_in_f
         grid_thw=None,
         vision_plan=SimpleNamespace(keywords={}),
         feature_index=torch.tensor([1, 0, 1]),
-        input_ids=torch.tensor([7, 3, 7, 7]),
+        image_slots=torch.tensor([0, 2, 3]),
     )
     out, _ = PackedModel._with_images(model, torch.zeros(4, 1), batch)
     assert out[:, 0].tolist() == [2.0, 0.0, 1.0, 2.0]

@@ -11,7 +11,7 @@ from helpers.tiny import random_sample, tiny_folder
 
 from ovlt.model.load import ModelFolder
 from ovlt.train.balance import plan
-from ovlt.train.pack import collate, extents, sharing
+from ovlt.train.pack import collate, extents, group_numbers, sharing
 from ovlt.train.prompts import shared_prompts
 from ovlt.types import Sample
 
@@ -31,7 +31,7 @@ def test_a_group_stays_together_and_its_image_is_seen_once(folder: ModelFolder) 
         ids = np.concatenate([first.prompt.token_ids, answer])
         group.append(Sample(first.prompt, ids, np.arange(len(ids)) >= len(first.prompt.token_ids)))
     samples = [*group, alone]
-    lengths = extents(samples, folder.config)
+    lengths = extents(samples, folder.config, group_numbers(samples))
     assert len({e.group for e in lengths}) == 2
     prompt = len(first.prompt.token_ids)
     planned = plan(lengths, ranks=2, budget=prompt + 6, config=folder.config)
@@ -51,7 +51,7 @@ def test_a_group_stays_together_and_its_image_is_seen_once(folder: ModelFolder) 
     assert len(batch.feature_index) == slots == 6 + 1 + 4
     assert batch.feature_index.tolist() == list(range(6 + 1 + 4))
     copies = collate(
-        samples, [1.0] * 4, config=folder.config, patchify=folder.patchify, share_prompts=False
+        samples, [1.0] * 4, config=folder.config, patchify=folder.patchify, groups=range(4)
     )
     assert copies.feature_index is not None
     assert len(copies.feature_index) == 3 * (6 + 1) + 4
@@ -109,7 +109,7 @@ def test_a_shared_prompt_on_a_hand_made_example(folder: ModelFolder) -> None:
     assert batch.sample_ids.tolist() == [0, 0, 1, 3]
     assert batch.loss_weight.tolist() == [1.0, 1.0, 3.0, 2.0]
     assert batch.num_samples == 4
-    (lengths,) = {e.prompt for e in extents([first, second, empty], folder.config)}
+    (lengths,) = {e.prompt for e in extents([first, second, empty], folder.config, [0, 1, 2])}
     assert lengths == 2
 
 

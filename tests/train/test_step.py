@@ -107,9 +107,28 @@ def test_every_rank_makes_the_same_plan(home: Path) -> None:
     assert plans[0] == plans[1] == plans[2]
 
 
+@pytest.mark.parametrize("head", ["untied", "tied"])
+def test_whole_tensors_are_gathered_in_buckets_and_equal_bit_for_bit(home: Path, head: str) -> None:
+    """The worker compares the bits; here, how many collectives it took on two ranks."""
+    counts = json.loads((home / "2/facts.json").read_text())[f"{head}/gathers"]
+    for dtype in ("torch.bfloat16", "None"):
+        one_by_one, some, all_at_once = (counts[f"{dtype}/{n}"] for n in (0, 5000, 256 << 20))
+        assert one_by_one == counts["tensors"]
+        assert 1 == all_at_once < some < one_by_one
+
+
+def test_images_go_to_the_ranks_that_use_them_and_to_no_other(home: Path) -> None:
+    for rank in range(2):
+        images = json.loads((home / f"2/images-{rank}.json").read_text())
+        assert set(images["owners"]) == {0, 1}
+        assert images["here"] == images["wanted"] != []
+        assert [sum(images["received"])] == images["needed"] != [0]  # what it has is not sent
+        assert images["received"][rank] == 0
+
+
 def test_drawn_groups_are_the_same_on_all_ranks_and_for_any_number_of_ranks(home: Path) -> None:
     def drawn(ranks: int, rank: int) -> list[Group]:
-        return decode((home / str(ranks) / f"groups-{rank}").read_bytes())
+        return decode((home / str(ranks) / f"groups-{rank}").read_bytes(), rank)
 
     assert (home / "2/groups-0").read_bytes() == (home / "2/groups-1").read_bytes()
     counts = [json.loads((home / p).read_text()) for p in ("1/counts-0.json", "2/counts-1.json")]

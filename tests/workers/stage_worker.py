@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,31 @@ env.apply("cpu")
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from ovlt.config import LossConfig, ModelConfig, RunConfig
 from ovlt.config.load import recipe_from
 from ovlt.data.loader import Loader
 from ovlt.data.sampler import Sampler
+from ovlt.model import gather
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.objective import Objective
+from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.exchange import encode
+from ovlt.rollout import exchange
+from ovlt.rollout.exchange import encode, rank_image
 from ovlt.rollout.groups import Rollouts
 from ovlt.rollout.open import open_engine
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime, leave, start
 from ovlt.train.balance import plan
 from ovlt.train.loss import CROSS_ENTROPY, loss_weights, policy_objective
-from ovlt.train.pack import collate, extents
+from ovlt.train.pack import collate, extents, group_numbers
 from ovlt.train.step import forward_backward, forward_only
-from ovlt.types import Sample
+from ovlt.types import Group, Sample
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.tiny import random_sample
@@ -73,7 +78,7 @@ def answer(other: Sample, response: Sequence[int] | np.ndarray) -> Sample:
 
 def budgets(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[list[list[int]]]]:
     """Bins of 1, 2 and many micro-batches per rank, as ``plan`` makes them."""
-    lengths = extents(samples, config)
+    lengths = extents(samples, config, group_numbers(samples))
     found: dict[int, list[list[list[int]]]] = {}
     for budget in range(sum(e.tokens for e in lengths), max(e.tokens for e in lengths) - 1, -1):
         bins = plan(lengths, ranks=ranks, budget=budget, config=config).bins
@@ -118,7 +123,7 @@ class Case:
                 [weights[i] for i in b],
                 config=self.folder.config,
                 patchify=self.folder.patchify,
-                share_prompts=share,
+                groups=None if share else range(len(b)),
             )
             for b in bins
         ]
@@ -126,9 +131,10 @@ class Case:
     def update(
         self, batches: list[PackedBatch], objective: Objective, *, reduce_each: bool = False
     ) -> dict[str, torch.Tensor]:
-        sums, maxima = forward_backward(
+        totals = forward_backward(
             self.model, batches, objective, self.runtime, reduce_each=reduce_each
         )
+        sums, maxima, _ = totals.read(torch.zeros(()))
         seen = {f"sums/{k}": torch.tensor(v).double() for k, v in sums.items()}
         seen |= {f"maxima/{k}": torch.tensor(v).double() for k, v in maxima.items()}
         for name, parameter in self.model.named_parameters():
@@ -174,6 +180,7 @@ def main(home: Path, out: Path) -> None:
             whole = replace(objective, by_row=False)
             note(f"{head}/{name}/token", case.update(batches, whole))
             note(f"{head}/{name}/token_by_row", case.update(batches, objective))
+        facts[f"{head}/gathers"] = gathers(case.model, runtime)
         facts[f"{head}/reference_grads"] = sum(p.requires_grad for p in frozen.parameters())
 
     folder = open_folder(home / "untied")
@@ -190,7 +197,7 @@ def main(home: Path, out: Path) -> None:
         whole = replace(CROSS_ENTROPY, by_row=False)
         note(f"{name}/no_image/sft", case.update(batches, whole))
 
-    lengths = extents(samples, folder.config)
+    lengths = extents(samples, folder.config, group_numbers(samples))
     planned = plan(lengths, ranks=3, budget=max(e.tokens for e in lengths), config=folder.config)
     facts["plans"] = runtime.gather_json(planned.bins)
     draw(runtime, home, out)
@@ -198,6 +205,30 @@ def main(home: Path, out: Path) -> None:
         save_file(seen, out / "numbers.safetensors")
         (out / "facts.json").write_text(json.dumps(facts))
     runtime.close()
+
+
+def gathers(model: PackedModel, runtime: Runtime) -> dict[str, int]:
+    """Compare whole tensors with those of DTensor, bit for bit; collectives by size of a bucket."""
+    tensors = [(name, value.detach()) for name, value in model.named_parameters()]
+    for rows in (1, 5):  # the last rank lacks rows, or has none
+        odd = torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows))
+        tensors.insert(3, (str(rows), distribute_tensor(odd, runtime.mesh, [Shard(0)])))
+    counts: dict[str, int] = {}
+    for dtype in (torch.bfloat16, None):
+        expected = {name: value.full_tensor() for name, value in tensors}
+        expected = {name: value.to(dtype or value.dtype) for name, value in expected.items()}
+        for size in (0, 5000, 256 << 20):
+            gather.BUCKET_BYTES = size
+            with CommDebugMode() as collectives:
+                whole = list(gather.whole_tensors(tensors, dtype))
+            counts[f"{dtype}/{size}"] = collectives.get_total_counts()
+            assert [name for name, _ in whole] == list(expected)  # in order
+            for name, value in whole:
+                assert value.dtype == expected[name].dtype
+                assert value.shape == expected[name].shape
+                assert torch.equal(value, expected[name]), name
+    counts["tensors"] = len(tensors)
+    return counts
 
 
 def draw(runtime: Runtime, home: Path, out: Path) -> None:
@@ -228,13 +259,50 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
             timer=PhaseTimer(),
         )
         batch = rollouts.draw(4)
+    if runtime.world_size == 1:
+        for group in batch.groups:
+            images: Any = tuple(rank_image(x, 0) for x in group.prompt.images)
+            group.prompt = replace(group.prompt, images=images)
     (out / f"groups-{runtime.rank}").write_bytes(encode(batch.groups))
+    if runtime.world_size == 2:
+        pixels = {prompt.id: prompt.images for prompt in prompts}
+        received = images_of(runtime, batch.groups, pixels)
+        (out / f"images-{runtime.rank}.json").write_text(json.dumps(received))
     counts = {
         "drawn": batch.drawn,
         "without": batch.no_signal_frac,
         "timeouts": batch.failures.timeouts,
     }
     (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
+
+
+def images_of(
+    runtime: Runtime, groups: list[Group], pixels: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, list[Any]]:
+    """Divide the groups with images over two ranks, one of them over both; what came where."""
+    pictured = [i for i, group in enumerate(groups) if group.prompt.images]
+    owners = [groups[i].prompt.images[0].rank for i in pictured]  # type: ignore[attr-defined]
+    # Rank 0 uses the first half, rank 1 the other and one more; nobody uses the last.
+    half = len(pictured) // 2
+    wanted = [set(pictured[:half]), {pictured[0], *pictured[half:-1]}]
+    sent: list[int] = []
+    swap = exchange.swap_bytes
+    exchange.swap_bytes = lambda out, sizes: sent.extend(sizes) or swap(out, sizes)
+    exchange.bring_images(runtime, groups, wanted)
+    exchange.swap_bytes = swap
+    here = [i for i in pictured if all(isinstance(x, np.ndarray) for x in groups[i].prompt.images)]
+    assert all(sample.prompt is group.prompt for group in groups for sample in group.samples)
+    for i in here:
+        for image, original in zip(
+            groups[i].prompt.images, pixels[groups[i].prompt.id], strict=True
+        ):
+            assert np.array_equal(image, original)
+    foreign = [i for i, owner in zip(pictured, owners, strict=True) if owner != runtime.rank]
+    needed = sum(pixels[groups[i].prompt.id][0].size for i in wanted[runtime.rank] & set(foreign))
+    return {
+        "wanted": sorted(wanted[runtime.rank]), "here": here, "owners": owners,
+        "received": sent, "needed": [needed],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
 from ovlt.model import liger
 from ovlt.model.packed_model import PackedModel
+from ovlt.model.segments import boundaries
 from ovlt.model.sizes import Config, Grid
-from ovlt.model.vision import VisionPlan, cumulative, frame_lengths, patch_positions
+from ovlt.model.vision import VisionPlan, frame_lengths, patch_positions
 
 if TYPE_CHECKING:
     from ovlt.config import BaseConfig
@@ -97,8 +98,8 @@ def vision_plan(grids: Sequence[Grid], config: Config) -> VisionPlan:
             "position_ids": torch.from_numpy(positions),  # int64 [P, 2]
             # merged tokens in the order of their windows, int64 [P / merge^2]
             "window_index": torch.from_numpy(np.concatenate(order)),
-            "cu_window_seqlens": cumulative(windows),  # int32 [windows + 1], in patches
-            "cu_seqlens": cumulative(frames),  # int32 [frames + 1], in patches
+            "cu_window_seqlens": boundaries(windows),  # int32 [windows + 1], in patches
+            "cu_seqlens": boundaries(frames),  # int32 [frames + 1], in patches
             "max_window_seqlen": max(windows),  # patches
             "max_seqlen": max(frames),  # patches
         }
