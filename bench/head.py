@@ -38,15 +38,15 @@ class Head:
     """Random rows and a random head, and a policy that has moved a little since it sampled."""
 
     def __init__(self, rows: int, width: int, vocab: int, dtype: torch.dtype) -> None:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(rows, width, generator=generator)
-        w = torch.randn(vocab, width, generator=generator).mul_(1 / width**0.5)
-        self.x, self.w = (t.to(DEVICE, dtype).requires_grad_() for t in (x, w))
-        self.target = torch.randint(vocab, (rows,), generator=generator).to(DEVICE)
+        random = {"generator": torch.Generator(DEVICE).manual_seed(0), "device": DEVICE}
+        x = torch.randn(rows, width, **random)
+        w = torch.randn(vocab, width, **random).mul_(1 / width**0.5)
+        self.x, self.w = (t.to(dtype).requires_grad_() for t in (x, w))
+        self.target = torch.randint(vocab, (rows,), **random)
         self.samples = 8  # responses of equal length, for those who take [batch, length]
-        self.advantage = torch.randn(self.samples, generator=generator).to(DEVICE)
+        self.advantage = torch.randn(self.samples, **random)
         self.per_row = self.advantage.repeat_interleave(rows // self.samples)
-        noise = 0.1 * torch.randn(rows, generator=generator).to(DEVICE)
+        noise = 0.1 * torch.randn(rows, **random)
         with torch.no_grad():
             self.old = linear_logp(self.x, self.w, self.target).logp + noise
 
@@ -106,6 +106,21 @@ class Head:
         assert x.grad is not None
         assert w.grad is not None
         return total, x.grad, w.grad
+
+    def by_blocks(self, task: str) -> Results:
+        """Plain PyTorch on 2,048 rows at a time, if all logits are too many."""
+        total = torch.zeros((), device=DEVICE)
+        for first in range(0, len(self.x), 2048):
+            rows = slice(first, first + 2048)
+            head = HeadOutput(*_all_logits(self.x[rows], self.w, self.target[rows], True))
+            part = getattr(self, task)(head, rows)
+            part.backward()
+            total += part.detach()
+        gradients = self.x.grad, self.w.grad
+        self.x.grad = self.w.grad = None
+        assert gradients[0] is not None
+        assert gradients[1] is not None
+        return total, gradients[0], gradients[1]
 
     # ---- peers -----------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ machine. Times are the best of the rounds, because noise only ever adds. Columns
     vs eager     that error over eager's in the same dtype
 
 ``--publish cpu`` also puts one line for each group between the markers ``bench-cpu:begin`` and
-``bench-cpu:end`` of the README or of a page of docs/.
+``bench-cpu:end`` of the README or of a page of docs/. Results of bench/on_gpu.sh have more than
+kernels: ceilings, a training step, checks (gpu_tables.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ("what", "ms", "x floor", "x eager", "peak MiB", "error", "vs eager")
@@ -141,7 +144,10 @@ def scientific(value: float | None) -> str:
 
 def machine(results: Mapping[str, Any]) -> str:
     """Return what every figure was made with: date, commit, hardware, versions."""
-    commit, info = results.get("commit_info", {}), results["benchmarks"][0]["extra_info"]
+    commit = results.get("commit_info", {})
+    if "about" in results:
+        return of_script(results["about"])
+    info = results["benchmarks"][0]["extra_info"]
     processor = results["machine_info"].get("cpu", {}).get("brand_raw", "unknown processor")
     where = info["device"] if info["device"] != "cpu" else f"{processor}, {info['threads']} threads"
     dirty = " with changes" if commit.get("dirty") else ""
@@ -149,6 +155,19 @@ def machine(results: Mapping[str, Any]) -> str:
         f"{results['datetime'][:10]}, commit {commit.get('id', 'unknown')[:7]}{dirty}, {where}, "
         f"torch {info['torch']}, {info['extension']}"
     )
+
+
+def of_script(about: Mapping[str, Any]) -> str:
+    """Return the same for results of bench/on_gpu.sh, with the clocks."""
+    gpu = about.get("gpu", {})
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    clocks = ""
+    if gpu:
+        clocks = (
+            f", {gpu['name']}, driver {gpu['driver_version']}, clocks {gpu['clocks.sm']} and "
+            f"{gpu['clocks.mem']} at the start"
+        )
+    return f"{about['date']}, commit {about['commit']}, {about['hardware']}{clocks}, {versions}"
 
 
 def plot(groups: Groups, path: Path, title: str) -> None:
@@ -160,6 +179,8 @@ def plot(groups: Groups, path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     shown = {name: lines for name, lines in groups.items() if len(lines) > 2}
+    if not shown:
+        return
     columns = 3
     rows = -(-len(shown) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.4 * rows), squeeze=False)
@@ -211,7 +232,10 @@ def publish(results: Mapping[str, Any], groups: Groups, kind: str, picture: Path
         raise SystemExit(f"{page} has {begin} without {end}")
     place = Path(os.path.relpath(picture.resolve(), page.parent))
     links = f"All lines: [{picture.stem}.md]({place.with_suffix('.md')}).\n\n![times]({place})"
-    text = f"{machine(results)}; `make bench`. {links}\n\n{summary(groups)}"
+    command = "bench/on_gpu.sh" if "about" in results else "make bench"
+    text = f"{machine(results)}; `{command}`. {links}\n\n{summary(groups)}"
+    if "step" in results:
+        text += f"\n\n{gpu_tables.sections(results)}"
     page.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
     return page
 
@@ -224,7 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = json.loads(options.results.read_text(encoding="utf-8"))
     trim(results, options.results)
     groups = groups_of(results)
-    text = f"{machine(results)}\n\n{markdown(groups)}\n"
+    blocks = [machine(results), markdown(groups)]
+    if "step" in results:
+        blocks.append(gpu_tables.sections(results))
+    text = "\n\n".join(block for block in blocks if block) + "\n"
     options.results.with_suffix(".md").write_text(text, encoding="utf-8")
     picture = options.results.with_suffix(".svg")
     try:

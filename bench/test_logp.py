@@ -51,9 +51,9 @@ def trl(logits: Tensor, target: Tensor) -> Pair:
 @functools.lru_cache(maxsize=1)
 def logits_of(shape: str, dtype: torch.dtype) -> Pair:
     rows, vocab = LOGITS[shape]
-    generator = torch.Generator().manual_seed(0)
-    logits = (4 * torch.randn(rows, vocab, generator=generator)).to(DEVICE, dtype)
-    return logits, torch.randint(vocab, (rows,), generator=generator).to(DEVICE)
+    random = {"generator": torch.Generator(DEVICE).manual_seed(0), "device": DEVICE}
+    logits = (4 * torch.randn(rows, vocab, **random)).to(dtype)
+    return logits, torch.randint(vocab, (rows,), **random)
 
 
 def choose_kernel(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +110,10 @@ def test_row_grad(
 @torch.no_grad()
 def test_logp(benchmark: Any, shape: str, dtype: torch.dtype, which: str) -> None:
     rows, width, vocab = HEADS[shape]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, width, generator=generator).to(DEVICE, dtype)
-    w = torch.randn(vocab, width, generator=generator).mul_(1 / width**0.5).to(DEVICE, dtype)
-    target = torch.randint(vocab, (rows,), generator=generator).to(DEVICE)
+    random = {"generator": torch.Generator(DEVICE).manual_seed(0), "device": DEVICE}
+    x = torch.randn(rows, width, **random).to(dtype)
+    w = torch.randn(vocab, width, **random).mul_(1 / width**0.5).to(dtype)
+    target = torch.randint(vocab, (rows,), **random)
     info: dict[str, Any] = {"shape": HEADS[shape], "which": which}
 
     def chunked() -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 from ovlt.model.batch import PackedBatch
 from ovlt_kernels.head import HeadOutput
@@ -25,6 +26,12 @@ class LossOutput:
     loss: Tensor
     sums: dict[str, Tensor]
     maxima: dict[str, Tensor] = field(default_factory=dict)
+
+
+# By this FSDP2 of torch 2.11 finds the tensors in what the forward returns, to hook their gradients;
+# newer ones look into dataclasses. Without it a root that holds the whole model (``shard`` on a CPU
+# with reshard=False) never reduces a gradient, and nothing is learned.
+register_dataclass(LossOutput)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ class StepProfiler:
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-            torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
+            # Stacks of C++ would take longer than the step.
+            torch.cuda.memory._record_memory_history(stacks="python", max_entries=SNAPSHOT_ENTRIES)
         self._profiler = profile(activities=activities, profile_memory=True)
         self._profiler.start()
 

@@ -275,7 +275,7 @@ def test_stop_token_ends_a_response_and_is_part_of_it(
 ) -> None:
     folder, _, engine = parts
     prompts = prompts_of(folder)
-    out = engine.generate(prompts, Sampling(8, 2.0, 64), [100 * i for i in range(4)])
+    out = engine.generate(prompts, Sampling(16, 2.0, 64), [100 * i for i in range(4)])
     completions = [c for group in out for c in group]
     assert any(c.finished for c in completions)
     for c in completions:

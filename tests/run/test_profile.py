@@ -83,7 +83,8 @@ def test_on_a_gpu_the_history_of_the_memory_is_kept_and_written(
         profiler.at(step)
         work()
     profiler.close()
-    assert calls == [{"max_entries": 200_000}, "rank-3-memory.pickle", {"enabled": None}]
+    history = {"stacks": "python", "max_entries": 200_000}
+    assert calls == [history, "rank-3-memory.pickle", {"enabled": None}]
     assert "no kernel runs" in (tmp_path / "profile" / "rank-3.txt").read_text()
 
 
