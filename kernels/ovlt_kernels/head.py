@@ -45,8 +45,9 @@ class HeadOutput(NamedTuple):
 def check_head(hidden: Tensor, weight: Tensor, target: Tensor, options: HeadOptions) -> Tensor:
     """Return the temperature of each row, float64 ``[R]``.
 
-    Ids are looked at on a CPU only. On a GPU that would wait for the device: there the caller has
-    seen to it, before the ids were copied (``check_ids``).
+    Values are read on a CPU only. On a GPU that would wait for the device: there it is the device
+    that stops at a bad value, with a RuntimeError later on. ``check_ids`` says it better, before
+    the ids are copied.
 
     Raises:
         ValueError: for inputs or options that do not fit; the text says how to fix them.
@@ -65,6 +66,9 @@ def check_head(hidden: Tensor, weight: Tensor, target: Tensor, options: HeadOpti
     temperature = per_row(options.temperature, hidden)
     if can_read(target):
         _check_values(target, options.banned_ids, temperature, len(weight))
+    else:
+        bad = torch.stack(_bad_values(target, options.banned_ids, temperature, len(weight)))
+        torch._assert_async(~bad.any(), "an id or a temperature does not fit: see check_ids")
     return temperature
 
 
@@ -125,16 +129,12 @@ def check_ids(target: Tensor, banned_ids: Tensor | None, vocab: int) -> None:
 def _check_values(
     target: Tensor, banned_ids: Tensor | None, temperature: Tensor, vocab: int
 ) -> None:
-    outside = ((target < 0) | (target >= vocab)).any()
-    cold = ~((temperature > 0) & (temperature < math.inf))  # NaN too
-    banned = unknown = torch.zeros_like(outside)
-    if banned_ids is not None:
-        banned = torch.isin(target, banned_ids).any()
-        unknown = ((banned_ids < 0) | (banned_ids >= vocab)).any()
-    if not (outside | cold.any() | banned | unknown):  # one wait for the device, for all of them
+    cold, outside, unknown, banned = _bad_values(target, banned_ids, temperature, vocab)
+    if not (cold | outside | unknown | banned):
         return
-    if cold.any():
-        _check_temperature(float(temperature[cold][0]))
+    if cold:
+        fits = (temperature > 0) & (temperature < math.inf)
+        _check_temperature(float(temperature[~fits][0]))
     if outside:
         raise ValueError(
             f"target holds ids outside [0, {vocab}): pass only the rows that carry loss "
@@ -145,3 +145,19 @@ def _check_values(
     raise ValueError(
         "target holds a banned id: its log-prob would be -inf; drop the row, or do not ban the id."
     )
+
+
+def _bad_values(
+    target: Tensor, banned_ids: Tensor | None, temperature: Tensor, vocab: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return whether a temperature, a target or a banned id is impossible, or a target banned."""
+    cold = ~((temperature > 0) & (temperature < math.inf)).all()  # NaN too
+    outside = ((target < 0) | (target >= vocab)).any()
+    banned = unknown = torch.zeros_like(outside)
+    if banned_ids is not None:
+        unknown = ((banned_ids < 0) | (banned_ids >= vocab)).any()
+        # A table: `isin` of hundreds of ids looks for what is unique, which on a GPU waits.
+        table = torch.zeros(vocab, dtype=torch.bool, device=target.device)
+        table.index_fill_(0, banned_ids.clamp(0, vocab - 1), True)
+        banned = table.index_select(0, target.clamp(0, vocab - 1)).any()
+    return cold, outside, unknown, banned

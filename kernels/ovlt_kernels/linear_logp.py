@@ -68,7 +68,7 @@ def linear_logp(
 
     Raises:
         ValueError: for shapes, dtypes, devices, ids or a temperature that do not fit, and for a
-            DTensor. Ids are checked on a CPU only: on a GPU that would wait for the device.
+            DTensor. On a GPU bad ids end in the device's own error, since reading them would wait.
     """
     temperature = check_head(hidden, weight, target, options)
     rows = rows_per_block(chunk_bytes, weight)

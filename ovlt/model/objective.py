@@ -28,7 +28,7 @@ class LossOutput:
     maxima: dict[str, Tensor] = field(default_factory=dict)
 
 
-# By this FSDP2 of torch 2.11 finds the tensors in what the forward returns, to hook their gradients;
+# By this FSDP2 of torch 2.11 finds the tensors that the forward returns, to hook their gradients;
 # newer ones look into dataclasses. Without it a root that holds the whole model (``shard`` on a CPU
 # with reshard=False) never reduces a gradient, and nothing is learned.
 register_dataclass(LossOutput)

@@ -15,7 +15,7 @@ ROOT = str(Path(__file__).parents[2])
 OPERATORS = (
     "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "_unique2",
     "unique_consecutive", "unique_dim", "bincount", "repeat_interleave.Tensor",
-    "nonzero_static", "_assert_async",
+    "nonzero_static",
 )  # fmt: skip
 METHODS = (
     "tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__",

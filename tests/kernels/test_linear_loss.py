@@ -78,6 +78,18 @@ def test_where_counting_rows_would_wait_the_gradients_are_the_same(
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("id", "temperature"), [(V, 1.0), (-100, 1.0), (2, 1.0), (1, 0.0)])
+def test_where_reading_would_wait_the_device_stops_at_bad_values(
+    id: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "_FREE", frozenset[str]())
+    x, w, target = inputs()
+    target[3] = id
+    options = HeadOptions(torch.full((R,), temperature), banned_ids=torch.tensor([2]))
+    with pytest.raises(RuntimeError, match="does not fit"):
+        linear_logp(x, w, target, options)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_what_linear_logp_gives(device: str, dtype: torch.dtype) -> None:
