@@ -45,8 +45,8 @@ COMPARE = $(PY) bench/check.py $(if $(ARGS),--some) $(STORED)
 PYTEST = $(PY) -m pytest -q $$($(PY) -c 'import xdist' 2>/dev/null && \
   echo "-n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark")
 
-.PHONY: help install demo results cycle check test test-old golden lint format bench bench-check docs wheel \
-        clean in-place
+.PHONY: help install demo results cycle check test test-old golden lint format bench bench-check docs \
+        wheel clean in-place
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 	@echo; echo 'Variables: ARGS="..." for the command, VENV=$(VENV), PYTHON3=$(PYTHON3) makes the venv,'
@@ -68,7 +68,7 @@ test: $(READY) ## all tests
 	@requirements/system.sh browser
 	@$(PYTEST) --durations=10 tests $(ARGS)
 test-old: ## most tests with torch 2.11, transformers 5.17, vLLM 0.25.1 and Python 3.12
-	@requirements/old.sh $(ARGS)
+	@tests/old/run.sh $(ARGS)
 golden: $(READY) ## compare training with the stored curves; ARGS=--update stores new ones
 	@$(PY) tests/golden/curves.py $(ARGS)
 lint: $(READY) ## ruff and basedpyright

@@ -1,5 +1,7 @@
 """``python bench/gather.py OUT``: join what the sections of bench/on_gpu.sh wrote into one file.
 
+``python bench/gather.py RESULTS.json --add FOLDER`` adds what bench/vllm_on_gpu/run.sh wrote later.
+
 Writes OUT/DATE-KIND.json in the form of pytest-benchmark, with ``ceilings``, ``step``, ``checks``,
 ``engine`` and ``sections`` beside its benchmarks, and prints a short table. What a section did not
 write is left out; a file that is broken is named. bench/table.py makes the tables of it.
@@ -74,10 +76,31 @@ def sections(path: Path) -> list[dict[str, Any]]:
     return [{"name": n, "status": int(rc), "seconds": int(s)} for n, rc, s in rows]
 
 
+def add(results: dict[str, Any], folder: Path) -> None:
+    """Add the checks and the speed of an engine, and the loops that ran with it."""
+    for path in sorted(folder.glob("*.json")):
+        part = json.loads(path.read_text(encoding="utf-8"))
+        if "steps" in part:
+            results["speed"] = part
+        for check in part.get("checks", []):
+            results["checks"].append(check | {"check": f"{check['check']} ({path.stem})"})
+    loops = folder / "loops.jsonl"
+    for line in loops.read_text(encoding="utf-8").splitlines() if loops.is_file() else ():
+        results.setdefault("loops", []).append(json.loads(line))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("out", type=Path)
-    folder = parser.parse_args().out
+    parser.add_argument("--add", type=Path, help="a folder of results, into the file OUT")
+    words = parser.parse_args()
+    if words.add is not None:
+        results = json.loads(words.out.read_text(encoding="utf-8"))
+        add(results, words.add)
+        words.out.write_text(json.dumps(results), encoding="utf-8")
+        table.trim(results, words.out)
+        return
+    folder = words.out
     results = joined(folder)
     kind = "gpu" if results["about"].get("gpu") else "cpu"
     path = folder / f"{results['datetime'][:10] or 'undated'}-{kind}.json"

@@ -11,7 +11,7 @@ Results = Mapping[str, Any]
 def sections(results: Results) -> str:
     """Return the tables of ceilings, training step and checks, as far as there are results."""
     blocks = [ceilings(results), steps(results), memory(results), components(results)]
-    blocks += [dearest(results), checks(results), speed(results)]
+    blocks += [dearest(results), checks(results), speed(results), loops(results)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -150,3 +150,19 @@ def speed(results: Results) -> str:
         for s in results.get("speed", {}).get("steps", [])
     ]
     return markdown(("engine", "sequences", "ms per step", "tokens/s"), rows)
+
+
+def loops(results: Results) -> str:
+    """Return seconds of the phases and the mismatch of the last step of each loop with vLLM."""
+    last = {line["loop"]: line for line in results.get("loops", [])}
+    phases = list(dict.fromkeys(p for line in last.values() for p in line["seconds"]))
+    rows = [
+        [
+            name,
+            *(f"{line['seconds'].get(phase, 0.0):.2f}" for phase in phases),
+            number(line["metrics"].get("mismatch/kl", 0.0)),
+            number(line["metrics"].get("mismatch/probe_mean", 0.0)),
+        ]
+        for name, line in last.items()
+    ]
+    return markdown(("GRPO with vLLM, s", *phases, "mismatch KL", "probe, mean"), rows)

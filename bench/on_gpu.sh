@@ -63,7 +63,7 @@ section() {
   printf '%-12s rc %-3s %3d s\n' "$name" "$status" "$((SECONDS - began))"
 }
 bench() { # bench NAME LIMIT FILES -k WORDS: kernels against their peers; each line is kept at once
-  section "$1" "$2" "$python" -m pytest -q -p no:cacheprovider bench --benchmark-only "${@:3}"
+  section "$1" "$2" "$python" -m pytest -q -p no:cacheprovider --benchmark-only "${@:3}"
 }
 tests() { section tests "$1" "$python" -m pytest -q -p no:cacheprovider --maxfail=20 -rf "${@:2}"; }
 # The table is made even if this script is ended: what was measured is not to be lost.
@@ -85,7 +85,7 @@ if [ -n "$dry" ]; then
   tests 60 tests/kernels/test_head_traps.py -k "test_sizes_at_the_edges_of_blocks and cpu and 127"
   section step 90 "$python" bench/step.py "$work/step.json" --cases dry --rounds 1 \
     --ceilings "$work/ceilings.json" --trace "$out/trace.json.gz"
-  bench kernels 90 -k "(smoke and grpo and not entropy and bf16 or row_logp and smoke and bf16) and \
+  bench kernels 90 bench/test_head.py bench/test_logp.py -k "(smoke and grpo and not entropy and bf16 or row_logp and smoke and bf16) and \
     (ovlt or floor or eager)"
   section checks 60 "$python" bench/gpu_checks.py "$work/checks.json"
   section loop 120 bash bench/vllm_on_gpu/loop.sh cpu transformers
@@ -106,7 +106,7 @@ else
     (ovlt or liger or floor or eager)"
   section checks 60 "$python" bench/gpu_checks.py "$work/checks.json"
   section loop 45 bash bench/vllm_on_gpu/loop.sh cuda transformers
-  if "$python" -c 'import vllm' 2>/dev/null; then
+  if [ -z "${NO_ENGINE:-}" ] && "$python" -c 'import vllm' 2>/dev/null; then
     section engine 90 "$python" bench/vllm_on_gpu/engine.py "$work/engine.json"
   fi
   section variants 70 "$python" bench/step.py "$work/variants.json" --cases variants --rounds 2 \

@@ -10,8 +10,9 @@ python=${PYTHON:-python3}
 home=$(mktemp -d "${TMPDIR:-/tmp}/ovlt-loop-XXXXXX")
 trap 'rm -rf "$home"' EXIT
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" OVLT_DEVICE=$device
+export HF_HUB_OFFLINE=1
 recipe=$("$python" bench/vllm_on_gpu/world.py "$home" "$device" "$backend")
 "$python" -m torch.distributed.run --standalone --nproc-per-node 1 -m ovlt.grpo "$recipe" "$@"
 lines=$(find "$home/runs" -name metrics.jsonl)
-cut -c1-2000 "$lines"
+cat "$lines"
 [ "$(wc -l <"$lines")" = "$(sed -n 's/^steps = //p' "$recipe")" ]

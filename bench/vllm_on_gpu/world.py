@@ -1,12 +1,14 @@
-"""``world.py FOLDER DEVICE BACKEND``: a tiny model, image questions, a reward and a GRPO recipe.
+"""``world.py FOLDER DEVICE BACKEND``: a model, image questions, a reward and a GRPO recipe.
 
 For bench/vllm_on_gpu/loop.sh: engine and trainer on one device, two updates for each rollout, the
-engine asleep meanwhile. Needs no GPU. Random weights answer nothing right, so the reward is one in
+engine asleep meanwhile. The model is tiny, or of 0.4 billion parameters (LOOP_SIZE=half). Needs no
+GPU. Random weights answer nothing right, so the reward is one in
 which random texts differ.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +72,16 @@ TINY = BaseConfig(
     hidden=64, intermediate=96, layers=2, heads=2, kv_heads=1, vision_hidden=48,
     vision_intermediate=80, vision_depth=2, vision_heads=2, initializer_range=0.2, vocab_size=360,
 )  # fmt: skip
+SIZES = {
+    "tiny": TINY,
+    "half": TINY.model_copy(
+        update={
+            "hidden": 896, "intermediate": 4864, "layers": 24, "heads": 14, "kv_heads": 2,
+            "vision_hidden": 512, "vision_intermediate": 1024, "vision_depth": 8,
+            "vision_heads": 8, "initializer_range": 0.04,
+        }
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -77,7 +89,8 @@ def main() -> None:
     cuda = device == "cuda"
     home.mkdir(parents=True, exist_ok=True)
     items = list(synthetic.generate(["shapes"], "train", 12, 5, synthetic.WorldSpec(size=84)))
-    make_folder(home / "model", TINY, [QUESTION] * 30)
+    size = SIZES[os.environ.get("LOOP_SIZE", "tiny")]
+    make_folder(home / "model", size, [QUESTION] * 30)
     synthetic.write_questions(items, home / "questions.parquet")
     (home / "odd.py").write_text(REWARD)
     values = {

