@@ -24,8 +24,9 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as theirs
 from ovlt.model import liger
 from ovlt.model.families.tiny import tiny_ids, tiny_text, tiny_tower
 from ovlt.model.packed_model import PackedModel
+from ovlt.model.segments import boundaries
 from ovlt.model.sizes import Config, Grid
-from ovlt.model.vision import VisionPlan, cumulative, frame_lengths, patch_positions
+from ovlt.model.vision import VisionPlan, frame_lengths, patch_positions
 
 if TYPE_CHECKING:
     from ovlt.config import BaseConfig
@@ -133,7 +134,7 @@ def vision_plan(grids: Sequence[Grid], config: Config) -> VisionPlan:
             "position_ids": torch.from_numpy(positions),  # int64 [P, 2]
             "interp_indices": torch.from_numpy(np.concatenate([rows for rows, _ in table])),
             "interp_weights": torch.from_numpy(np.concatenate([part for _, part in table])),
-            "cu_seqlens": cumulative(frames),  # int32 [frames + 1], in patches
+            "cu_seqlens": boundaries(frames),  # int32 [frames + 1], in patches
             "max_seqlen": max(frames),  # patches
         }
     )
