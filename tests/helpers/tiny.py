@@ -47,9 +47,14 @@ def random_image(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 def random_sample(
     folder: ModelFolder, rng: np.random.Generator, sizes: list[tuple[int, int]], response: int
 ) -> Sample:
-    """A question with images of ``sizes`` (height, width) and a random response."""
+    """A question with images of ``sizes`` (height, width) and a random response.
+
+    Sizes are multiples of 28; a model with another merged patch gets images of as many tokens.
+    """
     from ovlt.model import sizes as model_sizes
 
+    merged = model_sizes.merged_patch(folder.config)
+    sizes = [(h // 28 * merged, w // 28 * merged) for h, w in sizes]
     images = tuple(random_image(rng, h, w) for h, w in sizes)
     grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
     words = " ".join(rng.choice(["red", "blue", "circle", "bar", "How", "many"], 3 + response % 5))

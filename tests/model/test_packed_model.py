@@ -10,20 +10,22 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny import tiny_folder
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from ovlt.model import attention
+from ovlt.model.families import NAMES
 from ovlt.model.packed_model import PackedModel, empty_model
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", NAMES)
 def test_names_shapes_and_order_of_parameters_are_those_of_transformers(
-    tmp_path: Path, tied: bool
+    tmp_path: Path, family: str, tied: bool
 ) -> None:
     """So checkpoints, the weight stream and the optimizer's state need no translation."""
-    config = tiny_folder(tmp_path, tied=tied).config
+    config: Any = tiny_folder(tmp_path, family=family, tied=tied).config
     with torch.device("meta"):
-        plain = Qwen2_5_VLForConditionalGeneration._from_config(copy.deepcopy(config))
+        plain = AutoModelForImageTextToText.from_config(copy.deepcopy(config))
     ours = [(name, p.shape) for name, p in empty_model(config).named_parameters()]
     assert ours == [(name, p.shape) for name, p in plain.named_parameters()]
 

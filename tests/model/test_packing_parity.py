@@ -11,6 +11,7 @@ import torch
 from helpers.tiny import random_sample, tiny_folder
 
 from ovlt.model import sizes as model_sizes
+from ovlt.model.families import NAMES
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.model.positions import mrope_positions
@@ -23,9 +24,9 @@ RESPONSES = [5, 7, 1, 13, 3, 8]
 
 
 def plain_model(folder: ModelFolder) -> Any:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    return AutoModelForImageTextToText.from_pretrained(
         folder.path, attn_implementation="eager", dtype=torch.float32
     )
 
@@ -61,9 +62,11 @@ def one_by_one(model: Any, folder: ModelFolder, sample: Sample, temperature: flo
     return logp[rows - 1, ids[0, rows]]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[(f, t) for f in NAMES for t in (False, True)], ids=str)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "m", tied=request.param)
+    family, tied = request.param
+    path = tmp_path_factory.mktemp("model") / "m"
+    return tiny_folder(path, family=family, tied=tied, layers=3, vision_depth=3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -136,7 +139,8 @@ def test_positions_equal_transformers(folder: ModelFolder) -> None:
     for sizes, response in zip(SIZES, RESPONSES, strict=True):
         sample = random_sample(folder, rng, sizes, response)
         ids = torch.from_numpy(sample.token_ids)[None]
-        grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
+        images = sample.prompt.images
+        grids = [model_sizes.image_grid(folder.config, *image.shape[:2]) for image in images]
         expected, _ = plain.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == folder.config.image_token_id).int(),

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovlt.model import attention
-from ovlt.model import sizes as model_sizes
+from ovlt.model.families import NAMES
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.parallel import recompute
@@ -35,9 +35,10 @@ from ovlt.train.loss import CROSS_ENTROPY
 from ovlt.train.pack import collate
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny_folder(tmp_path_factory.mktemp("plan"), layers=3, vision_depth=3)
+@pytest.fixture(scope="module", params=NAMES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    path = tmp_path_factory.mktemp("plan")
+    return tiny_folder(path, family=request.param, layers=3, vision_depth=3)
 
 
 def trainable(folder: ModelFolder, checkpointing: Checkpointing) -> Any:
@@ -64,18 +65,18 @@ def test_flops_are_those_of_the_real_forward(
     monkeypatch.setattr(attention, "available_backends", lambda *_: ("sdpa",))
     model = trainable(folder, checkpointing="none")
     text = folder.config.text_config
-    size = (252, 140)
-    batch = batch_of(folder, [size], 211)
+    batch = batch_of(folder, [(252, 140)], 211)
     tokens, rows = len(batch.input_ids), len(batch.labels)
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         model(batch)
     counted = counter.get_flop_counts()
     (tower,) = (sum(v.values()) for k, v in counted.items() if k.endswith(".visual"))
-    grid = model_sizes.image_grid(folder.config, *size)
+    grid = tuple(batch.grid_thw[0].tolist())
     assert tower == pytest.approx(tower_flops(folder.config, [grid]), rel=0.02)
     ours = decoder_flops(folder.config, tokens) + head_flops(folder.config, rows)
-    ours += 2 * text.num_hidden_layers * text.hidden_size * tokens**2  # the other half
+    width = text.hidden_size  # of all queries of the tiny model
+    ours += 2 * text.num_hidden_layers * width * tokens**2  # the other half
     assert counter.get_total_flops() - tower == pytest.approx(ours, rel=0.005)
 
 

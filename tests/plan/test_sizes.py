@@ -12,6 +12,7 @@ from helpers.planned import P3, P7
 from helpers.tiny import tiny_folder
 
 from ovlt.model import sizes as model_sizes
+from ovlt.model.families import NAMES
 from ovlt.model.packed_model import empty_model
 from ovlt.model.sizes import (
     decoder_flops,
@@ -49,8 +50,9 @@ def test_shipped_sizes_are_those_of_transformers(file: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_folder_is_read_as_transformers_reads_it(tmp_path: Path, tied: bool) -> None:
-    folder = tiny_folder(tmp_path, tied=tied, kv_heads=2, layers=3)
+@pytest.mark.parametrize("family", NAMES)
+def test_a_folder_is_read_as_transformers_reads_it(tmp_path: Path, family: str, tied: bool) -> None:
+    folder = tiny_folder(tmp_path, family=family, tied=tied, kv_heads=2, layers=3)
     ours = read_config(tmp_path / "config.json")
     assert parameters(ours) == parameters(folder.config)
     assert parameters(ours).total == sum(p.numel() for p in empty_model(folder.config).parameters())

@@ -42,12 +42,17 @@ def runtime() -> Iterator[Runtime]:
     running.close()
 
 
-@pytest.fixture(scope="module", params=["vllm-untied", "vllm-tied", "transformers-untied"])
+# Engines are dear: each family has one with vLLM, tied and untied heads in turn.
+CASES = ["vllm-qwen2_5_vl-untied", "vllm-qwen3_vl-tied", "transformers-qwen3_vl-untied"]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def parts(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, runtime: Runtime
 ) -> tuple[ModelFolder, Any, Engine]:
-    engine_name, head = request.param.split("-")
-    folder = tiny_folder(tmp_path_factory.mktemp("m") / "m", tied=head == "tied")
+    engine_name, family, head = request.param.split("-")
+    path = tmp_path_factory.mktemp("m") / "m"
+    folder = tiny_folder(path, family=family, tied=head == "tied")
     config = ENGINE.model_copy(update={"backend": engine_name})
     engine = open_engine(
         folder, config, runtime, dtype=torch.float32, max_tokens=MAX_TOKENS, max_images=2,
@@ -63,7 +68,9 @@ def parts(
 def prompts_of(folder: ModelFolder) -> list[Prompt]:
     rng = np.random.default_rng(3)
     prompts = []
-    for i, sizes in enumerate([[(84, 84)], [], [(56, 140), (196, 112)], [(252, 252)] * 2]):
+    merged = model_sizes.merged_patch(folder.config)
+    for i, tokens in enumerate([[(3, 3)], [], [(2, 5), (7, 4)], [(8, 8)] * 2]):
+        sizes = [(h * merged, w * merged) for h, w in tokens]
         grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
         ids = folder.chat.prompt_ids("<image>" * len(sizes) + "How many red bars?", grids)
         images = tuple(random_image(rng, h, w) for h, w in sizes)

@@ -30,7 +30,9 @@ def odd(x):
 def home(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
     home = tmp_path_factory.mktemp("stage")
     for seed, name in enumerate(["untied", "tied", "untied_reference", "tied_reference"]):
-        tiny_folder(home / name, tied=name.startswith("tied"), seed=seed)
+        tied = name.startswith("tied")
+        family = "qwen3_vl" if tied else "qwen2_5_vl"  # another worker for each would be dear
+        tiny_folder(home / name, tied=tied, family=family, seed=seed)
     (home / "odd.py").write_text(REWARD)
     for ranks in (1, 2):  # one after the other: they would share the cores
         (home / str(ranks)).mkdir()

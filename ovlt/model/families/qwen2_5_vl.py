@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as theirs
 
 from ovlt.model import liger
+from ovlt.model.families.tiny import tiny_ids, tiny_text, tiny_tower
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.segments import boundaries
 from ovlt.model.sizes import Config, Grid
@@ -160,44 +161,17 @@ def engine_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
 
 def tiny(base: BaseConfig, tokenizer: PreTrainedTokenizerFast, rows: int) -> Qwen2_5_VLConfig:
     """Implement ``FamilyModel.tiny``."""
-    ids, head = tokenizer.convert_tokens_to_ids, base.hidden // base.heads
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    head = base.hidden // base.heads
+    # time, height, width share the head's frequencies as 1 : 1.5 : 1.5, as in the real ones
+    section = [head // 8, head * 3 // 16, head * 3 // 16]
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": rows,
-            "hidden_size": base.hidden,
-            "intermediate_size": base.intermediate,
-            "num_hidden_layers": base.layers,
-            "num_attention_heads": base.heads,
-            "num_key_value_heads": base.kv_heads,
-            "max_position_embeddings": 4096,
-            "initializer_range": base.initializer_range,
-            "rms_norm_eps": 1e-6,
-            "bos_token_id": pad,
-            "eos_token_id": eos,
-            "pad_token_id": pad,
-            "tie_word_embeddings": base.tie_embeddings,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": base.rope_theta,
-                # time, height, width share the head's frequencies as 1 : 1.5 : 1.5, as Qwen's do
-                "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16],
-            },
-        },
+        text_config=tiny_text(base, tokenizer, rows, section),
         vision_config={
-            "depth": base.vision_depth,
-            "hidden_size": base.vision_hidden,
-            "intermediate_size": base.vision_intermediate,
-            "num_heads": base.vision_heads,
-            "out_hidden_size": base.hidden,
+            **tiny_tower(base),
             "fullatt_block_indexes": [base.vision_depth - 1],
             "window_size": 112,
-            "initializer_range": base.initializer_range,
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        **tiny_ids(tokenizer),
         tie_word_embeddings=base.tie_embeddings,
         architectures=[Qwen2_5_VLForConditionalGeneration.__name__],
     )
