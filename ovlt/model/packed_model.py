@@ -109,8 +109,9 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
     ) -> HeadOutput | LossOutput:
         """Tower, decoder, head and loss over one packed batch, on its own device.
 
-        Every call runs the tower, so no rank ever misses a collective. Only rows that carry loss
-        reach the head. Returns ``objective(head_output, batch)``, or the HeadOutput itself where
+        Every call runs the tower, so no rank ever misses a collective, unless its features are in
+        the batch: then they must be in those of all ranks. Only rows with loss reach the head.
+        Returns ``objective(head_output, batch)``, or the HeadOutput itself where
         there is no objective.
         """
         decoder = self.model.language_model
@@ -147,6 +148,21 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
 
     def _with_images(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         """Token embeddings [T, H] with the tower's features at the image placeholders."""
+        features = batch.features
+        if features is None:
+            features, hidden = self._features(hidden, batch)
+            if batch.wants_features:
+                batch.features = features.detach()
+        if batch.feature_index is None:
+            return hidden
+        # The samples of a group share their images: one pass of the tower serves all of them.
+        # Their gradients are summed in float32.
+        features = attention.gather_rows(features, batch.feature_index)  # [image tokens, H]
+        assert batch.image_slots is not None
+        return hidden.index_copy(0, batch.image_slots, features.to(hidden.dtype))
+
+    def _features(self, hidden: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Features of each image once [features, H], by the tower; and ``hidden`` [T, H]."""
         tower = self.model.visual
         if batch.patches is None:
             # The smallest image there is, 2 x 2 patches, tied in by zero: on every rank the tower
@@ -158,17 +174,12 @@ class PackedModel(Qwen2_5_VLForConditionalGeneration):
                 self._smallest[hidden.device] = grid, plan
             grid, plan = self._smallest[hidden.device]
             features = tower(patches, grid_thw=grid, **plan._asdict()).pooler_output  # [1, H]
-            return hidden + 0.0 * features.sum().to(hidden.dtype)
-        assert batch.feature_index is not None
+            return features[:0], hidden + 0.0 * features.sum().to(hidden.dtype)
         assert batch.vision_plan is not None
         features = tower(
             batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan._asdict()
         ).pooler_output  # [features of each image once, H]
-        # The samples of a group share their images: one pass of the tower serves all of them.
-        # Their gradients are summed in float32.
-        features = attention.gather_rows(features, batch.feature_index)  # [image tokens, H]
-        assert batch.image_slots is not None
-        return hidden.index_copy(0, batch.image_slots, features.to(hidden.dtype))
+        return features, hidden
 
 
 def empty_model(config: qwen.Config) -> PackedModel:
