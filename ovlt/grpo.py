@@ -39,6 +39,7 @@ from ovlt.train.advantage import score_groups
 from ovlt.train.balance import BatchPlan
 from ovlt.train.contents import stage_contents
 from ovlt.train.feed import joined
+from ovlt.train.footprint import FEATURE_BYTES
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
 from ovlt.train.pack import group_numbers, image_tokens, pack
@@ -46,10 +47,6 @@ from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
 from ovlt.types import Group
-
-# Of image features that a rank keeps on its device from the first pass of a rollout to the last.
-FEATURE_BYTES = 1 << 30
-
 
 def train(runtime: Runtime, recipe: Recipe) -> None:
     """Run the stage; every rank executes the same lines."""

@@ -215,7 +215,7 @@ def main(home: Path, out: Path) -> None:
 
 
 def kept_features(runtime: Runtime, folder: ModelFolder, home: Path, dtype: torch.dtype) -> None:
-    """Use a frozen tower's features of the reference pass again: every number stays, bit for bit."""
+    """Use a frozen tower's features of the reference pass again: no bit of a number changes."""
     samples = make_samples(folder)
     case = Case(runtime, folder, dtype, freeze_vision=True, activation_checkpointing="full")
 
