@@ -27,7 +27,8 @@ from ovlt.model import liger
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder, open_reference
 from ovlt.model.packed_model import PackedModel
-from ovlt.model.parallel import load_sharded
+from ovlt.model.parallel import load_sharded, same_tower
+from ovlt.model.sizes import feature_values
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Engine, sampling_of
 from ovlt.rollout.exchange import bring_images
@@ -39,9 +40,11 @@ from ovlt.system.runtime import Runtime, compute_dtype
 from ovlt.train.advantage import score_groups
 from ovlt.train.balance import BatchPlan
 from ovlt.train.contents import stage_contents
+from ovlt.train.feed import joined
+from ovlt.train.footprint import FEATURE_BYTES
 from ovlt.train.loss import loss_weights, policy_objective
 from ovlt.train.optim import build_adamw
-from ovlt.train.pack import group_numbers, pack
+from ovlt.train.pack import group_numbers, image_tokens, pack
 from ovlt.train.settle import settle_memory
 from ovlt.train.stage import TrainingStage
 from ovlt.train.step import Update, forward_only, mfu, optimizer_step, token_mean
@@ -108,6 +111,8 @@ class Parts:
     model: PackedModel
     reduce_each: bool  # gradients are reduced over ranks after each micro-batch
     reference: PackedModel | None  # frozen, for the KL; None if kl_coef is 0
+    frozen_tower: bool  # of the policy, so that an image's features stay what they are
+    shared_tower: bool  # it is the reference's too
     optimizer: torch.optim.Optimizer
     engine: Engine
     sync: WeightSync
@@ -184,6 +189,10 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         model=model,
         reduce_each=model_config.reduce_gradients == "each",
         reference=reference,
+        frozen_tower=recipe.model.freeze_vision,
+        shared_tower=(
+            recipe.model.freeze_vision and reference is not None and same_tower(model, reference)
+        ),
         optimizer=optimizer,
         engine=engine,
         sync=sync,
@@ -241,6 +250,8 @@ class PackedUpdate:
     batches: Sequence[PackedBatch]  # of this rank, built when they are first asked for
     plan: BatchPlan  # of all ranks
     num_samples: int  # samples in the update, over all ranks
+    feature_rows: int  # of the tower's output, those of the rank with most images
+    runs_tower: bool = True  # the update itself; False: passes before it have left the features
 
 
 def pack_updates(
@@ -272,6 +283,7 @@ def pack_updates(
             )
     # Groups stay whole: the samples of one are in the same update, and share its prompt there.
     size = len(groups) // cfg.updates_per_rollout  # groups per optimizer step
+    config = model_folder.config
     several_passes = cfg.updates_per_rollout > 1 or cfg.loss.kl_coef > 0
     updates: list[PackedUpdate] = []
     wanted: list[set[int]] = [set() for _ in range(runtime.world_size)]  # groups, by rank
@@ -291,32 +303,48 @@ def pack_updates(
             samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
             of_group, shared = [of_group[i] for i in useful], [shared[i] for i in useful]
         batches, plan = pack(
-            samples, weights, runtime, cfg.token_budget, model_folder.config, model_folder.patchify,
+            samples, weights, runtime, cfg.token_budget, config, model_folder.patchify,
             groups=shared, share_prompts=cfg.share_prompts, dtype=dtype, keep=several_passes,
         )  # fmt: skip
-        updates.append(PackedUpdate(batches, plan, len(samples)))
+        rows = [0] * runtime.world_size
         for rank, bins in enumerate(plan.bins):
-            wanted[rank] |= {of_group[i] for bin_ in bins for i in bin_}
+            for together in ({of_group[i] for i in bin_} for bin_ in bins):
+                wanted[rank] |= together
+                rows[rank] += sum(image_tokens(groups[g].prompt, config) for g in together)
+        updates.append(PackedUpdate(batches, plan, len(samples), max(rows)))
     wanted[0] |= set(range(min(cfg.log_groups, len(groups))))  # it writes them into the log
     bring_images(runtime, groups, wanted)
     return updates
 
 
 def add_logprobs(updates: Sequence[PackedUpdate], parts: Parts, runtime: Runtime) -> None:
-    """Put ``old_logp`` and ``ref_logp`` into the micro-batches, as far as the loss needs them."""
+    """Put ``old_logp`` and ``ref_logp`` into the micro-batches, as far as the loss needs them.
+
+    The features of a frozen tower are computed in the first pass over a micro-batch and kept for
+    the passes after it, if that of the reference is the same.
+    """
+    row = parts.dtype.itemsize * feature_values(parts.model_folder.config)
+    fits = row * sum(update.feature_rows for update in updates) <= FEATURE_BYTES
     timer = parts.stage.timer
-    # The first update of a rollout computes them itself: its weights are those of before.
-    later = [batch for update in updates[1:] for batch in update.batches]
-    if later:
-        with timer("old_logp"):
-            for batch, logp in zip(later, forward_only(parts.model, later, runtime), strict=True):
-                batch.old_logp = logp
     if parts.reference is not None:
-        batches = [batch for update in updates for batch in update.batches]
+        keep = fits and parts.shared_tower
         with timer("ref_logp"):
-            logps = forward_only(parts.reference, batches, runtime)
+            batches = joined([update.batches for update in updates])
+            logps = forward_only(parts.reference, batches, runtime, keep_features=keep)
             for batch, logp in zip(batches, logps, strict=True):
                 batch.ref_logp = logp
+        for update in updates:
+            update.runs_tower = not keep
+    # The first update of a rollout computes them itself: its weights are those of before.
+    if later := updates[1:]:
+        keep = fits and parts.frozen_tower and later[0].runs_tower
+        with timer("old_logp"):
+            batches = joined([update.batches for update in later])
+            logps = forward_only(parts.model, batches, runtime, keep_features=keep)
+            for batch, logp in zip(batches, logps, strict=True):
+                batch.old_logp = logp
+        for update in later:
+            update.runs_tower = update.runs_tower and not keep
 
 
 def step_metrics(
@@ -329,7 +357,9 @@ def step_metrics(
     frozen_tower: bool,
 ) -> dict[str, float]:
     """Return the metrics of a step; docs/metrics.md explains each name."""
-    plans = [update.plan for update in updates]
+    plans = [
+        update.plan if update.runs_tower else replace(update.plan, tower=0.0) for update in updates
+    ]
     num_samples = sum(len(g.samples) for g in batch.groups)
     idle = ("validation", "checkpoint")
     # Throughput excludes validation and checkpoints.

@@ -45,6 +45,10 @@ class PackedBatch:
     engine_logp: Tensor | None = None  # float32 [R]
     old_logp: Tensor | None = None  # float32 [R], once computed
     ref_logp: Tensor | None = None  # float32 [R], once computed
+    # What the tower gives, each [features of each image once, H], if it is known: the tower is not
+    # run. [0, H] if there is no image.
+    features: tuple[Tensor, ...] | None = None
+    wants_features: bool = False  # the forward is to put them there
     num_samples: int = 0  # S
     is_filler: bool = False  # runs forward and backward with zero loss weight
 
@@ -69,6 +73,11 @@ class PackedBatch:
             old_logp=part(self.old_logp),
             ref_logp=part(self.ref_logp),
         )
+
+    def keep(self, features: tuple[Tensor, ...] | None) -> None:
+        """Take the tower's output in the place of all that only the tower reads."""
+        self.features = features
+        self.patches = self.grid_thw = self.vision_plan = None
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor of the batch that is made by now, those of its parts too."""

@@ -123,8 +123,9 @@ class PackedModel(PreTrainedModel):
     ) -> HeadOutput | LossOutput:
         """Tower, decoder, head and loss over one packed batch, on its own device.
 
-        Every call runs the tower, so no rank ever misses a collective. Only rows that carry loss
-        reach the head. Returns ``objective(head_output, batch)``, or the HeadOutput itself where
+        Every call runs the tower, so no rank ever misses a collective, unless its features are in
+        the batch: then they must be in those of all ranks. Only rows with loss reach the head.
+        Returns ``objective(head_output, batch)``, or the HeadOutput itself where
         there is no objective.
         """
         decoder = self.model.language_model
@@ -166,6 +167,22 @@ class PackedModel(PreTrainedModel):
 
         Also returns what else the decoder is told (``decoder_keywords``).
         """
+        features = batch.features
+        if features is None:
+            features, hidden = self._features(hidden, batch)
+            if batch.wants_features:
+                batch.features = tuple(x.detach() for x in features)
+        if batch.feature_index is None:
+            return hidden, {}
+        slots, index = batch.image_slots, batch.feature_index  # [image tokens] both
+        assert slots is not None
+        # The samples of a group share their images: one pass of the tower serves all of them.
+        # Their gradients are summed in float32.
+        first, *others = (attention.gather_rows(x, index).to(hidden.dtype) for x in features)
+        return hidden.index_copy(0, slots, first), self.decoder_keywords(slots, others)
+
+    def _features(self, hidden: Tensor, batch: PackedBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return ``tower_outputs``, each [features of each image once, H]; and ``hidden``."""
         tower = self.model.visual
         if batch.patches is None:
             # The smallest image there is, 2 x 2 patches, tied in by zero: on every rank the tower
@@ -178,19 +195,10 @@ class PackedModel(PreTrainedModel):
             grid, plan = self._smallest[hidden.device]
             outputs = self.tower_outputs(tower(patches, grid_thw=grid, **plan.keywords))
             nothing = 0.0 * torch.stack([x.sum() for x in outputs]).sum()
-            return hidden + nothing.to(hidden.dtype), {}
-        assert batch.feature_index is not None
+            return tuple(x[:0] for x in outputs), hidden + nothing.to(hidden.dtype)
         assert batch.vision_plan is not None
         output = tower(batch.patches, grid_thw=batch.grid_thw, **batch.vision_plan.keywords)
-        # The samples of a group share their images: one pass of the tower serves all of them.
-        # Their gradients are summed in float32.
-        features, *others = (
-            attention.gather_rows(x, batch.feature_index).to(hidden.dtype)  # [image tokens, H]
-            for x in self.tower_outputs(output)
-        )
-        slots = batch.image_slots
-        assert slots is not None
-        return hidden.index_copy(0, slots, features), self.decoder_keywords(slots, others)
+        return self.tower_outputs(output), hidden
 
 
 def vision_plan(grids: Sequence[Grid], config: Config) -> VisionPlan:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ovlt.config import ModelConfig
@@ -16,7 +17,7 @@ from ovlt.model.families import family_of
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.model.weights import read_weights
-from ovlt.system.collectives import on_all_ranks
+from ovlt.system.collectives import gather_json, on_all_ranks
 
 
 def shard(
@@ -52,6 +53,20 @@ def recompute(model: PackedModel, what: Literal["none", "mlp", "full", "auto"]) 
         for block in model.blocks():
             mlp = block.mlp
             mlp.forward = functools.partial(checkpoint, mlp.forward, use_reentrant=False)
+
+
+def same_tower(one: PackedModel, other: PackedModel) -> bool:
+    """Return whether two sharded models have the same vision tower, bit for bit. Collective."""
+    towers = (model.model.visual.named_parameters() for model in (one, other))
+    equal = all(
+        name == name_2 and torch.equal(_local(value), _local(value_2))
+        for (name, value), (name_2, value_2) in zip(*towers, strict=True)
+    )
+    return all(gather_json(equal))
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def load_sharded(

@@ -183,6 +183,11 @@ def patch_values(config: Sizes) -> int:
     return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
 
+def feature_values(config: Sizes) -> int:
+    """Return how many values the tower gives for each image token."""
+    return family_of(config).sizes.feature_values(config)
+
+
 def decoder_flops(config: Sizes, num_tokens: int, context: int = 0) -> float:
     """Return the FLOPs of one forward of the decoder's layers over ``num_tokens`` tokens.
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ovlt.model import sizes
 from ovlt.plan.engine import GIB, SamplingWork
 from ovlt.plan.layout import layout
 from ovlt.plan.run import Run, StageKind, sampling_work
 from ovlt.train import footprint
 from ovlt.train.footprint import Training
+
+BUCKET_BYTES = 256 << 20  # ovlt.model.gather's, which only torch can import
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Memory:
 
     moments: dict[str, dict[str, float]]
     kv_tokens: int = 0  # that the engine's cache holds
-    host: float = 0.0  # bytes of the node's own memory
+    host: float = 0.0  # bytes of the node's own memory, for sleeping engines
 
     def total(self, moment: str) -> float:
         """Bytes of one GPU at this moment."""
@@ -40,11 +43,14 @@ def memory(run: Run, kind: StageKind) -> Memory:
     p, work = run.parameters, sampling_work(run, 1, 1)
     state = _state(run, kind)
     engine = engine_items(work)
-    sync = {"largest float32 tensor, gathered to be sent": 4 * p.embedding}
+    # A large tensor, or a bucket of small ones and the copy of one; and the shard that was cast.
+    largest = run.engine_itemsize * p.embedding
+    on_the_way = max(largest, 2 * BUCKET_BYTES) + max(largest, BUCKET_BYTES) / run.node.count
+    sync = {"weights on their way to the engine": on_the_way}
     return Memory(
         update | {"sampling": state | engine, "weight sync": state | engine | sync},
         kv_tokens=work.kv_tokens,
-        host=run.node.count * work.weights,
+        host=run.node.count * work.weights if recipe.engine.sleep_level == 1 else 0.0,
     )
 
 
@@ -89,11 +95,23 @@ def training(run: Run, kind: StageKind) -> Training:
             liger=model.liger != "off",  # 'auto' uses it on a GPU, where requirements install it
             freeze_vision=model.freeze_vision,
             reference=kind == "grpo" and run.recipe.grpo.loss.kl_coef > 0,
+            features=feature_bytes(run, kind),
         ),
         free,
         checkpointing=model.activation_checkpointing,
         reduce=model.reduce_gradients,
     )
+
+
+def feature_bytes(run: Run, kind: StageKind) -> float:
+    """Bytes of image features that a rank keeps for later passes of a step; 0 if it keeps none."""
+    cfg = run.recipe.grpo
+    later = cfg.loss.kl_coef > 0 or cfg.updates_per_rollout > 1
+    if kind == "sft" or not run.recipe.model.freeze_vision or not later:
+        return 0.0
+    row = run.itemsize * sizes.feature_values(run.config)
+    held = row * run.image_tokens * cfg.prompts_per_step / run.node.count
+    return held if held <= footprint.FEATURE_BYTES else 0.0
 
 
 def checkpoint_bytes(run: Run) -> float:

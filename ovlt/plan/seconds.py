@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from ovlt.model.sizes import recomputed_share
 from ovlt.plan.engine import engine_seconds
 from ovlt.plan.layout import Layout, layout
-from ovlt.plan.memory import training
+from ovlt.plan.memory import feature_bytes, training
 from ovlt.plan.run import Run, StageKind, sampling_work
 from ovlt.train.footprint import Training
 
@@ -18,8 +20,9 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
         return {"update": update}
     cfg, ranks, n = run.recipe.grpo, run.node.count, run.recipe.grpo.rollout.n
     updates = cfg.updates_per_rollout
-    forward = batch.decoder + batch.head + batch.tower
-    log_probs = forward / ranks / (gpu.flops * assumed.forward_efficiency)  # of one update
+    rate = ranks * gpu.flops * assumed.forward_efficiency
+    decoder, tower = (batch.decoder + batch.head) / rate, batch.tower / rate  # of one update
+    seen = _towers(run)
     answers = cfg.prompts_per_step * n / ranks
     rounds = assumed.rounds if cfg.dynamic_sampling else 1.0
     phases = {
@@ -27,12 +30,33 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
         "reward": rounds * answers * assumed.grade_seconds / run.recipe.reward.workers,
     }
     if updates > 1:
-        phases["old log-probs"] = (updates - 1) * log_probs  # the first update knows its own
+        # The first update knows its own.
+        phases["old log-probs"] = (updates - 1) * decoder + seen.old * tower
     if cfg.loss.kl_coef > 0:
-        phases["reference log-probs"] = updates * log_probs
-    phases["update"] = updates * update
+        phases["reference log-probs"] = updates * (decoder + tower)
+    without = _update_seconds(run, replace(batch, tower=0.0), training(run, kind))
+    phases["update"] = seen.update * update + (updates - seen.update) * without
     phases["weight sync"] = sync_seconds(run)
     return phases
+
+
+@dataclass(frozen=True)
+class _Towers:
+    """How many updates' images go through the tower, in two phases of a step."""
+
+    old: int  # for old log-probs
+    update: int
+
+
+def _towers(run: Run) -> _Towers:
+    """A frozen tower runs once over an image (ovlt.grpo.add_logprobs), unless features are many."""
+    cfg = run.recipe.grpo
+    updates = cfg.updates_per_rollout
+    if not feature_bytes(run, "grpo"):
+        return _Towers(updates - 1, updates)
+    # Whether another model's tower is the same cannot be seen here.
+    of_reference = cfg.loss.kl_coef > 0 and cfg.reference in ("", cfg.start)
+    return _Towers(0, 0) if of_reference else _Towers(updates - 1, 1)
 
 
 def _update_seconds(run: Run, batch: Layout, chosen: Training) -> float:
@@ -64,11 +88,14 @@ def generation_seconds(run: Run, prompts: int, n: int, longest: int = 0) -> floa
 def sync_seconds(run: Run) -> float:
     """Expected seconds of a weight sync.
 
-    Every GPU gathers the float32 weights and casts them into its engine, whose weights have moved
-    to the host and back (sleep and wake); then the image probe runs.
+    Shards are cast to the engine's dtype, gathered in buckets, taken out of these and copied into
+    the engine; then the image probe runs. At sleep level 1 the engine's weights have moved to the
+    host and back before.
     """
     p, assumed, gpu, ranks = run.parameters, run.assumed, run.node.gpu, run.node.count
-    gather = 4 * p.total * (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)
-    cast = (4 + run.itemsize) * p.total / gpu.bandwidth
-    host = 2 * run.itemsize * p.total / (gpu.host * assumed.link_efficiency)
-    return gather + cast + host + assumed.probe_seconds
+    size = run.engine_itemsize * p.total  # bytes of the engine's weights
+    gather = size * (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)
+    copies = ((4 * p.total + size) / ranks + 4 * size) / gpu.bandwidth
+    host = 2 * size / (gpu.host * assumed.link_efficiency)
+    moved = host if run.recipe.engine.sleep_level == 1 else 0.0
+    return gather + copies + moved + assumed.probe_seconds

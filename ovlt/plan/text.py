@@ -169,10 +169,15 @@ def _memory_lines(run: Run, kind: StageKind) -> list[str]:
     lines = _item_lines(planned.moments, run)
     if planned.kv_tokens:
         context = run.prompt_tokens + run.response_tokens
+        asleep = "sleeping engines drop their weights (engine.sleep_level=2)"
+        if planned.host:
+            asleep = (
+                f"the sleeping engines' weights take {planned.host / GIB:.0f} GiB of host memory "
+                "(engine.sleep_level=1)"
+            )
         lines.append(
             f"  the KV cache holds {planned.kv_tokens:,} tokens, {planned.kv_tokens // context:,} "
-            "expected sequences; the sleeping engines' weights take "
-            f"{planned.host / GIB:.0f} GiB of host memory"
+            f"expected sequences; {asleep}"
         )
     return lines
 
@@ -209,7 +214,8 @@ def _assumption_lines(run: Run) -> list[str]:
         "Seconds of products = FLOPs / (product rate x efficiency). An update takes 3 forwards,",
         "and what is recomputed once more. Decoding takes, per token of a batch until",
         "its longest answer, (weights + cache of the running sequences) / (bandwidth x efficiency)",
-        "+ overhead. A weight sync gathers float32 weights over the links, casts them, and moves",
-        "the engine's over the host's link (sleep and wake). Traces are sampled in batches of",
-        "distill.shard questions per engine, each until its longest answer.",
+        "+ overhead. A weight sync casts shards to the engine's dtype and gathers them over the",
+        "links; at engine.sleep_level=1 the engine's weights also move over the host's link and",
+        "back. A frozen tower runs once over the images of a step. Traces are sampled in batches",
+        "of distill.shard questions per engine, each until its longest answer.",
     ]

@@ -47,6 +47,12 @@ class MicroBatches(Sequence[PackedBatch]):
         return batch
 
 
+def joined(parts: Sequence[Sequence[PackedBatch]]) -> MicroBatches:
+    """Return the micro-batches of all parts, one part after the other; each part keeps its own."""
+    makers = [functools.partial(part.__getitem__, i) for part in parts for i in range(len(part))]
+    return MicroBatches(makers, keep=False)
+
+
 @contextlib.contextmanager
 def feed(
     model: PackedModel, batches: Sequence[PackedBatch], device: torch.device

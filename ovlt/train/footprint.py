@@ -14,6 +14,9 @@ from ovlt.model import sizes
 from ovlt.model.sizes import Checkpointing
 
 BLOCK_BYTES = 2560 << 20  # ovlt_kernels.blocks.CHUNK_BYTES on a GPU, which only torch can import
+# Of image features that a rank keeps on its device from the first pass of a rollout to the last.
+FEATURE_BYTES = 1 << 30
+ON_DEVICE = 3  # micro-batches: one at work, one that waits, one on its way (train.feed)
 # What may be chosen, fastest first: a reduction for each micro-batch overlaps with the backward,
 # recomputing the MLPs takes about a sixth of a step, and recomputing whole layers a quarter.
 CHOICES: tuple[tuple[Checkpointing, bool], ...] = (
@@ -42,6 +45,7 @@ class Training:
     liger: bool
     freeze_vision: bool
     reference: bool  # a frozen model for the KL is held
+    features: float = 0.0  # bytes of image features that are kept for later passes
 
 
 def state_items(config: sizes.Sizes, training: Training) -> dict[str, float]:
@@ -81,7 +85,11 @@ def update_items(config: sizes.Sizes, training: Training) -> dict[str, dict[str,
     items["activations, decoder"] = budget * text.kept(training.checkpointing)
     if not training.freeze_vision:
         items["activations, tower"] = training.patches * tower.kept(training.checkpointing)
-    items["pixels"] = 4 * training.patches * sizes.patch_values(config)
+    held = min(ON_DEVICE, training.micro_batches)
+    pixels = held * b * training.patches * sizes.patch_values(config)
+    items["pixels, of the next micro-batches too"] = pixels
+    if training.features:
+        items["image features of a rollout"] = training.features
     rows = budget  # as if every token had a loss
     vocab, hidden = config.text_config.vocab_size, config.text_config.hidden_size
     items["hidden states and gradient of the head's rows"] = 2 * b * rows * hidden

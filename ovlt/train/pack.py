@@ -27,7 +27,7 @@ from ovlt.system.runtime import Runtime
 from ovlt.train.balance import FILLER_TOKENS, BatchPlan, Extent, plan
 from ovlt.train.feed import MicroBatches
 from ovlt.train.prompts import prompt_length, shared_prompts
-from ovlt.types import Sample
+from ovlt.types import Prompt, Sample
 
 
 def pack(
@@ -85,6 +85,12 @@ def extents(
         )
         for i, sample in enumerate(samples)
     ]
+
+
+def image_tokens(prompt: Prompt, config: sizes.Config) -> int:
+    """Return how many tokens the images of a prompt take, which is the rows of their features."""
+    grids = (sizes.image_grid(config, x.shape[0], x.shape[1]) for x in prompt.images)
+    return sum(sizes.tokens_per_image(config, grid) for grid in grids)
 
 
 def group_numbers(samples: Sequence[Sample], *, share_prompts: bool = True) -> list[int]:

@@ -8,7 +8,7 @@ from ovlt.config import ModelConfig
 from ovlt.model import liger
 from ovlt.model.sizes import Sizes, square_grid, tokens_per_image
 from ovlt.system.runtime import Runtime
-from ovlt.train.footprint import Training, cheapest_that_fits, fullest
+from ovlt.train.footprint import FEATURE_BYTES, Training, cheapest_that_fits, fullest
 
 GIB = 2**30
 # Left free: what a sleeping engine still holds, NCCL's buffers, fragmentation. Assumed.
@@ -54,6 +54,7 @@ def settle_memory(
             liger=liger.should_apply(config.liger, runtime.device),
             freeze_vision=config.freeze_vision,
             reference=reference,
+            features=FEATURE_BYTES if config.freeze_vision and reference else 0.0,
         ),
         free,
         checkpointing=config.activation_checkpointing,

@@ -132,14 +132,25 @@ class Totals:
 
 
 def forward_only(
-    model: PackedModel, batches: Sequence[PackedBatch], runtime: Runtime
+    model: PackedModel,
+    batches: Sequence[PackedBatch],
+    runtime: Runtime,
+    *,
+    keep_features: bool = False,
 ) -> list[Tensor]:
     """Log-probs [R] of each micro-batch, for its ``old_logp`` or ``ref_logp``. Collective.
 
     They stay on the device. The weights do not stay gathered: nothing follows that would use them.
+    ``keep_features``: the tower's output stays in the micro-batches, for later passes of models
+    with the same tower, and their pixels are let go. ``batches`` must then hold on to them.
     """
+    logps: list[Tensor] = []
     with torch.no_grad(), feed(model, batches, runtime.device) as placed:
-        logps = [model(batch).logp for batch in placed]
+        for i, batch in enumerate(placed):
+            asking = replace(batch, wants_features=keep_features)
+            logps.append(model(asking).logp)
+            if keep_features:
+                batches[i].keep(asking.features)
     to_masters(model)
     return logps
 

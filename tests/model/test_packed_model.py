@@ -64,16 +64,9 @@ def test_images_that_samples_share_are_gathered_so_that_their_gradients_sum_in_f
 
     monkeypatch.setattr(attention, "gather_rows", gather)
     features = torch.tensor([[1.0], [2.0]])
-    model: Any = SimpleNamespace(
-        model=SimpleNamespace(visual=lambda *_, **__: SimpleNamespace(pooler_output=features)),
-        config=SimpleNamespace(image_token_id=7),
-        tower_outputs=lambda output: (output.pooler_output,),
-        decoder_keywords=lambda *_: {},
-    )
+    model: Any = SimpleNamespace(decoder_keywords=lambda *_: {})
     batch: Any = SimpleNamespace(
-        patches=torch.zeros(1),
-        grid_thw=None,
-        vision_plan=SimpleNamespace(keywords={}),
+        features=(features,),
         feature_index=torch.tensor([1, 0, 1]),
         image_slots=torch.tensor([0, 2, 3]),
     )

@@ -102,6 +102,13 @@ def test_a_frozen_tower_gets_no_gradient_and_the_rest_the_same(
     assert_same(got, {k: v for k, v in want.items() if ".visual." not in k}, 1e-6)
 
 
+def test_features_of_a_frozen_tower_are_used_again_and_change_no_bit(home: Path) -> None:
+    """The worker compares losses, gradients and log-probs, on one rank and on two."""
+    for ranks in "12":
+        facts = json.loads((home / ranks / "facts.json").read_text())
+        assert facts["kept_features"] == ["torch.float32", "torch.bfloat16"]
+
+
 def test_every_rank_makes_the_same_plan(home: Path) -> None:
     facts = [json.loads((home / ranks / "facts.json").read_text()) for ranks in "12"]
     plans = [plan for f in facts for plan in f["plans"]]

@@ -32,7 +32,7 @@ from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.objective import Objective
 from ovlt.model.packed_model import PackedModel
-from ovlt.model.parallel import load_sharded
+from ovlt.model.parallel import load_sharded, same_tower
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout import exchange
 from ovlt.rollout.exchange import encode, rank_image
@@ -106,10 +106,13 @@ def splits(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[lis
 class Case:
     """One model; its numbers for each split are noted under ``name/split``."""
 
-    def __init__(self, runtime: Runtime, folder: ModelFolder, **model: Any):
+    def __init__(
+        self, runtime: Runtime, folder: ModelFolder, dtype: torch.dtype = torch.float32,
+        **model: Any,
+    ):  # fmt: skip
         self.runtime, self.folder = runtime, folder
         self.model = load_sharded(
-            folder, runtime.mesh, runtime.device, ModelConfig(**model), dtype=torch.float32,
+            folder, runtime.mesh, runtime.device, ModelConfig(**model), dtype=dtype,
             temperature=0.9,
         )  # fmt: skip
 
@@ -197,6 +200,10 @@ def main(home: Path, out: Path) -> None:
         whole = replace(CROSS_ENTROPY, by_row=False)
         note(f"{name}/no_image/sft", case.update(batches, whole))
 
+    for dtype in (torch.float32, torch.bfloat16):
+        kept_features(runtime, folder, home, dtype)
+        facts.setdefault("kept_features", []).append(str(dtype))
+
     lengths = extents(samples, folder.config, group_numbers(samples))
     planned = plan(lengths, ranks=3, budget=max(e.tokens for e in lengths), config=folder.config)
     facts["plans"] = runtime.gather_json(planned.bins)
@@ -205,6 +212,49 @@ def main(home: Path, out: Path) -> None:
         save_file(seen, out / "numbers.safetensors")
         (out / "facts.json").write_text(json.dumps(facts))
     runtime.close()
+
+
+def kept_features(runtime: Runtime, folder: ModelFolder, home: Path, dtype: torch.dtype) -> None:
+    """Use a frozen tower's features of the reference pass again: no bit of a number changes."""
+    samples = make_samples(folder)
+    case = Case(runtime, folder, dtype, freeze_vision=True, activation_checkpointing="full")
+
+    def frozen(name: str) -> PackedModel:
+        return load_sharded(
+            open_folder(home / name), runtime.mesh, runtime.device, ModelConfig(),
+            dtype=dtype, temperature=0.9, trainable=False,
+        )  # fmt: skip
+
+    reference = frozen("untied")
+    assert same_tower(case.model, reference)
+    assert not same_tower(case.model, frozen("untied_reference"))
+    passes = [0]
+    for model in (case.model, reference):
+        model.model.visual.register_forward_pre_hook(
+            lambda *_: passes.__setitem__(0, passes[0] + 1)
+        )
+    objective = policy_objective(LOSS.model_copy(update={"ratio": "token"}))
+    every = splits(samples, folder.config, runtime.world_size)
+    for name in ("no_image", "filler", "divided"):
+        runs: list[dict[str, torch.Tensor]] = []
+        for keep in (False, True):
+            batches = case.batches(samples, every[name][runtime.rank])
+            passes[0] = 0
+            refs = forward_only(reference, batches, runtime, keep_features=keep)
+            olds = forward_only(case.model, batches, runtime)
+            assert passes[0] == len(batches) * (1 if keep else 2)
+            assert all((b.features is not None) == keep for b in batches)
+            assert all((b.patches is None) or not keep for b in batches)
+            for batch, ref, old in zip(batches, refs, olds, strict=True):
+                batch.ref_logp, batch.old_logp = ref, old
+            numbers = case.update(batches, objective)
+            assert passes[0] == len(batches) * (1 if keep else 3)
+            numbers |= {f"ref{i}": ref for i, ref in enumerate(refs)}
+            runs.append(numbers | {f"old{i}": old for i, old in enumerate(olds)})
+        plain, reused = runs
+        assert plain.keys() == reused.keys()
+        for key, value in plain.items():
+            assert torch.equal(value, reused[key]), (name, key)
 
 
 def gathers(model: PackedModel, runtime: Runtime) -> dict[str, int]:

@@ -41,6 +41,10 @@ class Vision(VisionSizes, Protocol):
     fullatt_block_indexes: Sequence[int]  # blocks that see the whole image, not a window of it
 
 
+def feature_values(config: Sizes) -> int:
+    return config.text_config.hidden_size
+
+
 def decoder_flops(config: Sizes, num_tokens: int, context: int) -> float:
     text = config.text_config
     hidden, layers = text.hidden_size, text.num_hidden_layers

@@ -54,6 +54,11 @@ def _widths(config: Sizes) -> tuple[int, int]:
     return text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
 
 
+def feature_values(config: Sizes) -> int:
+    taps = len(cast("Vision", config.vision_config).deepstack_visual_indexes)
+    return (1 + taps) * config.text_config.hidden_size
+
+
 def decoder_flops(config: Sizes, num_tokens: int, context: int) -> float:
     text, (q, kv) = config.text_config, _widths(config)
     hidden, layers = text.hidden_size, text.num_hidden_layers
