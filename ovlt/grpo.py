@@ -76,7 +76,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
                     batch.groups, cfg, parts.model_folder, runtime, dtype=parts.dtype
                 )
             # Log-probs before the update: the policy's for the ratio, the reference's for the KL.
-            add_logprobs(updates, parts, runtime)
+            add_logprobs(updates, batch.groups, parts, runtime)
             # Update: one optimizer step for each part of the rollout.
             with timer("update"):
                 results = [
@@ -207,6 +207,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
             loader=loader,
             sampler=Sampler(len(rows), recipe.run.seed, stage.position),
             timer=stage.timer,
+            grade_early=runtime.device.type == "cuda",
         ),
         validator=Validator(
             reader=reader,
@@ -250,7 +251,7 @@ class PackedUpdate:
     batches: Sequence[PackedBatch]  # of this rank, built when they are first asked for
     plan: BatchPlan  # of all ranks
     num_samples: int  # samples in the update, over all ranks
-    feature_rows: int  # of the tower's output, those of the rank with most images
+    used: list[list[set[int]]]  # by rank and micro-batch, the groups whose images it needs
     runs_tower: bool = True  # the update itself; False: passes before it have left the features
 
 
@@ -263,70 +264,94 @@ def pack_updates(
     dtype: torch.dtype = torch.float32,
 ) -> list[PackedUpdate]:
     """Pack equal parts of the groups, one for each optimizer step of this rollout. Collective."""
-    # Samples of advantage 0 have no gradient, unless another term of the loss gives them one.
-    other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
-    skip = cfg.skip_zero_advantage and not other_terms
-    # Ids decide who shares a prompt, not what user code says that a sample answers.
-    everyone = [sample for group in groups for sample in group.samples]
-    numbers = iter(group_numbers(everyone, share_prompts=cfg.share_prompts))
-    numbers_of = [[next(numbers) for _ in group.samples] for group in groups]
+    samples = [sample for group in groups for sample in group.samples]
+    of_group = [g for g, group in enumerate(groups) for _ in group.samples]
+    # Who shares a prompt: found once. Ids decide, not what user code says that a sample answers.
+    numbers = group_numbers(samples, share_prompts=cfg.share_prompts)
     if cfg.share_prompts:
-        strangers = [
-            g.prompt.id for g, of in zip(groups, numbers_of, strict=True) if len(set(of)) > 1
-        ]
-        if strangers:
-            runtime.say_once(
-                "share_prompts",
-                f"grpo.share_prompts: the samples of {strangers[0]} (and of {len(strangers) - 1} "
-                "more groups of this step) do not start with the same prompt and images, so each "
-                "is packed with a prompt of its own",
-            )
+        say_strangers(groups, of_group, numbers, runtime)
+    skip = skips_samples(cfg)
     # Groups stay whole: the samples of one are in the same update, and share its prompt there.
     size = len(groups) // cfg.updates_per_rollout  # groups per optimizer step
-    config = model_folder.config
     several_passes = cfg.updates_per_rollout > 1 or cfg.loss.kl_coef > 0
     updates: list[PackedUpdate] = []
-    wanted: list[set[int]] = [set() for _ in range(runtime.world_size)]  # groups, by rank
     for u in range(cfg.updates_per_rollout):
-        part = range(u * size, (u + 1) * size)
-        samples = [s for g in part for s in groups[g].samples]
-        of_group = [g for g in part for _ in groups[g].samples]
-        shared = [number for g in part for number in numbers_of[g]]
+        part = [i for i, g in enumerate(of_group) if g // size == u]
         # Use all samples: skipped ones still count in the normaliser.
         weights = loss_weights(
-            [s.num_response_tokens for s in samples],
+            [samples[i].num_response_tokens for i in part],
             cfg.loss.aggregation,
             cfg.rollout.max_response_tokens,
         )
-        if skip:
-            useful = [i for i, s in enumerate(samples) if s.advantage != 0]
-            samples, weights = [samples[i] for i in useful], [weights[i] for i in useful]
-            of_group, shared = [of_group[i] for i in useful], [shared[i] for i in useful]
+        chosen = [(i, w) for i, w in zip(part, weights, strict=True)
+                  if samples[i].advantage != 0 or not skip]  # fmt: skip
         batches, plan = pack(
-            samples, weights, runtime, cfg.token_budget, config, model_folder.patchify,
-            groups=shared, share_prompts=cfg.share_prompts, dtype=dtype, keep=several_passes,
+            [samples[i] for i, _ in chosen], [w for _, w in chosen], runtime, cfg.token_budget,
+            model_folder.config, model_folder.patchify, groups=[numbers[i] for i, _ in chosen],
+            share_prompts=cfg.share_prompts, dtype=dtype, keep=several_passes,
         )  # fmt: skip
-        rows = [0] * runtime.world_size
-        for rank, bins in enumerate(plan.bins):
-            for together in ({of_group[i] for i in bin_} for bin_ in bins):
-                wanted[rank] |= together
-                rows[rank] += sum(image_tokens(groups[g].prompt, config) for g in together)
-        updates.append(PackedUpdate(batches, plan, len(samples), max(rows)))
+        used = [[{of_group[chosen[i][0]] for i in bin_} for bin_ in bins] for bins in plan.bins]
+        updates.append(PackedUpdate(batches, plan, len(chosen), used))
+    # Pixels: each rank gets those of the groups that it trains on. No micro-batch is built yet.
+    wanted = used_groups(updates)
     wanted[0] |= set(range(min(cfg.log_groups, len(groups))))  # it writes them into the log
     bring_images(runtime, groups, wanted)
     return updates
 
 
-def add_logprobs(updates: Sequence[PackedUpdate], parts: Parts, runtime: Runtime) -> None:
+def used_groups(updates: Sequence[PackedUpdate]) -> list[set[int]]:
+    """Return the groups whose images each rank needs."""
+    by_rank = zip(*(update.used for update in updates), strict=True)
+    return [set[int]().union(*(bin_ for used in of for bin_ in used)) for of in by_rank]
+
+
+def skips_samples(cfg: GrpoConfig) -> bool:
+    """Return whether samples of advantage 0 are left out."""
+    # They have no gradient, unless another term of the loss gives them one.
+    other_terms = cfg.loss.kl_coef > 0 or cfg.loss.entropy_coef != 0
+    return cfg.skip_zero_advantage and not other_terms
+
+
+def say_strangers(
+    groups: Sequence[Group], of_group: Sequence[int], numbers: Sequence[int], runtime: Runtime
+) -> None:
+    """Say once that samples of a group have not the same prompt; ``numbers`` are the prompts'."""
+    prompts: dict[int, set[int]] = {}  # of each group
+    for g, number in zip(of_group, numbers, strict=True):
+        prompts.setdefault(g, set()).add(number)
+    strangers = [groups[g].prompt.id for g, of in prompts.items() if len(of) > 1]
+    if strangers:
+        runtime.say_once(
+            "share_prompts",
+            f"grpo.share_prompts: the samples of {strangers[0]} (and of {len(strangers) - 1} "
+            "more groups of this step) do not start with the same prompt and images, so each "
+            "is packed with a prompt of its own",
+        )
+
+
+def feature_bytes(
+    updates: Sequence[PackedUpdate], groups: Sequence[Group], folder: ModelFolder, itemsize: int
+) -> int:
+    """Bytes of the image features of a rollout, on the rank that has most of them."""
+    tokens = [image_tokens(group.prompt, folder.config) for group in groups]
+    by_rank = zip(*(update.used for update in updates), strict=True)
+    rows = (sum(tokens[g] for used in of for bin_ in used for g in bin_) for of in by_rank)
+    return itemsize * feature_values(folder.config) * max(rows)
+
+
+def add_logprobs(
+    updates: Sequence[PackedUpdate], groups: Sequence[Group], parts: Parts, runtime: Runtime
+) -> None:
     """Put ``old_logp`` and ``ref_logp`` into the micro-batches, as far as the loss needs them.
 
     The features of a frozen tower are computed in the first pass over a micro-batch and kept for
     the passes after it, if that of the reference is the same.
     """
-    row = parts.dtype.itemsize * feature_values(parts.model_folder.config)
-    fits = row * sum(update.feature_rows for update in updates) <= FEATURE_BYTES
+    size = feature_bytes(updates, groups, parts.model_folder, parts.dtype.itemsize)
+    fits = size <= FEATURE_BYTES  # the same on all ranks, or they would wait for each other
     timer = parts.stage.timer
     if parts.reference is not None:
+        # The first pass: it leaves the features of a frozen tower to the passes after it.
         keep = fits and parts.shared_tower
         with timer("ref_logp"):
             batches = joined([update.batches for update in updates])

@@ -82,11 +82,12 @@ class ModelConfig(Table):
     )
     freeze_vision: bool = field(False, "Keep the vision tower and its merger fixed.")
     activation_checkpointing: Annotated[
-        Literal["none", "mlp", "full", "auto"], BeforeValidator(_checkpointing)
+        Literal["none", "tower", "mlp", "full", "auto"], BeforeValidator(_checkpointing)
     ] = field(
         "none",
-        "What is computed again in backward, memory for time: nothing, the MLPs, or whole decoder "
-        "and tower blocks; auto: the least that fits into the memory at hand.",
+        "What is computed again in backward, memory for time: nothing, the vision tower's blocks, "
+        "the MLPs of tower and decoder, or all their blocks; auto: the least that fits into the "
+        "memory at hand.",
     )
     reduce_gradients: Literal["auto", "each", "last"] = field(
         "auto",

@@ -42,13 +42,16 @@ def shard(
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def recompute(model: PackedModel, what: Literal["none", "mlp", "full", "auto"]) -> None:
-    """Let backward compute again what is not kept: nothing, the MLPs, or whole blocks.
+def recompute(model: PackedModel, what: Literal["none", "tower", "mlp", "full", "auto"]) -> None:
+    """Let backward compute again what is not kept: nothing, the tower, the MLPs, or all blocks.
 
     "auto" (``train.settle`` replaces it) keeps everything.
     """
     if what == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif what == "tower":
+        for block in model.model.visual.blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     elif what == "mlp":
         for block in model.blocks():
             mlp = block.mlp

@@ -170,7 +170,7 @@ def _update_fixes(stage: PlannedStage) -> Iterator[list[Setting]]:
     assert stage.trains is not None
     kind, model = stage.trains, stage.run.recipe.model
     harmless: list[Setting] = []
-    if model.activation_checkpointing in ("none", "mlp"):
+    if model.activation_checkpointing in ("none", "tower", "mlp"):
         harmless.append(("model.activation_checkpointing", "full"))
     if not model.reshard:
         harmless.append(("model.reshard", True))

@@ -5,7 +5,7 @@ It is an upper bound, counted for full micro-batches. Nothing is loaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ovlt.model import sizes
 from ovlt.plan.engine import GIB, SamplingWork
@@ -80,27 +80,31 @@ def training(run: Run, kind: StageKind) -> Training:
     """How a stage trains; what is "auto" is what training would choose on these GPUs."""
     model, batch = run.recipe.model, layout(run, kind)
     free = (run.node.gpu.memory_gib - run.assumed.reserve_gib) * GIB
-    return footprint.cheapest_that_fits(
+    expected = Training(
+        ranks=run.node.count,
+        itemsize=run.itemsize,
+        budget=batch.budget,
+        micro_batches=batch.micro_batches,
+        patches=batch.images * run.patches,
+        keys=batch.keys,
+        checkpointing="none",
+        reduce_each=False,
+        reshard=model.reshard,
+        liger=model.liger != "off",  # 'auto' uses it on a GPU, where requirements install it
+        freeze_vision=model.freeze_vision,
+        reference=kind == "grpo" and run.recipe.grpo.loss.kl_coef > 0,
+        features=feature_bytes(run, kind),
+    )
+    # Training does not know how many images to expect: it chooses for many (train.settle).
+    many = footprint.most_images(run.config, model.max_pixels, batch.budget) * run.patches
+    chosen = footprint.cheapest_that_fits(
         run.config,
-        Training(
-            ranks=run.node.count,
-            itemsize=run.itemsize,
-            budget=batch.budget,
-            micro_batches=batch.micro_batches,
-            patches=batch.images * run.patches,
-            keys=batch.keys,
-            checkpointing="none",
-            reduce_each=False,
-            reshard=model.reshard,
-            liger=model.liger != "off",  # 'auto' uses it on a GPU, where requirements install it
-            freeze_vision=model.freeze_vision,
-            reference=kind == "grpo" and run.recipe.grpo.loss.kl_coef > 0,
-            features=feature_bytes(run, kind),
-        ),
+        replace(expected, patches=max(many, expected.patches)),
         free,
         checkpointing=model.activation_checkpointing,
         reduce=model.reduce_gradients,
     )
+    return replace(chosen, patches=expected.patches)
 
 
 def feature_bytes(run: Run, kind: StageKind) -> float:

@@ -9,7 +9,7 @@ from ovlt.plan.engine import engine_seconds
 from ovlt.plan.layout import Layout, layout
 from ovlt.plan.memory import feature_bytes, training
 from ovlt.plan.run import Run, StageKind, sampling_work
-from ovlt.train.footprint import Training
+from ovlt.train.footprint import Training, recomputed
 
 
 def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
@@ -23,11 +23,11 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
     rate = ranks * gpu.flops * assumed.forward_efficiency
     decoder, tower = (batch.decoder + batch.head) / rate, batch.tower / rate  # of one update
     seen = _towers(run)
-    answers = cfg.prompts_per_step * n / ranks
     rounds = assumed.rounds if cfg.dynamic_sampling else 1.0
+    sampling = generation_seconds(run, cfg.prompts_per_step, n)
     phases = {
-        "sampling": rounds * generation_seconds(run, cfg.prompts_per_step, n),
-        "reward": rounds * answers * assumed.grade_seconds / run.recipe.reward.workers,
+        "sampling": rounds * sampling,
+        "reward": rounds * _grading_seconds(run, sampling),
     }
     if updates > 1:
         # The first update knows its own.
@@ -38,6 +38,16 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
     phases["update"] = seen.update * update + (updates - seen.update) * without
     phases["weight sync"] = sync_seconds(run)
     return phases
+
+
+def _grading_seconds(run: Run, sampling: float) -> float:
+    """Expected seconds of grading after ``sampling`` seconds, while which most is graded.
+
+    The last prompt's answers are there at the end; and graders may be slower than the engine.
+    """
+    cfg, each = run.recipe.grpo, run.assumed.grade_seconds / run.recipe.reward.workers
+    answers = cfg.prompts_per_step * cfg.rollout.n / run.node.count
+    return max(cfg.rollout.n * each, answers * each - sampling)
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,8 @@ def _update_seconds(run: Run, batch: Layout, chosen: Training) -> float:
     # A backward takes twice the FLOPs of its forward; a frozen tower has none.
     work = 3 * (batch.decoder + batch.head) + (1 if model.freeze_vision else 3) * batch.tower
     # What is recomputed runs forward once more; the head never is.
-    again = recomputed_share(run.config, chosen.checkpointing)
-    work += again * (batch.decoder + (0 if model.freeze_vision else batch.tower))
+    of_text, of_tower = (recomputed_share(run.config, w) for w in recomputed(chosen.checkpointing))
+    work += of_text * batch.decoder + (0 if model.freeze_vision else of_tower * batch.tower)
     compute = work / ranks / (gpu.flops * assumed.update_efficiency)
     # All weights are gathered in the forward and, if resharded, in the backward again; float32
     # gradients are reduced once, or with each micro-batch.

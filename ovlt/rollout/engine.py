@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +50,18 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        finished: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """Return ``sampling.n`` completions for each prompt, in order; a seed for each prompt.
 
         A prompt is taken from ``prompts`` when there is room for it, and let go with its answer, so
         an iterator that decodes images as it goes holds few of them.
         Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.
+        ``finished`` is told the place and completions of each prompt as soon as these are there.
         """
 
     def stream(

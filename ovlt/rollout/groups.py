@@ -5,6 +5,7 @@ The images of the next batch are decoded while the engine samples this one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ovlt.config import GrpoConfig, RewardConfig
@@ -14,9 +15,10 @@ from ovlt.model.chat import Chat
 from ovlt.reward.failures import Failures
 from ovlt.reward.functions import soft_overlong_penalty
 from ovlt.reward.pool import RewardPool
-from ovlt.rollout.engine import Engine, request_seeds, sample_of, sampling_of
+from ovlt.rollout.engine import Completion, Engine, request_seeds, sample_of, sampling_of
 from ovlt.rollout.exchange import exchange_groups
 from ovlt.run.metrics import PhaseTimer
+from ovlt.system.ahead import Meanwhile
 from ovlt.system.runtime import Runtime
 from ovlt.train.advantage import has_signal
 from ovlt.types import Group, Prompt
@@ -64,6 +66,9 @@ class Rollouts:
     loader: Loader[Prompt]
     sampler: Sampler
     timer: PhaseTimer
+    # Grade while the engine is still at work on other answers. Not if it works on the cores that
+    # graders need: their time limits are by the clock.
+    grade_early: bool = False
     has_told_errors: bool = False  # the commonest error of a reward is said once
 
     def draw(self, step: int) -> RolloutBatch:
@@ -129,19 +134,28 @@ class Rollouts:
         # Sample. Seeds come from the place in the batch, so that ranks do not matter; ``offset``
         # keeps the rounds of one step apart.
         seeds = request_seeds(self.seed, step, [offset + i for i in mine], rollout.n)
-        with self.timer("rollout"):
-            completions = self.engine.generate(prompts, sampling_of(rollout), seeds)
         version = step * cfg.updates_per_rollout  # optimizer steps behind the sampling weights
-        groups = []
-        for prompt, answers in zip(prompts, completions, strict=True):
+        groups = [Group(prompt, []) for prompt in prompts]
+
+        def finished(place: int, answers: list[Completion]) -> None:
+            group = groups[place]
             texts = [self.chat.decode(c.token_ids.tolist()) for c in answers]
-            samples = [
-                sample_of(prompt, c, text, version) for c, text in zip(answers, texts, strict=True)
+            group.samples = [
+                sample_of(group.prompt, c, text, version)
+                for c, text in zip(answers, texts, strict=True)
             ]
-            groups.append(Group(prompt, samples))
-        # Grade: each rank its own answers, in worker processes that can be killed.
-        with self.timer("reward"):
-            self._grade(groups, failures)
+            if self.grade_early:
+                grading.put(group)
+
+        # Grade: each rank its own answers, in worker processes that can be killed; at once, or in
+        # a thread as groups are finished.
+        with Meanwhile(lambda some: self._grade(some, failures)) as grading:
+            with self.timer("rollout"):
+                self.engine.generate(prompts, sampling_of(rollout), seeds, finished)
+            with self.timer("reward"):
+                if not self.grade_early:
+                    self._grade(groups, failures)
+                grading.finish()
         with self.timer("exchange"):
             everyone = exchange_groups(self.runtime, groups)
         # Groups come rank by rank; put them into the order of the batch, so that results do not
@@ -149,7 +163,7 @@ class Rollouts:
         places = [i for r in range(ranks) for i in range(r, len(batch), ranks)]
         return [group for _, group in sorted(zip(places, everyone, strict=True), key=_place)]
 
-    def _grade(self, groups: list[Group], failures: Failures) -> None:
+    def _grade(self, groups: Sequence[Group], failures: Failures) -> None:
         samples = [s for g in groups for s in g.samples]
         # A grading without a verdict scores 0 and is counted apart from the wrong answers.
         outputs = self.pool.score([self.pool.input_of(s.text, s.prompt) for s in samples])

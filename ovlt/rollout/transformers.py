@@ -6,7 +6,7 @@ the same weight stream and passes the same checks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,11 @@ class TransformersEngine(Engine):
 
     @torch.no_grad()
     def generate(
-        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        finished: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``, one prompt at a time. Raises ValueError for a nucleus."""
         if sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k):
@@ -67,9 +71,12 @@ class TransformersEngine(Engine):
                 "engine.backend='transformers' samples with top_p = 1 and top_k = 0 only: set them "
                 "so in [grpo.rollout], [evaluate] or [distill], whichever samples"
             )
-        return [
-            self._one(prompt, sampling, seed) for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        completions: list[list[Completion]] = []
+        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            completions.append(self._one(prompt, sampling, seed))
+            if finished is not None:
+                finished(place, completions[-1])
+        return completions
 
     def _one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Completion]:
         """Sample all n completions of a prompt side by side; finished ones leave the batch."""

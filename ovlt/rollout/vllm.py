@@ -17,7 +17,7 @@ import itertools
 import math
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,7 +107,11 @@ class VllmEngine(Engine):
         self.sleep()
 
     def generate(
-        self, prompts: Iterable[Prompt], sampling: Sampling, seeds: Sequence[int]
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        finished: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``.
 
@@ -117,6 +121,8 @@ class VllmEngine(Engine):
         inputs = self._rendered(zip(prompts, seeds, strict=True))
         for place, group in self._sampled(inputs, sampling):
             completions[place] = group
+            if finished is not None:
+                finished(place, group)
         return completions
 
     def stream(

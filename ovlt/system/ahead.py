@@ -1,10 +1,10 @@
-"""Make the items of an iterable in a thread of its own, a bounded number of them ahead."""
+"""Work in a thread: items made before they are asked for, or worked on while others are made."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -55,3 +55,57 @@ def ahead(items: Iterable[T], size: int) -> Generator[T, None, None]:
     finally:
         stopped.set()
         thread.join()
+
+
+class Meanwhile(Generic[T]):
+    """Works on items in a thread, all that are there at a time, while others are still made.
+
+    ``with Meanwhile(work) as thread``: ``put`` the items, then ``finish``. If the block is left
+    early, what has not begun is dropped.
+    """
+
+    def __init__(self, work: Callable[[Sequence[T]], None]) -> None:
+        self._work = work
+        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._dropped = False
+        self._thread: threading.Thread | None = None  # from the first item on
+
+    def put(self, item: T) -> None:
+        """Hand over an item; returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ovlt-meanwhile", daemon=True)
+            self._thread.start()
+        self._items.put(item)
+
+    def finish(self) -> None:
+        """Wait until all items are worked on. Raises what the work raised."""
+        if self._thread is not None:
+            self._items.put(None)
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Meanwhile[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dropped = True
+        if self._thread is not None:  # the block was left early
+            self._items.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            last = False
+            while not last:
+                entries = [self._items.get()]
+                while not self._items.empty():
+                    entries.append(self._items.get())
+                last = None in entries
+                items = [entry for entry in entries if entry is not None]
+                if items and not self._dropped:
+                    self._work(items)
+        except BaseException as error:
+            self._error = error

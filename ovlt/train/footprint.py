@@ -13,15 +13,18 @@ from typing import Literal
 from ovlt.model import sizes
 from ovlt.model.sizes import Checkpointing
 
+Recomputation = Literal["none", "tower", "mlp", "full"]  # model.activation_checkpointing, settled
 BLOCK_BYTES = 2560 << 20  # ovlt_kernels.blocks.CHUNK_BYTES on a GPU, which only torch can import
 # Of image features that a rank keeps on its device from the first pass of a rollout to the last.
 FEATURE_BYTES = 1 << 30
 ON_DEVICE = 3  # micro-batches: one at work, one that waits, one on its way (train.feed)
 # What may be chosen, fastest first: a reduction for each micro-batch overlaps with the backward,
-# recomputing the MLPs takes about a sixth of a step, and recomputing whole layers a quarter.
-CHOICES: tuple[tuple[Checkpointing, bool], ...] = (
+# recomputing the tower takes a hundredth of a step, the MLPs a sixth, and whole layers a quarter.
+CHOICES: tuple[tuple[Recomputation, bool], ...] = (
     ("none", False),
     ("none", True),
+    ("tower", False),
+    ("tower", True),
     ("mlp", False),
     ("mlp", True),
     ("full", False),
@@ -39,7 +42,7 @@ class Training:
     micro_batches: int  # of a rank and update
     patches: int  # of the images of a full micro-batch
     keys: float  # that attention gathers, per token
-    checkpointing: Checkpointing
+    checkpointing: Recomputation
     reduce_each: bool  # gradients are reduced over ranks after each micro-batch
     reshard: bool
     liger: bool
@@ -58,6 +61,17 @@ def state_items(config: sizes.Sizes, training: Training) -> dict[str, float]:
     if training.reference:
         items["reference, float32 shard"] = 4 * p.total / ranks
     return items
+
+
+def recomputed(checkpointing: Recomputation) -> tuple[Checkpointing, Checkpointing]:
+    """Return what of each decoder layer, and of each block of the tower, is recomputed."""
+    return ("none", "full") if checkpointing == "tower" else (checkpointing, checkpointing)
+
+
+def most_images(config: sizes.Sizes, max_pixels: int, budget: int) -> int:
+    """Return how many images a micro-batch may have: half its tokens are of the largest ones."""
+    per_image = sizes.tokens_per_image(config, sizes.square_grid(config, max_pixels))
+    return max(1, budget // (2 * per_image))
 
 
 def trainable(p: sizes.Parameters, training: Training) -> int:
@@ -82,9 +96,10 @@ def update_items(config: sizes.Sizes, training: Training) -> dict[str, dict[str,
     if not training.reshard:
         gathered = p.total + block
     items["gathered weights"] = b * gathered
-    items["activations, decoder"] = budget * text.kept(training.checkpointing)
+    of_text, of_tower = recomputed(training.checkpointing)
+    items["activations, decoder"] = budget * text.kept(of_text)
     if not training.freeze_vision:
-        items["activations, tower"] = training.patches * tower.kept(training.checkpointing)
+        items["activations, tower"] = training.patches * tower.kept(of_tower)
     held = min(ON_DEVICE, training.micro_batches)
     pixels = held * b * training.patches * sizes.patch_values(config)
     items["pixels, of the next micro-batches too"] = pixels
@@ -101,10 +116,10 @@ def update_items(config: sizes.Sizes, training: Training) -> dict[str, dict[str,
         "head: block of logits": min(rows, logit_rows(vocab)) * vocab * b,
         "head: float32 gradient": 4 * vocab * hidden,
     }
-    recomputed = text.recomputed(training.checkpointing)
+    again = text.recomputed(of_text)
     backward = {
         "head: rounded gradient": b * vocab * hidden,
-        "one block recomputed or in backward": float(budget * recomputed),
+        "one block recomputed or in backward": float(budget * again),
         "gradients of a block, and their float32 copy": (b + 4) * block,
     }
     return {"update, in the head": items | head, "update, in a block": items | backward}
@@ -120,7 +135,7 @@ def cheapest_that_fits(
     training: Training,
     free: float,
     *,
-    checkpointing: Checkpointing | Literal["auto"],
+    checkpointing: Recomputation | Literal["auto"],
     reduce: Literal["auto", "each", "last"],
 ) -> Training:
     """Return ``training`` with what fits into ``free`` bytes and costs least time.

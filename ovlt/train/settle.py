@@ -8,7 +8,13 @@ from ovlt.config import ModelConfig
 from ovlt.model import liger
 from ovlt.model.sizes import Sizes, square_grid, tokens_per_image
 from ovlt.system.runtime import Runtime
-from ovlt.train.footprint import FEATURE_BYTES, Training, cheapest_that_fits, fullest
+from ovlt.train.footprint import (
+    FEATURE_BYTES,
+    Training,
+    cheapest_that_fits,
+    fullest,
+    most_images,
+)
 
 GIB = 2**30
 # Left free: what a sleeping engine still holds, NCCL's buffers, fragmentation. Assumed.
@@ -37,8 +43,7 @@ def settle_memory(
         free = min(runtime.gather_json(torch.cuda.mem_get_info(runtime.device)[0]))
         free -= RESERVE_GIB * GIB
     per_image = tokens_per_image(sizes, square_grid(sizes, config.max_pixels))
-    # Half of a micro-batch's tokens are of images of the largest size, at most.
-    images = max(1, token_budget // (2 * per_image))
+    images = most_images(sizes, config.max_pixels, token_budget)
     training = cheapest_that_fits(
         sizes,
         Training(

@@ -38,7 +38,8 @@ OPTION = re.compile(r"--[a-z_.]+=[^\s,)]+")
         ),
         (
             [V2, "--hardware=l40sx2", f"--sizes={SIZES / 'qwen2_5_vl_3b.json'}",
-             "--model.activation_checkpointing=none", "--model.reshard=false"],
+             "--model.activation_checkpointing=none", "--model.reshard=false",
+             "--engine.dtype=float32"],
             "--hardware=l40sx",
         ),
     ],

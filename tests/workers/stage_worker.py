@@ -309,6 +309,13 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
             timer=PhaseTimer(),
         )
         batch = rollouts.draw(4)
+        # The same, graded while the engine is at work.
+        rollouts.grade_early, rollouts.sampler = True, Sampler(len(prompts), 3)
+        early = rollouts.draw(4)
+        for one, other in zip(batch.groups, early.groups, strict=True):
+            assert one.prompt.id == other.prompt.id
+            assert [s.reward for s in one.samples] == [s.reward for s in other.samples]
+        assert early.failures.gradings == batch.failures.gradings > 0
     if runtime.world_size == 1:
         for group in batch.groups:
             images: Any = tuple(rank_image(x, 0) for x in group.prompt.images)
