@@ -85,7 +85,7 @@ def test_the_reference_is_another_model_and_is_not_trained(
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("recomputed", ["checkpointing", "mlp"])
+@pytest.mark.parametrize("recomputed", ["checkpointing", "mlp", "tower"])
 def test_activation_checkpointing_changes_no_bit(
     numbers: dict[int, dict[str, torch.Tensor]], ranks: int, recomputed: str
 ) -> None:

@@ -192,6 +192,7 @@ def main(home: Path, out: Path) -> None:
     variants = {
         "checkpointing": {"activation_checkpointing": "full"},
         "mlp": {"activation_checkpointing": "mlp"},
+        "tower": {"activation_checkpointing": "tower"},
         "frozen": {"freeze_vision": True},
     }
     for name, model in variants.items():
