@@ -12,6 +12,7 @@ Each check is written when it is done, and its failure ends no other. On a CPU t
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import tempfile
@@ -50,6 +51,25 @@ OBJECTIVE = policy_objective(LossConfig(kl_coef=0.0))
 Figures = dict[str, float]
 
 
+class Setup:
+    """What a check may need, made when it is asked for: compute-sanitizer is slow."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    @functools.cached_property
+    def runtime(self) -> Runtime:
+        return start(RunConfig(device=DEVICE.type))
+
+    @functools.cached_property
+    def tiny(self) -> ModelFolder:
+        return tiny_folder(self._home)
+
+    def close(self) -> None:
+        if "runtime" in vars(self):
+            self.runtime.close()
+
+
 def batch_of(folder: ModelFolder, budget: int, *, small: bool) -> PackedBatch:
     """Return groups of responses to image questions."""
     pixels, shortest, longest = (84 * 84, 10, 30) if small else (512 * 512, 200, 600)
@@ -58,12 +78,13 @@ def batch_of(folder: ModelFolder, budget: int, *, small: bool) -> PackedBatch:
     return collate(samples, weights, config=folder.config, patchify=folder.patchify)
 
 
-def check_fsdp(runtime: Runtime, tiny: ModelFolder) -> Figures:
+def check_fsdp(setup: Setup) -> Figures:
     """Compare gradients, in float32, after one step of a model of two layers.
 
     FSDP2 frees each block's weights after its forward, and gathers them again by hooks on what the
     forward returns (``LossOutput``).
     """
+    runtime, tiny = setup.runtime, setup.tiny
     batch = batch_of(tiny, 400, small=True)
     plain = empty_model(tiny.config)
     plain.to_empty(device=DEVICE)
@@ -99,13 +120,13 @@ def whole(tensor: Tensor | None) -> Tensor | None:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def check_deterministic(runtime: Runtime, tiny: ModelFolder) -> Figures:
+def check_deterministic(setup: Setup) -> Figures:
     """Take two steps twice, from the same weights; every gradient and weight has the same bits."""
-    folder = sized(tiny, "7B" if CUDA else "tiny", 1)
+    folder = sized(setup.tiny, "7B" if CUDA else "tiny", 1)
     batch = batch_of(folder, 4096 if CUDA else 400, small=not CUDA)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = (two_steps(folder, batch, runtime) for _ in range(2))
+        first, second = (two_steps(folder, batch, setup.runtime) for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
     different = [a for a, b in zip(first, second, strict=True) if not torch.equal(a, b)]
@@ -138,7 +159,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def check_rows(runtime: Runtime, tiny: ModelFolder) -> Figures:
+def check_rows(setup: Setup) -> Figures:
     """Statistics and gradients of rows of logits, at sizes around those of blocks."""
     figures: Figures = {}
     vocabularies = (1, 7, 511, 512, 513, 4097, *([152_064] if CUDA else []))
@@ -173,7 +194,7 @@ def row_error(logits: Tensor, target: Tensor, few: slice = slice(None)) -> float
     )
 
 
-def check_sizes(runtime: Runtime, tiny: ModelFolder) -> Figures:
+def check_sizes(setup: Setup) -> Figures:
     """The head at the largest sizes: row numbers times the vocabulary pass 2^31."""
     rows, width, vocab = (65_536, 3584, 152_064) if CUDA else (96, 32, 464)
     head = Head(rows, width, vocab, torch.bfloat16)
@@ -199,7 +220,7 @@ def at_most(figures: Figures, limit: float) -> Figures:
     return figures
 
 
-CHECKS: dict[str, Callable[[Runtime, ModelFolder], Figures]] = {
+CHECKS: dict[str, Callable[[Setup], Figures]] = {
     "fsdp": check_fsdp,
     "deterministic": check_deterministic,
     "rows": check_rows,
@@ -213,14 +234,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=", ".join(CHECKS))
     words = parser.parse_args()
     results: list[dict[str, object]] = []
-    runtime = start(RunConfig(device=DEVICE.type))
     with tempfile.TemporaryDirectory() as home:
-        tiny = tiny_folder(Path(home))
+        setup = Setup(Path(home))
         for name in words.names or CHECKS:
             began = time.perf_counter()
             result: dict[str, object] = {"check": name, "passed": True}
             try:
-                result["figures"] = CHECKS[name](runtime, tiny)
+                result["figures"] = CHECKS[name](setup)
             except Exception as error:
                 traceback.print_exc()
                 result |= {"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}
@@ -230,7 +250,7 @@ def main() -> None:
                 torch.cuda.empty_cache()
             print(result, flush=True)
             write_json(words.out, {"about": about(), "checks": results})
-    runtime.close()
+    setup.close()
     raise SystemExit(not all(result["passed"] for result in results))
 
 

@@ -35,7 +35,7 @@ if [ -d "${WHEELS:-.whl}" ]; then # before PYTHONPATH: pip is not to see ovlt
 fi
 export PYTHONPATH="$PWD:$PWD/kernels:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export OVLT_BENCH_LINES=$work/kernels.jsonl OVLT_BENCH_SECONDS=${OVLT_BENCH_SECONDS:-0.5}
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 PATH=$PATH:/usr/local/cuda/bin
 [ -n "$dry" ] || "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || {
   echo "torch sees no CUDA device: on a CPU, bench/on_gpu.sh --dry tries the script" >&2
   exit 2
@@ -99,6 +99,7 @@ else
     --ceilings "$work/ceilings.json" --trace "$out/trace.json.gz"
   wait "$build" || { echo "the extension was not built:"; tail -5 "$work/build.txt"; }
   cat "$work/build.txt" >>"$out/log.txt" 2>/dev/null
+  rm -f "$work/build.txt"
   # Without what runs in Triton's interpreter: it fails with numpy >= 2.4, and the GPU runs the same.
   tests 75 tests/kernels tests/model/test_attention.py tests/model/test_liger.py -n 6 \
     --ignore tests/kernels/test_row_logp_triton.py -k "not (liger and cpu)"
@@ -113,6 +114,6 @@ else
     --seconds 55 --ceilings "$work/ceilings.json"
   bench rows 45 bench/test_logp.py -k "not trl and not compiled"
   bench attention 45 bench/test_attention.py -k "bf16 and not loop and not smoke"
-  section sanitizer 45 env OVLT_ROW_KERNEL=cuda compute-sanitizer --error-exitcode 9 \
+  section sanitizer 60 env OVLT_ROW_KERNEL=cuda compute-sanitizer --error-exitcode 9 \
     "$python" bench/gpu_checks.py "$work/sanitizer.json" rows
 fi

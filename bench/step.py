@@ -38,8 +38,7 @@ from step_model import LONGEST, SHORTEST, group_samples, random_model, sized, ti
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ovlt.config import LossConfig, ModelConfig, OptimConfig, RunConfig
-from ovlt.model import attention, liger
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import attention, liger, sizes
 from ovlt.model.batch import PackedBatch
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel
@@ -53,7 +52,7 @@ from ovlt.train import footprint
 from ovlt.train.balance import BatchPlan, plan
 from ovlt.train.loss import policy_objective
 from ovlt.train.optim import build_adamw, clip_gradients
-from ovlt.train.pack import collate, extents
+from ovlt.train.pack import collate, extents, group_numbers
 from ovlt.train.settle import GIB, RESERVE_GIB
 from ovlt.train.step import FORWARD_AND_BACKWARD, forward_backward
 
@@ -125,11 +124,13 @@ def measure(case: Case, tiny: ModelFolder, runtime: Runtime, options: Options) -
         patchify=whole.patchify,
     )
     packed_s = time.perf_counter() - began
-    chosen = choose(case, whole, batch, dtype)
+    chosen = choose(case, whole, batch, dtype, free_bytes())
     folder = sized(tiny, case.size, chosen.layers)
 
     def planned(of: ModelFolder) -> BatchPlan:
-        return plan(extents(samples, of.config), ranks=1, budget=case.budget, config=of.config)
+        numbers = group_numbers(samples)
+        spans = extents(samples, of.config, numbers)
+        return plan(spans, ranks=1, budget=case.budget, config=of.config)
 
     with ExitStack() as undo:
         if case.attention:
@@ -191,8 +192,22 @@ class Chosen:
     training: footprint.Training
 
 
-def choose(case: Case, whole: ModelFolder, batch: PackedBatch, dtype: torch.dtype) -> Chosen:
-    """Return the most layers that fit the free memory, in the way that is asked for."""
+def free_bytes() -> float:
+    """Return what a step may take of the device."""
+    if DEVICE.type != "cuda":
+        return float("inf")
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0] - RESERVE_GIB * GIB
+
+
+def choose(
+    case: Case, whole: ModelFolder, batch: PackedBatch, dtype: torch.dtype, free: float
+) -> Chosen:
+    """Return the most layers that fit ``free`` bytes, in the way of training that is asked for.
+
+    With "auto" checkpointing: whole models as the planner would train them, parts of one with the
+    MLPs computed again, the usual way. Raises torch.OutOfMemoryError if not one layer fits.
+    """
     tokens, key_index = batch.num_tokens, batch.segments.key_index
     training = footprint.Training(
         ranks=1,
@@ -208,15 +223,10 @@ def choose(case: Case, whole: ModelFolder, batch: PackedBatch, dtype: torch.dtyp
         freeze_vision=case.freeze_vision,
         reference=False,
     )
-    free = float("inf")
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info()[0] - RESERVE_GIB * GIB
     layers = int(whole.config.text_config.num_hidden_layers)
     wanted = range(case.layers or layers, 0, -1)
     for count in wanted:
         config = resized(whole, count)
-        # All layers, or as many as fit with the MLPs recomputed: the usual way of training.
         kind = case.checkpointing
         if kind == "auto" and count < layers:
             kind = "mlp"
@@ -246,10 +256,12 @@ class Step:
 
     def __call__(self, mark: Callable[[str], None]) -> None:
         """Run it; ``mark`` names what has just ended."""
-        forward_backward(self.model, [self.batch], OBJECTIVE, self.runtime)
-        mark("tower backward, figures read")
-        clip_gradients(self.model, 1.0)
+        totals = forward_backward(self.model, [self.batch], OBJECTIVE, self.runtime)
+        mark("tower backward")
+        norm = clip_gradients(self.model, 1.0)
         mark("clip")
+        totals.read(norm)
+        mark("figures read")
         self.optimizer.step()
         self.optimizer.zero_grad()
         mark("optimizer")

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 
 from ovlt.config import BaseConfig, ModelConfig
-from ovlt.model import parallel
-from ovlt.model import qwen2_5_vl as qwen
-from ovlt.model import qwen2_5_vl_sizes as sizes
+from ovlt.model import parallel, sizes
 from ovlt.model.load import ModelFolder, open_folder
 from ovlt.model.packed_model import PackedModel
 from ovlt.smoke.base import make_folder
@@ -99,7 +97,7 @@ def group_samples(
     config = folder.config
     _, height, width = sizes.square_grid(config, pixels)
     patch = sizes.merged_patch(config) // int(config.vision_config.spatial_merge_size)
-    grid = qwen.image_grid(config, height * patch, width * patch)
+    grid = sizes.image_grid(config, height * patch, width * patch)
     allowed = np.setdiff1d(np.arange(config.text_config.vocab_size), folder.banned)
     question = folder.chat.prompt_ids("<image>", [grid])
     uniform = -np.log(len(allowed))  # what a random model gives each token, nearly

@@ -33,7 +33,7 @@ from step_model import tiny_folder
 from torch import Tensor
 
 from ovlt.config import EngineConfig, ModelConfig, RunConfig
-from ovlt.model import qwen2_5_vl as qwen
+from ovlt.model import sizes as model_sizes
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
@@ -156,7 +156,7 @@ def prompts_of(folder: ModelFolder) -> list[Prompt]:
     rng = np.random.default_rng(3)
     prompts: list[Prompt] = []
     for i, sizes in enumerate(SIZES):
-        grids = [qwen.image_grid(folder.config, h, w) for h, w in sizes]
+        grids = [model_sizes.image_grid(folder.config, h, w) for h, w in sizes]
         ids = folder.chat.prompt_ids("<image>" * len(sizes) + "How many red bars?", grids)
         images = tuple(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes)
         prompts.append(Prompt(str(i), "test", "q", "3", ids, images))
