@@ -295,7 +295,7 @@ def test_mistyped_values_name_their_key(override: str, expected: str) -> None:
         (["--model.min_pixels=4000", "--model.max_pixels=3000"], "raise max_pixels or lower min"),
         (
             ["--model.chat_template_kwargs.tokenize=true"],
-            "chat_template_kwargs.tokenize: ovlt gives",
+            "kwargs.tokenize: ovlt gives",
         ),
     ],
 )

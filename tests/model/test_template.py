@@ -194,9 +194,7 @@ def test_a_template_that_opens_a_special_tag_leaves_it_to_texts(home: Path, tmp_
         chat.conversation_ids(turns("How many?", "3"), [])
 
 
-def test_keywords_of_a_template_reach_prompts_and_training_alike(
-    home: Path, tmp_path: Path
-) -> None:
+def test_keywords_reach_prompts_and_training_alike(home: Path, tmp_path: Path) -> None:
     """A template that thinks unless it is told not to, as those of Qwen's newer models."""
     thinks = (
         "assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
