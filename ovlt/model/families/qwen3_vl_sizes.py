@@ -84,10 +84,8 @@ def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
 
 
 def parameters(config: Sizes) -> Parameters:
-    text, vision = (
-        cast("WideHeads", config.text_config),
-        cast("DeepStackTower", config.vision_config),
-    )
+    text = cast("WideHeads", config.text_config)
+    vision = cast("DeepStackTower", config.vision_config)
     h, (q, kv) = text.hidden_size, _widths(config)
     layer = 2 * h * q + 2 * h * kv + 3 * h * text.intermediate_size + 2 * h + 2 * text.head_dim
     v, inner, out = vision.hidden_size, vision.intermediate_size, vision.out_hidden_size
