@@ -207,7 +207,7 @@ def check_weights(path: Path, config: Config) -> None:
     if missing := sorted(set(shapes) - set(index)):
         raise ValueError(
             f"{path} lacks {len(missing)} of {len(shapes)} tensors, e.g. {missing[:3]}: the folder "
-            f"is incomplete or of another model{_adapter_hint(index)}"
+            f"is incomplete or of another model{_text_hint(missing, shapes)}{_adapter_hint(index)}"
             f"{_others(sorted(set(index) - set(shapes)))}"
         )
     known = set(shapes) | ({"lm_head.weight"} if tied else set())
@@ -236,6 +236,12 @@ def check_weights(path: Path, config: Config) -> None:
                     )
     if tied and "lm_head.weight" in index:
         _check_tie(path, index, live_name)
+
+
+def _text_hint(missing: list[str], names: Mapping[str, list[int]]) -> str:
+    tower = [name for name in names if name.startswith("model.visual.")]
+    only = " (the whole vision tower: these are text-only weights; take those of the whole model)"
+    return only if missing == sorted(tower) else ""
 
 
 def _adapter_hint(names: Mapping[str, Path] | list[str]) -> str:

@@ -53,6 +53,8 @@ def open_folder(path: str | Path, template: TemplateKeywords | None = None) -> M
     from transformers import AutoImageProcessor  # here: its import takes a second
 
     path = local_folder(path)
+    if kind := _model_type(path):
+        require(path, kind)  # first: transformers may not know the type at all
     config, tokenizer = _read_config(path)
     require(path, config.model_type)
     check_config(path, config)
@@ -62,7 +64,7 @@ def open_folder(path: str | Path, template: TemplateKeywords | None = None) -> M
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(
             f"{path} lacks image processor files, or they are damaged: {_reason(error)}; copy "
-            "preprocessor_config.json of the model it comes from"
+            f"preprocessor_config.json of the model it comes from{_video_hint(path)}"
         ) from None
     check_processor(path, config, processor)
     folder = ModelFolder(
@@ -141,6 +143,22 @@ def local_folder(path: str | Path) -> Path:
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json, so it is not a Hugging Face model folder")
     return path
+
+
+def _video_hint(path: Path) -> str:
+    """Say that a folder prepares videos but no images, if that is so."""
+    if not (path / "video_preprocessor_config.json").is_file():
+        return ""
+    return " (it has a processor of videos alone: ovlt trains on images)"
+
+
+def _model_type(path: Path) -> str:
+    """Return ``model_type`` of config.json; "" if it cannot be read, which transformers tells."""
+    try:
+        kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return ""
+    return kind if isinstance(kind, str) else ""
 
 
 def _base_of(adapter: Path) -> str:

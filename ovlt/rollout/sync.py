@@ -8,6 +8,7 @@ can see, and how seldom it stops a healthy run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -184,8 +185,14 @@ def probe_pixels(folder: ModelFolder) -> int:
 
 
 def probe_side(folder: ModelFolder) -> int:
-    """Return the side of the probe's image in pixels; 3 x 3 tokens, so the tower's windows run."""
-    return 3 * sizes.merged_patch(folder.config)
+    """Return the side of the probe's image in pixels.
+
+    3 x 3 tokens, so that a tower's windows run, or as many as the model's own image processor asks
+    for: the engine would enlarge a smaller image.
+    """
+    merged = sizes.merged_patch(folder.config)
+    least = math.isqrt(max(0, folder.pixel_range[0] - 1)) + 1  # the square root, rounded up
+    return max(3, -(-least // merged)) * merged
 
 
 def probe_prompt(folder: ModelFolder, seed: int, question: str) -> Prompt:

@@ -293,6 +293,10 @@ def test_mistyped_values_name_their_key(override: str, expected: str) -> None:
         (["--grpo.loss.dual_clip=0.5"], "dual_clip must exceed 1 (the paper uses 3.0), or be 0"),
         (["--grpo.loss.dual_clip=-3"], "dual_clip must exceed 1"),
         (["--model.min_pixels=4000", "--model.max_pixels=3000"], "raise max_pixels or lower min"),
+        (
+            ["--model.chat_template_kwargs.tokenize=true"],
+            "kwargs.tokenize: ovlt gives",
+        ),
     ],
 )
 def test_impossible_combinations_say_how_to_mend_them(overrides: list[str], expected: str) -> None:

@@ -69,6 +69,12 @@ def of_config(**keys: object) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "config.json", lambda c: c.update(keys))
 
 
+def of_vision(**keys: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(
+        folder / "config.json", lambda c: c["vision_config"].update(keys)
+    )
+
+
 def of_text(**keys: object) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "config.json", lambda c: c["text_config"].update(keys))
 
@@ -146,7 +152,23 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "config.json", lambda c: c.pop("model_type")), "config.json",
     ),
     "another family": (of_config(model_type="qwen2_vl"), "holds a 'qwen2_vl' model"),
-    "unknown family": (of_config(model_type="brandnew"), "config.json.*brandnew"),
+    "unknown family": (
+        of_config(model_type="brandnew"),
+        "a 'brandnew' model; ovlt knows 'qwen2_5_vl'.*docs/families.md says how to add",
+    ),
+    "a mixture of experts": (of_config(model_type="qwen3_vl_moe"), "a dense model of 'qwen3_vl'"),
+    "a text model": (of_config(model_type="qwen3"), "text-only .* decoder of 'qwen3_vl'"),
+    "text-only weights": (
+        lambda f: edit_weights(f, lambda t: [t.pop(n) for n in list(t) if "visual" in n]),
+        "lacks .*the whole vision tower: these are text-only weights",
+    ),
+    "a video processor alone": (
+        lambda f: [
+            (f / "preprocessor_config.json").rename(f / "video_preprocessor_config.json"),
+            (f / "processor_config.json").unlink(),
+        ],
+        "image processor files.* of videos alone",
+    ),
     "heads that divide nothing": (of_text(num_attention_heads=7), "config.json"),
     "template file is no JSON": (
         lambda f: (f / "chat_template.jinja").rename(f / "chat_template.json"),
@@ -165,7 +187,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f / "config.json", lambda c: c["vision_config"].update(window_size=8)),
         "window_size 8 .* must be 28 or more",
     ),
-    "a part of a family": (of_config(model_type="qwen2_5_vl_text"), "has no tokens"),
+    "a part of a family": (of_config(model_type="qwen2_5_vl_text"), "one part of a 'qwen2_5_vl'"),
     "names of a wrapper": (
         lambda f: edit_weights(
             f, lambda t: [t.update({f"module.{n}": t.pop(n)}) for n in list(t)]
@@ -198,6 +220,26 @@ def test_a_folder_that_cannot_be_trained_is_refused_in_a_sentence(
     with pytest.raises(ValueError, match=f"(?s){words}") as caught:
         open_folder(folder)
     assert str(folder) in str(caught.value)
+
+
+OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "axes in blocks": (lambda f: rope(f, mrope_interleaved=False), "mrope_interleaved is false"),
+    "a table that is no square": (of_vision(num_position_embeddings=60), "60 .* is no square"),
+    "a tap beyond the tower": (of_vision(deepstack_visual_indexes=[0, 7]), r"\[0, 7\] .* 2 blocks"),
+    "taps in disorder": (of_vision(deepstack_visual_indexes=[1, 0]), "must be ascending"),
+    "sections of another head": (lambda f: rope(f, mrope_section=[24, 20, 20]), "mrope_section"),
+    "quantised": (of_config(quantization_config={"quant_method": "fp8"}), "quantised weights"),
+    "patches of another family": (of_processor(patch_size=14), "patch_size is 14.*have 16"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_only_another_family_has_is_looked_at_too(tmp_path: Path, case: str) -> None:
+    change, words = OTHERS[case]
+    tiny_folder(tmp_path / "m", family="qwen3_vl")
+    change(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        open_folder(tmp_path / "m")
 
 
 def test_paths_that_are_no_folder_say_what_to_do(tmp_path: Path) -> None:

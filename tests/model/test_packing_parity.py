@@ -13,7 +13,7 @@ from helpers.tiny import random_sample, tiny_folder
 from ovlt.model import sizes as model_sizes
 from ovlt.model.families import NAMES
 from ovlt.model.load import ModelFolder
-from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
+from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers, vision_plan
 from ovlt.model.positions import mrope_positions
 from ovlt.model.weights import read_weights
 from ovlt.train.pack import collate, sharing
@@ -148,6 +148,19 @@ def test_positions_equal_transformers(folder: ModelFolder) -> None:
         )
         ours = mrope_positions(sample.token_ids, grids, folder.config)
         assert (torch.from_numpy(ours) == expected[:, 0]).all()
+
+
+def test_the_plan_of_the_tower_is_what_transformers_computes(folder: ModelFolder) -> None:
+    """Images smaller and larger than a table of positions, a single token, windows cut off."""
+    plain: Any = plain_model(folder)
+    grids = [(1, 6, 6), (1, 2, 2), (1, 4, 10), (1, 18, 22), (1, 2, 26)]
+    config = folder.config
+    patches = torch.randn(sum(h * w for _, h, w in grids), model_sizes.patch_values(config))
+    plan = vision_plan(grids, config)
+    with torch.no_grad():
+        theirs = plain.model.visual(patches, grid_thw=torch.tensor(grids)).pooler_output
+        ours = plain.model.visual(patches, grid_thw=torch.tensor(grids), **plan.keywords)
+    assert torch.equal(ours.pooler_output, theirs)
 
 
 def test_a_cut_image_is_refused(folder: ModelFolder) -> None:

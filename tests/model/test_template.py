@@ -194,6 +194,27 @@ def test_a_template_that_opens_a_special_tag_leaves_it_to_texts(home: Path, tmp_
         chat.conversation_ids(turns("How many?", "3"), [])
 
 
+def test_keywords_reach_prompts_and_training_alike(home: Path, tmp_path: Path) -> None:
+    """A template that thinks unless it is told not to, as those of Qwen's newer models."""
+    thinks = (
+        "assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif"
+    )
+    folder = copy_of(home / "model", tmp_path / "m")
+    set_template(folder, CHAT_TEMPLATE.replace("assistant\n{% endif", thinks))
+    openings = {}
+    for keywords in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        chat = open_folder(folder, keywords).chat
+        opening = openings[str(keywords)] = chat.template.opening
+        prompt = chat.prompt_ids("How many?", []).tolist()
+        ids, mask = chat.conversation_ids(turns("How many?", f"{opening}3"), [])
+        assert ids.tolist()[: len(prompt)] == prompt
+        assert chat.decode(ids[mask].tolist()) == "3"
+    assert list(openings.values()) == ["<think>\n", "<think>\n", "<think>\n\n</think>\n\n"]
+    with pytest.raises(ValueError, match=r"kwargs\.enable_thinkin; did you mean 'enable_thinking'"):
+        open_folder(folder, {"enable_thinkin": False})
+
+
 def test_a_decoder_does_not_tidy_what_the_model_wrote(home: Path, tmp_path: Path) -> None:
     folder = copy_of(home / "model", tmp_path / "m")
     edit_json(

@@ -38,7 +38,12 @@ from ovlt.train.pack import collate
 @pytest.fixture(scope="module", params=NAMES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     path = tmp_path_factory.mktemp("plan")
-    return tiny_folder(path, family=request.param, layers=3, vision_depth=3)
+    folder = tiny_folder(path, family=request.param, layers=3, vision_depth=3)
+    text: Any = folder.config.text_config
+    if hasattr(text, "head_dim"):  # of its own, not hidden_size / num_attention_heads
+        text.head_dim *= 2
+        text.rope_parameters["mrope_section"] = [12, 10, 10]
+    return folder
 
 
 def trainable(folder: ModelFolder, checkpointing: Checkpointing) -> Any:
@@ -64,7 +69,7 @@ def test_flops_are_those_of_the_real_forward(
     """Against torch's counter. Attention runs as plain products, the whole causal square."""
     monkeypatch.setattr(attention, "available_backends", lambda *_: ("sdpa",))
     model = trainable(folder, checkpointing="none")
-    text = folder.config.text_config
+    text: Any = folder.config.text_config
     batch = batch_of(folder, [(252, 140)], 211)
     tokens, rows = len(batch.input_ids), len(batch.labels)
     counter = FlopCounterMode(display=False)
@@ -75,7 +80,8 @@ def test_flops_are_those_of_the_real_forward(
     grid = tuple(batch.grid_thw[0].tolist())
     assert tower == pytest.approx(tower_flops(folder.config, [grid]), rel=0.02)
     ours = decoder_flops(folder.config, tokens) + head_flops(folder.config, rows)
-    width = text.hidden_size  # of all queries of the tiny model
+    head_dim = getattr(text, "head_dim", text.hidden_size // text.num_attention_heads)
+    width = text.num_attention_heads * head_dim  # of all queries
     ours += 2 * text.num_hidden_layers * width * tokens**2  # the other half
     assert counter.get_total_flops() - tower == pytest.approx(ours, rel=0.005)
 

@@ -90,8 +90,12 @@ def family_to_plan(path: Path, model_type: object, *, text_only: bool) -> ModelF
 def _advice(model_type: str) -> str:
     """Say what is nearest to a type that ovlt does not train, and what can be done."""
     if "_moe" in model_type:
-        return ": mixtures of experts are not trained; take a dense model"
+        dense = model_type.partition("_moe")[0]
+        of_family = f" of '{dense}'" if dense in _FAMILIES else ""
+        return f": mixtures of experts are not trained; take a dense model{of_family}"
     for family in _FAMILIES.values():
+        if model_type.startswith(f"{family.name}_") and model_type.endswith(("_text", "_vision")):
+            return f": this is one part of a '{family.name}' model; take the folder of the whole"
         if model_type in family.sizes.TEXT_TYPES:
             return (
                 f": this is a text-only model with the decoder of '{family.name}'; it can be "

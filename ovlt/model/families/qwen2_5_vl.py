@@ -28,7 +28,7 @@ from ovlt.model.vision import VisionPlan, frame_lengths, patch_positions
 
 if TYPE_CHECKING:
     from ovlt.config import BaseConfig
-    from ovlt.model.families.qwen2_5_vl_sizes import Vision
+    from ovlt.model.families.qwen2_5_vl_sizes import WindowTower
 
 LAYER_TYPES = frozenset(("full_attention",))
 ROPE_KEYS: frozenset[str] = frozenset()
@@ -45,7 +45,7 @@ MODEL = PackedQwen25VL
 
 def check_config(config: Config) -> str:
     """Implement ``FamilyModel.check_config``."""
-    vision = cast("Vision", config.vision_config)
+    vision = cast("WindowTower", config.vision_config)
     window, token = vision.window_size, vision.patch_size * vision.spatial_merge_size
     if window < token:
         return (
@@ -81,7 +81,7 @@ def _windows(grid: Grid, merge: int, window: int) -> tuple[np.ndarray, tuple[int
 
 def vision_plan(grids: Sequence[Grid], config: Config) -> VisionPlan:
     """Implement ``FamilyModel.vision_plan``."""
-    vision = cast("Vision", config.vision_config)
+    vision = cast("WindowTower", config.vision_config)
     merge = int(vision.spatial_merge_size)
     window = int(vision.window_size) // merge // int(vision.patch_size)
     order: list[np.ndarray] = []

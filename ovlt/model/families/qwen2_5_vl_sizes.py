@@ -34,7 +34,7 @@ VISION_DEFAULTS: dict[str, object] = {
 }
 
 
-class Vision(VisionSizes, Protocol):
+class WindowTower(VisionSizes, Protocol):
     """What only this family's tower has."""
 
     window_size: int  # pixels
@@ -57,7 +57,7 @@ def decoder_flops(config: Sizes, num_tokens: int, context: int) -> float:
 
 def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
     """Attention counts every window or, in the full-attention blocks, the whole image."""
-    vision = cast("Vision", config.vision_config)
+    vision = cast("WindowTower", config.vision_config)
     total = 0.0
     vh, merge = vision.hidden_size, vision.spatial_merge_size
     full = len(set(vision.fullatt_block_indexes) & set(range(vision.depth)))

@@ -30,7 +30,7 @@ from ovlt.model.vision import VisionPlan, frame_lengths, patch_positions
 
 if TYPE_CHECKING:
     from ovlt.config import BaseConfig
-    from ovlt.model.families.qwen3_vl_sizes import Vision
+    from ovlt.model.families.qwen3_vl_sizes import DeepStackTower
 
 LAYER_TYPES = frozenset(("full_attention",))
 ROPE_KEYS = frozenset(("mrope_interleaved",))
@@ -78,7 +78,7 @@ def add_at_slots(hidden: Tensor, slots: Tensor, features: Tensor) -> Tensor:
 
 def check_config(config: Config) -> str:
     """Implement ``FamilyModel.check_config``."""
-    vision = cast("Vision", config.vision_config)
+    vision = cast("DeepStackTower", config.vision_config)
     rope = cast("Mapping[str, object]", getattr(config.text_config, "rope_parameters", None) or {})
     if not rope.get("mrope_interleaved", True):
         return "mrope_interleaved is false, but transformers interleaves the axes always"
@@ -124,7 +124,7 @@ def _interpolation(grid: Grid, merge: int, side: int) -> tuple[np.ndarray, np.nd
 
 def vision_plan(grids: Sequence[Grid], config: Config) -> VisionPlan:
     """Implement ``FamilyModel.vision_plan``."""
-    vision = cast("Vision", config.vision_config)
+    vision = cast("DeepStackTower", config.vision_config)
     merge, side = int(vision.spatial_merge_size), math.isqrt(vision.num_position_embeddings)
     frames = frame_lengths(grids)
     positions = np.concatenate([patch_positions(grid, merge) for grid in grids])

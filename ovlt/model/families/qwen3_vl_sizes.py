@@ -35,13 +35,13 @@ VISION_DEFAULTS: dict[str, object] = {
 }
 
 
-class Text(TextSizes, Protocol):
+class WideHeads(TextSizes, Protocol):
     """What only this family's decoder has."""
 
     head_dim: int  # not hidden_size / num_attention_heads
 
 
-class Vision(VisionSizes, Protocol):
+class DeepStackTower(VisionSizes, Protocol):
     """What only this family's tower has."""
 
     num_position_embeddings: int  # of a square table
@@ -50,7 +50,7 @@ class Vision(VisionSizes, Protocol):
 
 def _widths(config: Sizes) -> tuple[int, int]:
     """Return the width of all queries and of all keys."""
-    text = cast("Text", config.text_config)
+    text = cast("WideHeads", config.text_config)
     return text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
 
 
@@ -69,7 +69,7 @@ def decoder_flops(config: Sizes, num_tokens: int, context: int) -> float:
 
 def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
     """Every block sees the whole image; a merger for the tower and one for each tap."""
-    vision = cast("Vision", config.vision_config)
+    vision = cast("DeepStackTower", config.vision_config)
     v, unit = vision.hidden_size, vision.spatial_merge_size**2
     wide = v * unit
     block = 2 * (4 * v * v + 2 * v * vision.intermediate_size)
@@ -84,7 +84,8 @@ def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
 
 
 def parameters(config: Sizes) -> Parameters:
-    text, vision = cast("Text", config.text_config), cast("Vision", config.vision_config)
+    text = cast("WideHeads", config.text_config)
+    vision = cast("DeepStackTower", config.vision_config)
     h, (q, kv) = text.hidden_size, _widths(config)
     layer = 2 * h * q + 2 * h * kv + 3 * h * text.intermediate_size + 2 * h + 2 * text.head_dim
     v, inner, out = vision.hidden_size, vision.intermediate_size, vision.out_hidden_size
@@ -108,7 +109,7 @@ def parameters(config: Sizes) -> Parameters:
 
 def decoder_activations(config: Sizes, itemsize: int, *, liger: bool, keys: float) -> Activations:
     """The norms of queries and keys keep their input; their output is rotated and not kept."""
-    text, (q, kv), b = cast("Text", config.text_config), _widths(config), itemsize
+    text, (q, kv), b = cast("WideHeads", config.text_config), _widths(config), itemsize
     h, heads = text.hidden_size, text.num_attention_heads
     norm, last, rows = norm_and_mlp(h, b, liger=liger)
     _, head_norm, _ = norm_and_mlp(text.head_dim, b, liger=liger)
@@ -126,7 +127,7 @@ def tower_activations(config: Sizes, itemsize: int, *, liger: bool) -> Activatio
 
     The values are a view of the joint query-key-value row, so the whole row stays in memory.
     """
-    vision, b = cast("Vision", config.vision_config), itemsize
+    vision, b = cast("DeepStackTower", config.vision_config), itemsize
     v = vision.hidden_size
     norm = 2 * b * v + 8
     attention = (2 + 3 + 1) * b * v + 4 * vision.num_heads

@@ -50,10 +50,10 @@ def tiny_tower(base: BaseConfig) -> dict[str, object]:
 
 def tiny_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """Return the ids of the tokens that stand for images and videos."""
-    ids = tokenizer.convert_tokens_to_ids
+    ids = tokenizer.get_vocab()
     return {
-        "image_token_id": ids("<|image_pad|>"),
-        "video_token_id": ids("<|video_pad|>"),
-        "vision_start_token_id": ids("<|vision_start|>"),
-        "vision_end_token_id": ids("<|vision_end|>"),
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
     }
