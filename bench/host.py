@@ -30,6 +30,7 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.smoke.base import make_folder
 from ovlt.system.ahead import ahead
+from ovlt.system.collectives import from_rank_zero
 from ovlt.system.runtime import Runtime, leave, start
 from ovlt.train.feed import MicroBatches
 from ovlt.train.loss import loss_weights, policy_objective
@@ -87,12 +88,14 @@ def main() -> None:
     recipe = load_recipe(str(RECIPE), ["--grpo.loss.kl_coef=0.01"])
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        make_folder(home / "model", recipe.base, synthetic.vocabulary_corpus())
-        folder = open_folder(home / "model")
+        make_folder(home / "model", recipe.base, synthetic.vocabulary_corpus())  # by rank 0
+        runtime.barrier()
+        folder = open_folder(Path(from_rank_zero(str(home / "model"))))
         model = load_sharded(
             folder, runtime.mesh, runtime.device, recipe.model, dtype=torch.float32
         )
         samples = smoke_samples(recipe, folder, home)
+        runtime.barrier()  # rank 0's folder is read
     rng = np.random.default_rng(1)
     for sample in samples:
         sample.engine_logp = np.full(len(sample.token_ids), -3.0, np.float32)
