@@ -1,6 +1,8 @@
 """``python bench/gpu_checks.py OUT.json [NAMES]``: what only a GPU can show to be right.
 
     fsdp           gradients under FSDP2, weights freed after the forward, equal the plain model's
+    feed           micro-batches that are built and copied ahead give what those at hand give, and
+                   nothing in forward and backward waits for the device
     deterministic  two runs of two steps in deterministic mode give the same bits
     rows           row kernels (OVLT_ROW_KERNEL) at edges of blocks, against float64; small, so that
                    compute-sanitizer can watch them
@@ -18,6 +20,7 @@ import os
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +43,7 @@ from ovlt.model.packed_model import PackedModel, empty_model, fill_buffers
 from ovlt.model.parallel import load_sharded
 from ovlt.model.weights import read_weights
 from ovlt.system.runtime import Runtime, start
+from ovlt.train.feed import MicroBatches
 from ovlt.train.loss import policy_objective
 from ovlt.train.optim import build_adamw, clip_gradients
 from ovlt.train.pack import collate
@@ -118,6 +122,44 @@ def check_fsdp(setup: Setup) -> Figures:
 def whole(tensor: Tensor | None) -> Tensor | None:
     """Return a DTensor's whole value."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def check_feed(setup: Setup) -> Figures:
+    """Compare losses and gradients of micro-batches copied ahead with those already there.
+
+    Twice as many as fit in the queue, of different sizes, so that their memory is used again; and
+    torch warns of everything that waits.
+    """
+    folder = sized(setup.tiny, "7B" if CUDA else "tiny", 1)
+    budgets = (4096, 1024, 3072, 2048) * 3 if CUDA else (400, 300) * 2
+    made = [batch_of(folder, budget, small=not CUDA) for budget in budgets]
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    model = random_model(folder, setup.runtime, ModelConfig(), dtype)
+    at_hand = [batch.to(DEVICE) for batch in made]
+    ahead = MicroBatches(
+        [functools.partial(made.__getitem__, i) for i in range(len(made))], keep=False
+    )
+    figures: Figures = {}
+    results: list[tuple[float, list[Tensor]]] = []
+    for batches in (at_hand, at_hand, ahead):  # the first time, a few things are made for good
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            if CUDA:
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("warn" if batches is ahead else "default")
+            totals = forward_backward(model, batches, OBJECTIVE, setup.runtime)
+            if CUDA:
+                torch.cuda.set_sync_debug_mode("default")
+        figures["waits"] = float(sum("synchroniz" in str(warning.message) for warning in seen))
+        loss = totals.read(torch.zeros((), device=DEVICE))[0]["loss"]
+        gradients = [local(p.grad).clone() for p in model.parameters() if p.grad is not None]
+        results.append((loss, gradients))
+        model.zero_grad()
+    (loss, expected), (other, found) = results[1:]
+    at_most(figures, 0.0)
+    at_most({"loss": abs(loss - other)}, 1e-6)
+    error = max(relative_errors(found, [value.double() for value in expected]))
+    return figures | {"loss": abs(loss - other)} | at_most({"gradient": error}, 1e-2)
 
 
 def check_deterministic(setup: Setup) -> Figures:
@@ -222,6 +264,7 @@ def at_most(figures: Figures, limit: float) -> Figures:
 
 CHECKS: dict[str, Callable[[Setup], Figures]] = {
     "fsdp": check_fsdp,
+    "feed": check_feed,
     "deterministic": check_deterministic,
     "rows": check_rows,
     "sizes": check_sizes,
