@@ -178,7 +178,9 @@ class Batches:
                 dtype=self.dtype,
             )
 
-        makers = [functools.partial(build, places) for places in packing.bins[self.runtime.rank]]
+        mine = packing.bins[self.runtime.rank]
+        self.loader.prefetch([chosen[i] for places in mine for i in places])
+        makers = [functools.partial(build, places) for places in mine]
         return MicroBatches(makers, keep=False), packing
 
     def prefetch(self, chosen: Sequence[int]) -> None:
