@@ -112,7 +112,7 @@ else
   fi
   section variants 70 "$python" bench/step.py "$work/variants.json" --cases variants --rounds 2 \
     --seconds 55 --ceilings "$work/ceilings.json"
-  bench rows 45 bench/test_logp.py -k "not trl and not compiled"
+  bench rows 45 bench/test_logp.py -k "bf16 and not trl and not compiled"
   bench attention 45 bench/test_attention.py -k "bf16 and not loop and not smoke"
   section sanitizer 60 env OVLT_ROW_KERNEL=cuda compute-sanitizer --error-exitcode 9 \
     "$python" bench/gpu_checks.py "$work/sanitizer.json" rows
