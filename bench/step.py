@@ -17,6 +17,7 @@ Every case is written when it is done. ``--seconds`` leaves out cases that would
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 import traceback
@@ -199,6 +200,7 @@ def free_bytes() -> float:
     """Return what a step may take of the device."""
     if DEVICE.type != "cuda":
         return float("inf")
+    gc.collect()  # the model of the case before
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0] - RESERVE_GIB * GIB
 
@@ -463,8 +465,6 @@ def tolerant(
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"[:300]
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
     return {"case": case.name, "settings": asdict(case), "error": reason}
 
 
