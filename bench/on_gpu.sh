@@ -24,6 +24,7 @@ out=$(realpath -m "${1:-${OUT:-build/on_gpu}}")
 python=${PYTHON:-python3}
 limit_all=${SECONDS_IN_ALL:-470}
 work=$out/parts
+rm -rf "$work" "$out"/*-[cg]pu.json "$out"/{log.txt,table.md,trace.json.gz} # of an earlier run
 mkdir -p "$work"
 SECONDS=0
 site=${TMPDIR:-/tmp}/ovlt-site-$UID
