@@ -107,7 +107,7 @@ def main() -> None:
     path.write_text(json.dumps(results), encoding="utf-8")
     table.trim(results, path)
     print(gpu_tables.short(results))
-    print(f"all figures: {path}; tables of it: python bench/table.py {path} --publish {kind}")
+    print(f"all figures: {path.name}; tables: python bench/table.py {path.name} --publish {kind}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ Every case is written when it is done. ``--seconds`` leaves out cases that would
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 import traceback
@@ -169,7 +170,10 @@ def measure(case: Case, tiny: ModelFolder, runtime: Runtime, options: Options) -
             "memory": memory(chosen.training, folder, held, best, peak),
         }
         rate = options.product_flops or datasheet()
-        record |= rates(best, planned(folder), planned(whole), folder, whole, case, rate)
+        record |= rates(
+            best, planned(folder), planned(whole), folder, whole, chosen.training,
+            batch.labels.numel(), rate,
+        )  # fmt: skip
         if case.profiled:
             record["profile"] = profiled(step, options.trace)
         return record
@@ -196,6 +200,7 @@ def free_bytes() -> float:
     """Return what a step may take of the device."""
     if DEVICE.type != "cuda":
         return float("inf")
+    gc.collect()  # the model of the case before
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0] - RESERVE_GIB * GIB
 
@@ -240,9 +245,10 @@ def choose(
 
 def resized(whole: ModelFolder, layers: int) -> sizes.Sizes:
     """Return the sizes of ``whole`` with so many layers."""
-    config = type(whole.config).from_dict(whole.config.to_dict())
-    config.text_config.num_hidden_layers = layers
-    return config
+    tree = whole.config.to_dict()
+    kinds = tree["text_config"].get("layer_types") or []
+    tree["text_config"] |= {"num_hidden_layers": layers, "layer_types": kinds[:layers] or None}
+    return type(whole.config).from_dict(tree)
 
 
 @dataclass(frozen=True)
@@ -315,7 +321,7 @@ def memory(
 
 def rates(
     marks: Marks, part: BatchPlan, all_layers: BatchPlan, folder: ModelFolder, whole: ModelFolder,
-    case: Case, rate: float,
+    training: footprint.Training, rows: int, rate: float,
 ) -> dict[str, object]:  # fmt: skip
     """Return MFU of what was measured, and scaled to all layers of the decoder.
 
@@ -324,7 +330,7 @@ def rates(
     """
 
     def flops(planned: BatchPlan) -> float:
-        tower = 1 if case.freeze_vision else FORWARD_AND_BACKWARD
+        tower = 1 if training.freeze_vision else FORWARD_AND_BACKWARD
         return FORWARD_AND_BACKWARD * planned.text + tower * planned.tower
 
     seconds = marks.seconds()
@@ -335,7 +341,9 @@ def rates(
     scaled = computing + decoder * (of / layers - 1)
     parameters = [sizes.parameters(f.config).total for f in (folder, whole)]
     scaled_optimizer = optimizer * parameters[1] / parameters[0]
-    predicted = predicted_seconds(flops(all_layers), parameters[1])
+    again = sizes.recomputed_share(whole.config, training.checkpointing)
+    again *= all_layers.text - sizes.head_flops(whole.config, rows)
+    predicted = predicted_seconds(flops(all_layers) + again, parameters[1])
     result: dict[str, object] = {
         "flops": flops(part),
         "tflops_per_s": flops(part) / computing / 1e12,
@@ -355,7 +363,10 @@ def rates(
 
 
 def predicted_seconds(flops: float, parameters: int) -> float | None:
-    """Return what ``ovlt plan`` expects of a step without recomputation; None if it knows not."""
+    """Return what ``ovlt plan`` expects of a step; None if it does not know the chip.
+
+    ``flops`` with those of what is computed again.
+    """
     name = torch.cuda.get_device_name().lower() if DEVICE.type == "cuda" else ""
     gpu = next((gpu for key, gpu in GPUS.items() if key in name), None)
     if gpu is None:
@@ -454,8 +465,6 @@ def tolerant(
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"[:300]
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
     return {"case": case.name, "settings": asdict(case), "error": reason}
 
 

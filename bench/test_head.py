@@ -19,7 +19,7 @@ from timing import DEVICE, relative_errors, short, timed
 SHAPES = {"smoke": (1504, 128, 464), "wide": (2048, 256, 32_768)}  # N, H, V
 DTYPES = [torch.bfloat16, torch.float32]
 if DEVICE.type == "cuda":
-    SHAPES = {"3B": (16_384, 2048, 151_936), "7B": (16_384, 3584, 152_064)}
+    SHAPES = {"7B": (16_384, 3584, 152_064), "3B": (16_384, 2048, 151_936)}
     DTYPES = [torch.bfloat16]
 
 

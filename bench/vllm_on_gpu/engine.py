@@ -293,6 +293,17 @@ def engine(report: Report, runtime: Runtime, home: Path, *, eager: bool) -> None
         report.note(asleep_first=asleep[0], asleep_last=asleep[-1], awake_last=awake[-1])
         expect(asleep[-1] < asleep[1] + 0.1, f"memory grows: {asleep}")
         expect(not CUDA or asleep[-1] < awake[-1] - 1, "sleep gives no memory back")
+    if CUDA:
+        with report.part("engine: sleep level 1, which keeps the weights in host memory"):
+            setattr(parts.engine, "_sleep_level", 1)  # noqa: B010 - as engine.sleep_level = 1
+            began, levels = time.perf_counter(), []
+            for _ in range(3):
+                parts.engine.sleep()
+                levels.append(taken_gib())
+                parts.engine.wake()
+            report.note(asleep_gib=levels[-1], round_s=(time.perf_counter() - began) / 3)
+            expect(levels[-1] < levels[0] + 0.1, f"memory grows: {levels}")
+            report.note(mean_difference=parts.difference(11), **sync().metrics())
     with report.part("engine: greedy tokens"):
         greedy = Sampling(1, 0.0, 9)
         report.note(same=same(parts.sample(0, greedy), parts.sample(1, greedy)))
