@@ -47,6 +47,7 @@ fi
 
 tree=$old/tree
 mkdir -p "$tree"
+rm -rf "$tree"/{bench,csrc,docs,ovlt,recipes,tests} # files that are no more; what was built stays
 # What git knows or could know; ignored files, such as a built extension, stay out.
 git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
   [ ! -e "$file" ] || printf '%s\0' "$file"
