@@ -28,6 +28,13 @@ class Norm(Protocol):
     variance_epsilon: float
 
 
+class ZeroCentredNorm(Protocol):
+    """Such a module whose weight is 0 where it changes nothing."""
+
+    weight: Tensor
+    eps: float
+
+
 class GatedMlp(Protocol):
     """A module with the three matrices of SwiGLU."""
 
@@ -98,6 +105,18 @@ def rms_norm(self: Norm, hidden_states: Tensor) -> Tensor:
     )
 
 
+def zero_centred_rms_norm(self: ZeroCentredNorm, hidden_states: Tensor) -> Tensor:
+    """Return x / rms(x) times 1 + the weight, all in float32, rounded once.
+
+    These are the casts of transformers for such norms; Liger calls them 'gemma'.
+    """
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    return LigerRMSNormFunction.apply(
+        hidden_states, self.weight, self.eps, 1.0, "gemma", True, None
+    )
+
+
 def swiglu(self: GatedMlp, hidden_states: Tensor) -> Tensor:
     """Return down(silu(gate(x)) * up(x)); keeps only gate and up, which backward overwrites.
 
@@ -123,9 +142,20 @@ def _rotate(
     return LigerRopeFunction.apply(q, k, cos, sin, None, unsqueeze_dim)
 
 
-def rotated(forward: types.FunctionType) -> Callable[..., object]:
+def _rotate_part(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Rotate the first dimensions of each head, as many as cos and sin have."""
+    rest = (cos.shape[-1], q.shape[-1] - cos.shape[-1])
+    (q, q_rest), (k, k_rest) = q.split(rest, -1), k.split(rest, -1)
+    # Copies: what is rotated in place must not be the output of a norm, which backward reads.
+    q, k = _rotate(q.clone(), k.clone(), cos, sin, unsqueeze_dim)
+    return torch.cat([q, q_rest], -1), torch.cat([k, k_rest], -1)
+
+
+def rotated(forward: types.FunctionType, *, partly: bool = False) -> Callable[..., object]:
     """Return an attention's ``forward`` that rotates queries and keys with Liger."""
-    return with_global(forward, ROTATION, _rotate)
+    return with_global(forward, ROTATION, _rotate_part if partly else _rotate)
 
 
 def with_global(function: types.FunctionType, name: str, value: object) -> Callable[..., object]:

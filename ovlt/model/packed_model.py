@@ -57,6 +57,9 @@ class PackedModel(PreTrainedModel):
         self._smallest: dict[torch.device, tuple[Tensor, VisionPlan]] = {}
         self.set_head()
 
+    def check_device(self, device: torch.device) -> None:
+        """Raise ValueError if the boundaries of packed samples cannot be kept on ``device``."""
+
     def blocks(self) -> list[nn.Module]:
         """Return tower blocks and decoder layers: what is recomputed in backward."""
         return [*self.model.visual.blocks, *self.model.language_model.layers]

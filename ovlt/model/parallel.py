@@ -88,6 +88,7 @@ def load_sharded(
     logits are rounded to bfloat16, as the engine's are.
     """
     model = empty_model(folder.config)
+    model.check_device(device)
     if liger.should_apply(config.liger, device):
         liger.apply(model, family_of(folder.config))
     if trainable:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from ovlt.model.families.interface import FamilyModel, FamilySizes
 
-NAMES = ("qwen2_5_vl", "qwen3_vl")
+NAMES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 
 
 class Typed(Protocol):

@@ -75,7 +75,7 @@ def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
     block = 2 * (4 * v * v + 2 * v * vision.intermediate_size)
     merger = 2 * (wide * wide + wide * vision.out_hidden_size) / unit
     per_patch = vision.depth * block + 2 * v * patch_values(config)
-    per_patch += (1 + len(vision.deepstack_visual_indexes)) * merger
+    per_patch += (1 + _taps(config)) * merger
     total = 0.0
     for grid in grids:
         patches = grid[0] * grid[1] * grid[2]
@@ -84,27 +84,37 @@ def tower_flops(config: Sizes, grids: Sequence[Grid]) -> float:
 
 
 def parameters(config: Sizes) -> Parameters:
-    text = cast("WideHeads", config.text_config)
-    vision = cast("DeepStackTower", config.vision_config)
-    h, (q, kv) = text.hidden_size, _widths(config)
+    text, (q, kv) = cast("WideHeads", config.text_config), _widths(config)
+    h = text.hidden_size
     layer = 2 * h * q + 2 * h * kv + 3 * h * text.intermediate_size + 2 * h + 2 * text.head_dim
-    v, inner, out = vision.hidden_size, vision.intermediate_size, vision.out_hidden_size
-    wide = v * vision.spatial_merge_size**2
-    block = (3 * v * v + 3 * v) + (v * v + v) + (2 * v * inner + inner + v) + 4 * v
-    merger = (wide * wide + wide) + (wide * out + out)
-    table = vision.num_position_embeddings * v
+    blocks, rest = tower_parameters(config)
     embedding = text.vocab_size * h
     return Parameters(
-        tower_blocks=(
-            (vision.depth, block),
-            (len(vision.deepstack_visual_indexes), merger + 2 * wide),
-        ),
-        tower_rest=(patch_values(config) * v + v) + table + merger + 2 * v,
+        tower_blocks=blocks,
+        tower_rest=rest,
         layers=((text.num_hidden_layers, layer),),
         norm=h,
         embedding=embedding,
         head=0 if text.tie_word_embeddings else embedding,
     )
+
+
+def tower_parameters(config: Sizes) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Return ``tower_blocks`` and ``tower_rest`` of Parameters."""
+    vision = cast("DeepStackTower", config.vision_config)
+    v, inner, out = vision.hidden_size, vision.intermediate_size, vision.out_hidden_size
+    wide = v * vision.spatial_merge_size**2
+    block = (3 * v * v + 3 * v) + (v * v + v) + (2 * v * inner + inner + v) + 4 * v
+    merger = (wide * wide + wide) + (wide * out + out)
+    table = vision.num_position_embeddings * v
+    blocks = ((vision.depth, block), (_taps(config), merger + 2 * wide))
+    rest = (patch_values(config) * v + v) + table + merger + 2 * v
+    return tuple((count, size) for count, size in blocks if count), rest
+
+
+def _taps(config: Sizes) -> int:
+    """Return how many blocks DeepStack taps; a family whose tower has none may not name them."""
+    return len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
 
 
 def decoder_activations(config: Sizes, itemsize: int, *, liger: bool, keys: float) -> Activations:
@@ -132,7 +142,7 @@ def tower_activations(config: Sizes, itemsize: int, *, liger: bool) -> Activatio
     norm = 2 * b * v + 8
     attention = (2 + 3 + 1) * b * v + 4 * vision.num_heads
     mlp = 2 * b * vision.intermediate_size
-    mergers = (1 + len(vision.deepstack_visual_indexes)) * (norm + 2 * b * v)
+    mergers = (1 + _taps(config)) * (norm + 2 * b * v)
     return Activations(
         blocks=(Block(vision.depth, 2 * norm + attention + mlp, mlp, b * v),),
         rest=b * patch_values(config) + mergers + 8 * (v // max(1, vision.num_heads)),
