@@ -21,6 +21,9 @@ from ovlt.types import Sample
 
 SIZES = [[(84, 84)], [], [(56, 140), (196, 112)], [(28, 28)], [], [(252, 140), (84, 84), (56, 56)]]
 RESPONSES = [5, 7, 1, 13, 3, 8]
+# Largest error of float32 gradients; sums over a recurrence lose a digit (tests/model/test_qwen3_5.py
+# has them in float64).
+GRADIENTS = {"qwen3_5": 1e-4}
 
 
 def plain_model(folder: ModelFolder) -> Any:
@@ -113,7 +116,8 @@ def test_packed_equals_one_by_one(folder: ModelFolder, temperature: float) -> No
     theirs = dict(plain.named_parameters())
     for name, parameter in packed.named_parameters():
         scale = theirs[name].grad.abs().max().clamp(min=1.0)
-        assert (parameter.grad - theirs[name].grad).abs().max() <= 1e-5 * scale, name
+        difference = (parameter.grad - theirs[name].grad).abs().max()
+        assert difference <= GRADIENTS.get(folder.config.model_type, 1e-5) * scale, name
 
 
 def test_image_free_batch_runs_the_tower_and_gives_it_zero_gradient(folder: ModelFolder) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovlt.model import attention
-from ovlt.model.families import NAMES
+from ovlt.model.families import NAMES, qwen3_5
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import empty_model, fill_buffers
 from ovlt.model.parallel import recompute
@@ -69,7 +69,8 @@ def test_flops_are_those_of_the_real_forward(
     """Against torch's counter. Attention runs as plain products, the whole causal square."""
     monkeypatch.setattr(attention, "available_backends", lambda *_: ("sdpa",))
     model = trainable(folder, checkpointing="none")
-    text: Any = folder.config.text_config
+    # In chunks, the last of which is filled; the products with a triangle are counted otherwise.
+    recurrent = "linear_attention" in (getattr(folder.text_config, "layer_types", None) or ())
     batch = batch_of(folder, [(252, 140)], 211)
     tokens, rows = len(batch.input_ids), len(batch.labels)
     counter = FlopCounterMode(display=False)
@@ -79,11 +80,9 @@ def test_flops_are_those_of_the_real_forward(
     (tower,) = (sum(v.values()) for k, v in counted.items() if k.endswith(".visual"))
     grid = tuple(batch.grid_thw[0].tolist())
     assert tower == pytest.approx(tower_flops(folder.config, [grid]), rel=0.02)
-    ours = decoder_flops(folder.config, tokens) + head_flops(folder.config, rows)
-    head_dim = getattr(text, "head_dim", text.hidden_size // text.num_attention_heads)
-    width = text.num_attention_heads * head_dim  # of all queries
-    ours += 2 * text.num_hidden_layers * width * tokens**2  # the other half
-    assert counter.get_total_flops() - tower == pytest.approx(ours, rel=0.005)
+    # half of the tokens as context of all: the other half of the square
+    ours = decoder_flops(folder.config, tokens, tokens // 2) + head_flops(folder.config, rows)
+    assert counter.get_total_flops() - tower == pytest.approx(ours, rel=0.1 if recurrent else 0.005)
 
 
 class Alive(TorchDispatchMode):
@@ -121,6 +120,36 @@ def alive(model: Any, batch: Any) -> tuple[int, int]:
     return kept, counter.peak
 
 
+class LikeFla(torch.autograd.Function):
+    """Keeps for backward what fla's operations keep, by their source, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: torch.Size, *inputs: torch.Tensor) -> torch.Tensor:
+        if len(inputs) == 2:  # the convolution
+            ctx.save_for_backward(inputs[0])
+        else:
+            q, k, v, g, beta = inputs
+            lengths = (x.new_empty(x.shape[:2], dtype=torch.float32) for x in (q, k))
+            system = v.new_empty(*v.shape[:2], 64)
+            copies = (x.clone(memory_format=torch.contiguous_format) for x in (q, k, v, g))
+            ctx.save_for_backward(*copies, *lengths, beta, system)
+        ctx.shapes = [(x.shape, x.dtype) for x in inputs]
+        return inputs[-1].new_zeros(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        return None, *(grads[0].new_zeros(s, dtype=d) for s, d in ctx.shapes)
+
+
+@pytest.fixture
+def recurrence_like_fla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's own operations keep several times as much: the plan is for GPUs."""
+    like = LikeFla.apply
+    monkeypatch.setattr(qwen3_5, "causal_conv", lambda x, w, _: like(x.shape, x, w))
+    monkeypatch.setattr(qwen3_5, "gated_delta", lambda *x: like(x[2].shape, *x[:5]))
+
+
+@pytest.mark.usefixtures("recurrence_like_fla")
 @pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
 def test_activations_are_those_of_the_real_model(
     folder: ModelFolder, checkpointing: Checkpointing

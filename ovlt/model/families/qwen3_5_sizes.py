@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from ovlt.model.families import qwen3_vl_sizes as tower
-from ovlt.model.sizes import Activations, Block, Parameters, Sizes, TextSizes, norm_and_mlp
+from ovlt.model.sizes import Activations, Block, Parameters, Sizes, TextSizes
 
 TITLE = "Qwen3.5"
 TEXT_TYPES = ("qwen3_5_text",)
@@ -111,30 +111,36 @@ def parameters(config: Sizes) -> Parameters:
 
 
 def decoder_activations(config: Sizes, itemsize: int, *, liger: bool, keys: float) -> Activations:
-    """What fla's operations keep in the linear layers; the torch backend keeps several times it."""
+    """What fla's operations keep in the recurrent layers; the torch backend keeps much more."""
     text = _text(config)
     h, b, (q, kv, dk, dv) = text.hidden_size, itemsize, _widths(text)
-    norm, last, rows = norm_and_mlp(h, b, liger=liger)
-    mlp = rows * b * text.intermediate_size
-    heads, key_heads = text.linear_num_value_heads, text.linear_num_key_heads
-    # Full: the norms of the heads, rotated queries, keys and values, output, gate and its sigmoid.
-    heads_norm, _, _ = norm_and_mlp(q + kv, b, liger=liger)
-    attention = heads_norm + round(b * (q + 2 * kv * keys)) + 3 * b * q
-    attention += 4 * text.num_attention_heads + b * q
-    # Linear: the convolution's input; queries, keys and values with the former two normalised;
-    # the gates, the chunks' triangular inverse, the output, its norm and gate.
-    mixed = 2 * dk + dv
-    linear = b * mixed + b * (2 * dk + dv) + 8 * key_heads
-    linear += heads * (4 * 4 + 2 * b) + b * heads * CHUNK
-    linear += b * dv + (4 + 4 + b) * dv + (4 + b) * dv + b * dv
+    norm, mlp = _norm(h, b, liger=liger), (3 if liger else 4) * b * text.intermediate_size
+    # Full: the norms of the heads, whose output is rotated; rotated queries and keys, values and
+    # output of attention; the gate's sigmoid and the gated output.
+    heads = text.num_attention_heads + text.num_key_value_heads
+    full = _norm(q + kv, b, liger=liger) + 4 * (heads - 1) + 4 * text.num_attention_heads
+    full += round(b * (2 * q + 2 * kv * keys)) + 2 * b * q
+    # Recurrent: the convolution's input; queries and keys of length 1 with their lengths, values;
+    # the softplus' input and output, decays and betas; the inverse of each chunk's system.
+    heads = text.linear_num_value_heads
+    linear = b * (2 * dk + dv) + b * (2 * dk + dv) + 8 * text.linear_num_key_heads
+    linear += heads * (3 * 4 + b) + b * heads * CHUNK
+    # Its gated norm, in transformers' modules: the input, the gate and its SiLU in float32; the
+    # normalised row, the same times the weight, and the output.
+    linear += (3 * 4 + 3 * b) * dv + 4 * heads
     blocks = (
-        Block(_linear_layers(text), 2 * norm + linear + mlp, mlp, b * h),
-        Block(full_layers(text), 2 * norm + attention + mlp, mlp, b * h),
+        Block(_linear_layers(text), 2 * (norm + b * h) + linear + mlp, mlp, b * h),
+        Block(full_layers(text), 2 * (norm + b * h) + full + mlp, mlp, b * h),
     )
+    rotated = text.head_dim // 4  # cosines and sines are of these
     return Activations(
-        blocks=tuple(block for block in blocks if block.count),
-        rest=last + 2 * b * text.head_dim // 4,  # and cosines and sines of the rotated quarter
+        blocks=tuple(block for block in blocks if block.count), rest=norm + 2 * b * rotated
     )
+
+
+def _norm(width: int, itemsize: int, *, liger: bool) -> int:
+    """Return the bytes of a zero-centred norm besides its output: it multiplies in float32."""
+    return itemsize * width + 4 if liger else 8 * width + 4
 
 
 def kv_bytes_per_token(config: Sizes, itemsize: int) -> int:
@@ -155,4 +161,3 @@ def state_bytes_per_sequence(config: Sizes, itemsize: int) -> int:
 def divides(config: Sizes, gpus: int) -> bool:
     text = _text(config)
     return text.linear_num_key_heads % gpus == 0 and text.linear_num_value_heads % gpus == 0
-
