@@ -68,7 +68,8 @@ def evaluate_rows(
             own = seeds[start : start + _ASKED_AT_ONCE]
             more = engine.generate(loader.stream(part, ahead), sampling, own)
             answers = [[*a, *b] for a, b in zip(answers, more, strict=True)]
-        texts = [[chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
+        lead = chat.template.lead  # a tag that the prompt has opened already
+        texts = [[lead + chat.decode(c.token_ids.tolist()) for c in group] for group in answers]
         # A reward of the user's own may look at the images, so for it they are decoded again.
         prompts = loader.stream(part, ahead) if ":" in pool.spec else map(rows.graded, part)
         verdicts = _grade(runtime, pool, prompts, texts)

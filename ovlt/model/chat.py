@@ -15,6 +15,7 @@ import numpy as np
 from ovlt.model import sizes
 from ovlt.model.template import (
     IMAGE_TOKEN,
+    REWRITES,
     VISION_TOKENS,
     Part,
     Renderer,
@@ -147,16 +148,14 @@ class Chat:
 
     def _why_unlabelled(self, prefix: str, whole: str, done: str) -> str:
         """Return why a turn of the model cannot be told from what stands before it."""
-        opening = self.template.opening
-        stem = prefix.removesuffix(opening)
-        if opening and stem.startswith(done) and whole.startswith(stem):
-            return (
-                f"chat template opens the turn with {opening!r}, but the answer does not begin "
-                "with that"
-            )
-        return self.template.several or (
-            "chat template rewrites earlier turns, so its turns cannot be labelled"
-        )
+        for opening in (self.template.opening, self.template.lead):
+            stem = prefix.removesuffix(opening)
+            if opening and stem.startswith(done) and whole.startswith(stem):
+                return (
+                    f"chat template opens the turn with {opening!r}, but the answer does not begin "
+                    "with that"
+                )
+        return self.template.several or REWRITES
 
     def _turns(self, messages: Sequence[Message], num_images: int) -> list[Turn]:
         """Return messages as lists of text and image parts, one image for each ``<image>`` tag.

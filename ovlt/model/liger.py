@@ -148,7 +148,7 @@ def _rotate_part(
     """Rotate the first dimensions of each head, as many as cos and sin have."""
     rest = (cos.shape[-1], q.shape[-1] - cos.shape[-1])
     (q, q_rest), (k, k_rest) = q.split(rest, -1), k.split(rest, -1)
-    # Copies: what is rotated in place must not be the output of a norm, which backward reads.
+    # Copies: Liger rotates in place, and whole heads.
     q, k = _rotate(q.clone(), k.clone(), cos, sin, unsqueeze_dim)
     return torch.cat([q, q_rest], -1), torch.cat([k, k_rest], -1)
 

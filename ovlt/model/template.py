@@ -40,6 +40,7 @@ _SYSTEM, _QUESTION, _ANSWER, _MORE, _LAST = (
     "zwordup",
 )
 _TAG = re.compile(r"</?[A-Za-z_]\w*>")  # <think>, </answer>: part of what a model says
+_LEAD = re.compile(rf"(?:{_TAG.pattern}\s*)+\Z")
 _PYTHON_LIST = re.compile(r"""['"]type['"]\s*:""")  # a list of parts that was joined as a string
 
 
@@ -56,6 +57,12 @@ def rows_without_token(config: Config, tokenizer: Tokenizer) -> list[int]:
     return [i for i in range(int(config.get_text_config().vocab_size)) if i not in tokens]
 
 
+REWRITES = (
+    "chat template rewrites earlier turns, so its turns cannot be labelled: give rows of one "
+    "answer, or a chat_template.jinja that leaves turns as they are"
+)
+
+
 class TemplateRefusal(ValueError):
     """The template refuses a conversation; the message is its own."""
 
@@ -70,6 +77,8 @@ class Template:
         control: special tokens that no text may spell: they would be read as markup.
         opening: what a turn that the model is to continue begins with and a finished one lacks,
             such as ``<think>``; mostly empty.
+        lead: tags with which the template begins every turn that the model is to continue, such as
+            ``<think>``: a response comes without them. Mostly empty.
         several: why the turns of a longer conversation cannot be labelled; empty: they can.
     """
 
@@ -78,6 +87,7 @@ class Template:
     strings: frozenset[str]
     control: tuple[str, ...]
     opening: str
+    lead: str
     several: str
 
 
@@ -159,6 +169,7 @@ def read_template(renderer: Renderer, *, images: bool) -> Template:
         strings=strings,
         control=_control(renderer, turns, end),
         opening=opening,
+        lead=match.group() if (match := _LEAD.search(prompt)) else "",
         several=_why_not_several(renderer, turns, end, opening),
     )
 
@@ -267,7 +278,7 @@ def _why_not_several(renderer: Renderer, turns: Sequence[Turn], end: str, openin
             return f"chat template refuses several turns ({error})"
         prompt = prompt.removesuffix(opening)
         if not (prompt.startswith(done) and whole.startswith(prompt)):
-            return "chat template rewrites earlier turns, so its turns cannot be labelled"
+            return REWRITES
         if end not in whole[len(prompt) :]:
             return f"chat template does not end every turn of the model with {end}"
         done = whole

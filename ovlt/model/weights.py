@@ -198,7 +198,8 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
     """Write ``target`` as a Hugging Face folder: weights under hub names, tokenizer of ``source``.
 
     All ranks must call it (collective). The folder is written under another name and renamed, so a
-    folder named ``target`` is always complete. Weights are float32, as the masters are.
+    folder named ``target`` is always complete. Weights are float32, as the masters are; tensors of
+    ``source`` that are not trained (``FamilyModel.is_left_out``) are copied as they are.
     """
     partial = target.with_name(f".{target.name}.partial")
     if is_main:
@@ -207,7 +208,7 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
     pending: dict[str, Tensor] = {}
     weight_map: dict[str, str] = {}
     total = number = 0
-    disk_name = family_of(model.config).model.disk_name
+    family = family_of(model.config)
 
     def flush() -> None:
         nonlocal pending, number
@@ -218,16 +219,21 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
             weight_map.update(dict.fromkeys(pending, file))
             pending = {}
 
-    for name, tensor in full_weights(model, tied_head=False):
-        if not is_main:
-            continue
+    def put(name: str, tensor: Tensor) -> None:
+        nonlocal total
         size = tensor.numel() * tensor.element_size()
         if sum(t.numel() * t.element_size() for t in pending.values()) + size > SHARD_BYTES:
             flush()
-        pending[disk_name(name)] = tensor.to("cpu", copy=True).contiguous()
+        pending[name] = tensor.to("cpu", copy=True).contiguous()
         total += size
+
+    for name, tensor in full_weights(model, tied_head=False):
+        if is_main:
+            put(family.model.disk_name(name), tensor)
     if not is_main:
         return
+    for name, tensor in _left_out(source, family):
+        put(name, tensor)
     flush()
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
@@ -236,6 +242,19 @@ def export_folder(model: PackedModel, source: Path, target: Path, *, is_main: bo
             shutil.copyfile(source / companion, partial / companion)
     _record_dtype(partial / "config.json", torch.float32)
     swap_folder(partial, target)
+
+
+def _left_out(path: Path, family: ModelFamily) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name on disk, tensor) of what a folder holds and the model does not have."""
+    try:
+        files = weight_files(path)
+    except ValueError:  # deleted since the run began: no reason to lose what was trained
+        return
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                if family.model.is_left_out(name):
+                    yield name, tensors.get_tensor(name)
 
 
 def _record_dtype(path: Path, dtype: torch.dtype) -> None:

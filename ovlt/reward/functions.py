@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class RewardInput:
     """One response and its question. ``answer`` is the ground truth.
 
+    ``response`` begins with the tag that the chat template opens the turn with (``<think>``), if it
+    does so in the prompt.
     ``image_paths`` are files that can be read; ``extra`` holds the further columns of the row.
     """
 

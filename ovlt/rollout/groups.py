@@ -165,8 +165,10 @@ class Rollouts:
 
     def _grade(self, groups: Sequence[Group], failures: Failures) -> None:
         samples = [s for g in groups for s in g.samples]
+        # Rewards read the turn as a reader sees it, with a tag that the prompt has opened already.
+        lead = self.chat.template.lead
         # A grading without a verdict scores 0 and is counted apart from the wrong answers.
-        outputs = self.pool.score([self.pool.input_of(s.text, s.prompt) for s in samples])
+        outputs = self.pool.score([self.pool.input_of(lead + s.text, s.prompt) for s in samples])
         failures.add(outputs)
         limit = self.config.rollout.max_response_tokens
         for sample, output in zip(samples, outputs, strict=True):

@@ -48,6 +48,18 @@ def _matrix(layer: Any) -> Tensor:
     The product with the identity is exact: all terms of a sum but one are 0.
     """
     if not hasattr(layer, "cpu_linear"):
-        return layer.weight
+        return _unpacked(layer)
     size = layer.weight.shape[1] if layer.weight.numel() else layer.input_size
     return layer.cpu_linear(torch.eye(size, dtype=layer.weight.dtype), layer.weight, None).T
+
+
+def _unpacked(layer: Any) -> Tensor:
+    """Return the weight of a layer, of a short convolution too, whose kernel reads a packed one.
+
+    The plain copy that vLLM keeps beside it counts only if the packed one comes from it.
+    """
+    plain = getattr(layer, "_cpu_unpacked_conv_weight", None)
+    if plain is None:
+        return layer.weight
+    packed = torch.ops._C.causal_conv1d_weight_pack(plain)
+    return plain if torch.equal(packed, layer.weight) else layer.weight.reshape(plain.shape)

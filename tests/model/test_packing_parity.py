@@ -21,7 +21,7 @@ from ovlt.types import Sample
 
 SIZES = [[(84, 84)], [], [(56, 140), (196, 112)], [(28, 28)], [], [(252, 140), (84, 84), (56, 56)]]
 RESPONSES = [5, 7, 1, 13, 3, 8]
-# Largest error of float32 gradients; sums over a recurrence lose a digit (tests/model/test_qwen3_5.py
+# Largest error of float32 gradients; a recurrence loses a digit (tests/model/test_qwen3_5.py
 # has them in float64).
 GRADIENTS = {"qwen3_5": 1e-4}
 

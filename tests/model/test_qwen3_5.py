@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -235,3 +236,19 @@ def test_a_device_or_a_transformers_that_cannot_keep_samples_apart_is_refused(
     monkeypatch.setattr(qwen3_5, "PARTS", qwen3_5.PARTS - {"dt_bias"})
     with pytest.raises(ValueError, match=r"differ in \['dt_bias'\].*requirements/common.txt"):
         empty_model(folder.config)
+
+
+def test_transformers_own_functions_are_plain_on_a_cpu() -> None:
+    """They are a GPU's once fla is installed; the transformers engine runs on a CPU too."""
+    calls: list[str] = []
+
+    def plain(x: Tensor) -> None:
+        calls.append("plain")
+
+    @functools.wraps(plain)
+    def kernel(x: Tensor) -> None:
+        calls.append("kernel")
+
+    qwen3_5.by_device(kernel)(torch.zeros(1))
+    assert calls == ["plain"]
+    assert hasattr(theirs.causal_conv1d_fn, "__wrapped__")

@@ -294,6 +294,41 @@ def test_templates_that_drop_earlier_thoughts_serve_one_turn_and_say_so_for_more
         chat.conversation_ids(turns("How many?", "3", "Why?", "So."), [])
 
 
+# As the templates of models that think by default: the prompt opens the thoughts, a turn always has
+# some, and those before the last question are dropped.
+THINKS = (
+    "{% set last = messages | selectattr('role', 'equalto', 'user') | list | last %}"
+    "{% set seen = namespace(last=false) %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% set t = (m['content'] if m['content'] is string else m['content'][0]['text']) %}"
+    "{% set thought = t.split('</think>')[0].split('<think>')[-1] if '</think>' in t else '' %}"
+    "{% if seen.last %}{{ '<think>\n' + thought | trim + '\n</think>\n\n' }}{% endif %}"
+    "{{ t.split('</think>')[-1] | trim }}{% else %}" + CONTENTS["either"] + "{% endif %}"
+    "{% if m == last %}{% set seen.last = true %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def test_templates_that_open_the_thoughts_in_the_prompt(home: Path, tmp_path: Path) -> None:
+    chat = with_template(home, tmp_path / "m", THINKS)
+    assert chat.template.lead == "<think>\n"
+    row = turns("How many?", "<think>1 2 3</think> <answer>3</answer>")
+    prompt = chat.decode(chat.prompt_ids("How many?", []))
+    assert prompt.endswith("assistant\n<think>\n")
+    ids, mask = chat.conversation_ids(row, [])
+    assert labelled(chat, ids, mask) == ["1 2 3\n</think>\n\n<answer>3</answer><|im_end|>"]
+    with pytest.raises(BadText, match=r"rewrites earlier turns.*rows of one answer"):
+        chat.conversation_ids([*row, *turns("Why?", "<think>4</think> So.")], [])
+    silent = Chat(chat.tokenizer, chat.config, {"enable_thinking": False})
+    assert silent.template.lead == "<think>\n\n</think>\n\n"
+    ids, mask = silent.conversation_ids(turns("How many?", "<answer>3</answer>"), [])
+    assert labelled(silent, ids, mask) == ["<answer>3</answer><|im_end|>"]
+    with pytest.raises(BadText, match=r"opens the turn with '<think>.*does not begin with that"):
+        silent.conversation_ids(row, [])
+
+
 @pytest.mark.parametrize(
     ("content", "role"),
     [

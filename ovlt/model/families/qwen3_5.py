@@ -7,6 +7,8 @@ over operations that have boundaries on every device (``delta.py``).
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +40,30 @@ PARTS = {
     "A_log", "dt_bias", "conv1d.weight", "norm.weight", "out_proj.weight", "in_proj_qkv.weight",
     "in_proj_z.weight", "in_proj_b.weight", "in_proj_a.weight",
 }  # fmt: skip
+
+
+def by_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of transformers that takes its plain form for tensors on a CPU.
+
+    Once fla is installed, transformers takes fla's kernels wherever the tensors are.
+    """
+    plain = inspect.unwrap(function)
+
+    @functools.wraps(function)
+    def chosen(first: Tensor, *args: object, **keywords: object) -> Any:
+        return (function if first.is_cuda else plain)(first, *args, **keywords)
+
+    return chosen
+
+
+# What a model uses that is not packed: the transformers engine.
+for _name in (
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "torch_chunk_gated_delta_rule",
+    "torch_recurrent_gated_delta_rule",
+):
+    setattr(theirs, _name, by_device(getattr(theirs, _name)))
 
 
 class PackedDeltaNet(theirs.Qwen3_5GatedDeltaNet):
@@ -107,6 +133,8 @@ def check_config(config: Config) -> str:
     text = cast("Any", config.get_text_config())
     if text.hidden_act != "silu":
         return f"hidden_act '{text.hidden_act}' of text_config: the recurrent layers have 'silu'"
+    if not getattr(text, "attn_output_gate", True):
+        return "attn_output_gate false: transformers gates the output of attention always"
     if text.linear_num_value_heads % text.linear_num_key_heads:
         return (
             f"linear_num_value_heads {text.linear_num_value_heads} is no multiple of "
