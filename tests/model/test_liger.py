@@ -47,6 +47,8 @@ CHANGED = {
     },
     # Two layers with four norms each, and the final norm; the tower has LayerNorm and GELU.
     "qwen3_vl": {"Qwen3VLTextRMSNorm": 9, "Qwen3VLTextMLP": 2, "Qwen3VLTextAttention": 2},
+    # A recurrent layer, whose own norm is not Liger's, and a full one with norms of its heads.
+    "qwen3_5": {"Qwen3_5RMSNorm": 7, "Qwen3_5MLP": 2, "Qwen3_5Attention": 1},
 }
 
 

@@ -42,7 +42,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     text: Any = folder.config.text_config
     if hasattr(text, "head_dim"):  # of its own, not hidden_size / num_attention_heads
         text.head_dim *= 2
-        text.rope_parameters["mrope_section"] = [12, 10, 10]
+        rotated = text.head_dim * text.rope_parameters.get("partial_rotary_factor", 1) // 2
+        part = int(rotated) * 5 // 16
+        text.rope_parameters["mrope_section"] = [int(rotated) - 2 * part, part, part]
     return folder
 
 

@@ -25,7 +25,7 @@ from ovlt.model.sizes import (
 from ovlt.plan.command import SIZES
 
 SHIPPED = sorted(SIZES.glob("*.json"))
-VISION = [file for file in SHIPPED if "vl" in file.stem]
+VISION = [file for file in SHIPPED if file.stem.startswith(NAMES)]
 TEXT_ONLY = [file for file in SHIPPED if file not in VISION]
 
 
@@ -37,6 +37,8 @@ PUBLISHED = {
     "qwen3_vl_4b": 4_437_815_808,
     "qwen3_vl_8b": 8_767_123_696,
     "qwen3_vl_32b": 33_357_390_064,
+    "qwen3_5_4b": 4_539_265_536,
+    "qwen3_5_9b": 9_409_813_744,
 }
 
 

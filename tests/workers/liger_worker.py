@@ -78,7 +78,7 @@ def decoder(model: Any, hidden: Tensor) -> Tensor:
     """One layer over two segments, at positions whose three axes differ."""
     text = model.model.language_model
     positions = torch.stack([torch.arange(TOKENS) * n // 2 for n in (1, 2, 3)])[:, None].to(DEVICE)
-    return text.layers[0](
+    return text.layers[-1](
         hidden[None],
         position_embeddings=text.rotary_emb(hidden[None], positions),
         ovlt_segments=Segments([2, TOKENS - 2], device=DEVICE),
@@ -100,7 +100,7 @@ def tower(model: Any, patches: Tensor) -> Tensor:
 
 def in_half(model: Any) -> dict[str, Tensor]:
     """Norm, MLP and rotation alone in float16, the 16-bit type that the interpreter rounds."""
-    layer = model.model.language_model.layers[0].half()
+    layer = model.model.language_model.layers[-1].half()
     norm, mlp, attention = layer.input_layernorm, layer.mlp, layer.self_attn
     mlp.gate_proj = mlp.up_proj = mlp.down_proj = torch.nn.Identity()
     generator = torch.Generator().manual_seed(3)
@@ -166,7 +166,7 @@ def main(folder: Path, results: Path) -> None:
         if name != "plain":
             facts["changed"] = liger.apply(model, family_of(model.config))
         assert list(model.state_dict()) == before
-        mlp = model.model.language_model.layers[0].mlp
+        mlp = model.model.language_model.layers[-1].mlp
         mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         for part, width in ((decoder, 64), (tower, 48)):
             if name == "checkpointed" and part is tower:
