@@ -103,11 +103,85 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         False, {"hidden_size": 4096, "intermediate_size": 12288}, _LARGE_TOWER
     ),
 }
+_LAYERS = 32
+_RECURRENT_TEXT: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_output_gate": True,
+    "dtype": "bfloat16",
+    "eos_token_id": 248044,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2560,
+    "initializer_range": 0.02,
+    "intermediate_size": 9216,
+    "layer_types": [("linear", "full")[i % 4 == 3] + "_attention" for i in range(_LAYERS)],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_5_text",
+    "mtp_num_hidden_layers": 1,
+    "mtp_use_dedicated_embeddings": False,
+    "num_attention_heads": 16,
+    "num_hidden_layers": _LAYERS,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {
+        "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000000,
+        "rope_type": "default",
+    },
+    "tie_word_embeddings": True,
+    "use_cache": True,
+    "vocab_size": 248320,
+}
+
+
+def _qwen3_5(tied: bool, text: dict[str, int], vision: dict[str, object]) -> dict[str, Any]:
+    text = _RECURRENT_TEXT | text | {"tie_word_embeddings": tied}
+    tower = _VISION | {"model_type": "qwen3_5", "deepstack_visual_indexes": []} | vision
+    return {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "image_token_id": 248056,
+        "model_type": "qwen3_5",
+        "text_config": text,
+        "tie_word_embeddings": tied,
+        "transformers_version": "4.57.0.dev0",
+        "video_token_id": 248057,
+        "vision_config": tower | {"out_hidden_size": text["hidden_size"]},
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
+    }
+
+
+PUBLISHED |= {
+    "Qwen3.5-4B": _qwen3_5(True, {}, {}),
+    "Qwen3.5-9B": _qwen3_5(
+        False,
+        {"hidden_size": 4096, "intermediate_size": 12288},
+        _LARGE_TOWER | {"deepstack_visual_indexes": []},
+    ),
+}
 # What is cut: the head keeps its 128, so that it is not hidden_size / num_attention_heads.
 _CUT_TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 _CUT_TEXT |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
 _CUT_VISION = {"depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 2}
 _CUT_VISION |= {"out_hidden_size": 64, "deepstack_visual_indexes": [0, 1, 3]}
+# Of Qwen3.5: a recurrent layer and a full one, and the layer that drafts tokens, which ovlt leaves.
+_CUT_LAYERS: dict[str, object] = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+}
+DRAFTER = ("fc", "norm", "pre_fc_norm_hidden", "layers.0.input_layernorm", "layers.0.mlp.up_proj")
 PREPROCESSOR = {
     "size": {"longest_edge": 16777216, "shortest_edge": 65536},
     "patch_size": 16,
@@ -128,9 +202,12 @@ def published_folder(path: Path, name: str, *, seed: int = 0) -> Path:
     make_folder(path, BaseConfig(family=tree["model_type"], vocab_size=360), CORPUS)
     theirs = json.loads((path / "config.json").read_text())
     tree["text_config"] |= _CUT_TEXT | {"vocab_size": theirs["text_config"]["vocab_size"]}
-    for key in ("bos_token_id", "eos_token_id"):
+    for key in {"bos_token_id", "eos_token_id"} & tree["text_config"].keys():
         tree["text_config"][key] = theirs["text_config"][key]
     tree["vision_config"] |= _CUT_VISION
+    if recurrent := "layer_types" in tree["text_config"]:
+        tree["text_config"] |= _CUT_LAYERS
+        tree["vision_config"]["deepstack_visual_indexes"] = []
     tree |= {key: theirs[key] for key in tree if key.endswith("_token_id")}
     (path / "config.json").write_text(json.dumps(tree, indent=2))
     (path / "processor_config.json").unlink(missing_ok=True)
@@ -144,6 +221,9 @@ def published_folder(path: Path, name: str, *, seed: int = 0) -> Path:
     (path / "model.safetensors").unlink()
     disk_name = family_named(tree["model_type"]).model.disk_name
     weights = {disk_name(n): p.detach() for n, p in model.named_parameters()}
+    if recurrent:
+        weights |= {f"mtp.{name}.weight": torch.randn(3, 5).bfloat16() for name in DRAFTER}
+        weights |= {n: w.float() for n, w in weights.items() if n.endswith("A_log")}
     names = sorted(weights)
     index: dict[str, str] = {}
     for i in range(FILES):

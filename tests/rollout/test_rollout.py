@@ -43,7 +43,7 @@ def runtime() -> Iterator[Runtime]:
 
 
 # Engines are dear: each family has one with vLLM, tied and untied heads in turn.
-CASES = ["vllm-qwen2_5_vl-untied", "vllm-qwen3_vl-tied", "transformers-qwen3_vl-untied"]
+CASES = ["vllm-qwen2_5_vl-untied", "vllm-qwen3_vl-tied", "transformers-qwen3_5-untied"]
 
 
 @pytest.fixture(scope="module", params=CASES)
