@@ -128,9 +128,12 @@ def in_float64() -> Iterator[None]:
 
 
 def batch_of(folder: ModelFolder, samples: list[Sample], *, share: bool = True) -> PackedBatch:
-    weights = [1.0] * len(samples)
     batch = collate(
-        samples, weights, config=folder.config, patchify=folder.patchify, share_prompts=share
+        samples,
+        [1.0] * len(samples),
+        config=folder.config,
+        patchify=folder.patchify,
+        groups=None if share else range(len(samples)),
     )
     assert batch.segments.shared == share
     return batch

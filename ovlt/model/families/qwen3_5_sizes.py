@@ -69,6 +69,7 @@ def _widths(text: Text) -> tuple[int, int, int, int]:
 # The tower is Qwen3-VL's, without DeepStack.
 tower_flops = tower.tower_flops
 tower_activations = tower.tower_activations
+feature_values = tower.feature_values
 
 
 def decoder_flops(config: Sizes, num_tokens: int, context: int) -> float:

@@ -55,7 +55,7 @@ def _widths(config: Sizes) -> tuple[int, int]:
 
 
 def feature_values(config: Sizes) -> int:
-    taps = len(cast("DeepStackTower", config.vision_config).deepstack_visual_indexes)
+    taps = _taps(config)
     return (1 + taps) * config.text_config.hidden_size
 
 
