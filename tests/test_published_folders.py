@@ -91,9 +91,9 @@ def test_a_published_folder_is_opened_with_its_own_limits_and_heads(
     assert tied == any(size in name for size in ("2B", "4B"))
 
 
-@pytest.mark.parametrize("size", ["4b", "8b"])
-def test_the_shipped_recipes_fit_on_eight_gpus(size: str) -> None:
-    recipe = SIZES.parent / f"qwen3-vl-{size}-grpo.toml"
+@pytest.mark.parametrize("model", ["qwen3-vl-4b", "qwen3-vl-8b", "qwen3.5-4b", "qwen3.5-9b"])
+def test_the_shipped_recipes_fit_on_eight_gpus(model: str) -> None:
+    recipe = SIZES.parent / f"{model}-grpo.toml"
     assert not problems(read_request([str(recipe), "--hardware=h100x8"]).run)
 
 
