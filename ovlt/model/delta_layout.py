@@ -7,7 +7,6 @@ All indices are made once for a row, on the host, and serve every layer.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,7 +174,7 @@ class DeltaLayout:
         return Level(segments, self._placed(np.concatenate(spans)), boundaries, parents)
 
     def _boundaries(self, lengths: Sequence[int]) -> Boundaries:
-        host = torch.tensor([*itertools.accumulate(lengths, initial=0)], dtype=torch.int64)
+        host = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
         return Boundaries(host.to(self._device, non_blocking=True), host)
 
     def _placed(self, index: np.ndarray | Sequence[int]) -> Tensor:

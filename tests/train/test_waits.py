@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from helpers.commands import WORKERS, Command, Server
 from helpers.tiny import tiny_folder
 from helpers.waits import Waits
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
 def test_an_update_reads_the_device_once_and_a_pass_for_log_probs_never(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: Server, family: str
 ) -> None:
-    tiny_folder(tmp_path / "model")
+    tiny_folder(tmp_path / "model", family=family)
     argv = [str(tmp_path / "model"), str(tmp_path / "out.json")]
     Command(server, str(WORKERS / "waits_worker.py"), argv, 1, tmp_path / "log").finish()
     seen = json.loads((tmp_path / "out.json").read_text())
