@@ -204,6 +204,25 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(
             assert rollouts(resumed, step) == rollouts(whole, step)
 
 
+@pytest.mark.parametrize(("family", "stage"), [("qwen3_vl", "grpo"), ("qwen3_5", "sft")])
+def test_the_other_families_resume_to_bitwise_the_same_weights(
+    home: Home, family: str, stage: str
+) -> None:
+    model = home.folder / family
+    tiny_folder(model, initializer_range=0.2, family=family)
+    path, names = f"--model.path={model}", (f"{family}-whole", f"{family}-killed")
+    whole, killed = (home.start(stage, name, path) for name in names)
+    kill_after_checkpoint(home, killed, stage, names[1])
+    whole.finish()
+    home.start(stage, names[1], path, "--resume", "auto").finish()
+    want, got = (weights(home.stage(stage, name)) for name in names)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    start = load_file(model / "model.safetensors")
+    assert any(not torch.equal(want[name], start[name]) for name in want if "visual" in name)
+    assert figures(home.stage(stage, names[1])) == figures(home.stage(stage, names[0]))
+
+
 def test_a_profiled_run_says_where_its_phases_wait(
     finished: Callable[[str, int], Path],
 ) -> None:

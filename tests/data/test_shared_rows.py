@@ -55,7 +55,7 @@ def test_traces_of_one_question_share_its_prompt(tmp_path: Path, embedded: bool)
     good = GoodRows(loaded.rows, limits)
     runtime = Runtime(0, 1, torch.device("cpu"), mesh=None)  # type: ignore[arg-type]
     loader = Loader(good.sample, 1)
-    batches = Batches(good, folder, runtime, loader, token_budget=400)
+    batches = Batches(good, folder, runtime, loader, token_budget=400, dtype=torch.float32)
     (batch,), planned = batches.make([0, 1, 2])
     loader.close()
     lengths = [len(r.token_ids) for r in good]
