@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.segments import segments_of_groups
 from timing import DEVICE, relative_errors, short, timed
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -78,20 +79,11 @@ CASES = [
 ]
 
 
-def segments_of_groups(groups: list[tuple[int, list[int]]]) -> Segments:
-    lengths: list[int] = []
-    prefix: list[int] = []
-    for prompt, responses in groups:
-        prefix += [-1, *[len(lengths)] * len(responses)]
-        lengths += [prompt, *responses]
-    return Segments(lengths, prefix, DEVICE)
-
-
 class Case:
     def __init__(self, mix: str, dtype: torch.dtype) -> None:
         if mix in GROUPS:
             groups, self.heads, dim = GROUPS[mix]
-            self.segments, self.causal = segments_of_groups(groups), True
+            self.segments, self.causal = segments_of_groups(groups, DEVICE), True
         else:
             lengths, self.heads, dim, self.causal = MIXES[mix]
             self.segments = Segments(lengths, device=DEVICE)

@@ -19,15 +19,6 @@ LAYOUTS: dict[str, list[tuple[int, list[int]]]] = {
 NAMES = ("out", "dq", "dk", "dv", "dg", "dbeta")
 
 
-def segments(groups: list[tuple[int, list[int]]]) -> Segments:
-    lengths: list[int] = []
-    prefix: list[int] = []
-    for prompt, responses in groups:
-        prefix += [-1, *[len(lengths)] * len(responses)]
-        lengths += [prompt, *responses]
-    return Segments(lengths, prefix)
-
-
 def delta_inputs(
     tokens: int, heads: tuple[int, int], dims: tuple[int, int], dtype: torch.dtype
 ) -> tuple[list[Tensor], Tensor]:

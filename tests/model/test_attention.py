@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.segments import segments_of_groups
 from helpers.tiny import random_sample, tiny_folder
 from torch import Tensor
 
@@ -51,15 +52,6 @@ CASES = [
 def boundaries(lengths: list[int]) -> Tensor:
     ends = list(itertools.accumulate(lengths, initial=0))
     return torch.tensor(ends, dtype=torch.int32, device=DEVICE)
-
-
-def segments(groups: list[tuple[int, list[int]]]) -> Segments:
-    lengths: list[int] = []
-    prefix: list[int] = []
-    for prompt, responses in groups:
-        prefix += [-1, *[len(lengths)] * len(responses)]
-        lengths += [prompt, *responses]
-    return Segments(lengths, prefix, DEVICE)
 
 
 def inputs(
@@ -129,7 +121,7 @@ def test_a_shared_prompt_errs_at_most_twice_what_copies_of_it_do(
     dim: int,
 ) -> None:
     """Against SDPA over [prompt, response], one at a time; autograd sums the prompt's gradients."""
-    shared = segments(groups)
+    shared = segments_of_groups(groups, DEVICE)
     qkv, cotangent = inputs(shared.lengths, heads, dim, dtype)
     spans = [slice(a, a + n) for a, n in zip(shared.starts, shared.lengths, strict=True)]
     options = {"causal": True, "scale": 0.7 * dim**-0.5}
@@ -154,7 +146,7 @@ def test_a_shared_prompt_errs_at_most_twice_what_copies_of_it_do(
 
 def test_a_response_sees_its_prompt_and_itself_and_no_other_response() -> None:
     """Forward and backward: what is wrong in a response stays there; in a prompt it reaches all."""
-    shared = segments([(6, [4, 5]), (3, [2])])
+    shared = segments_of_groups([(6, [4, 5]), (3, [2])], DEVICE)
     for backend in available_backends(DEVICE, torch.float32, 64):
 
         def run(*qkv: Tensor, name: str = backend) -> Tensor:

@@ -21,10 +21,10 @@ from helpers.delta_inputs import (
     delta_inputs,
     one_by_one,
     results,
-    segments,
     transformers_conv,
     transformers_delta,
 )
+from helpers.segments import segments_of_groups
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,7 +48,7 @@ def test_errs_at_most_twice_what_transformers_does_one_by_one(
     dtype: torch.dtype, layout: str
 ) -> None:
     """Each response behind a copy of its prompt; autograd sums the gradients of the copies."""
-    row = segments(LAYOUTS[layout])
+    row = segments_of_groups(LAYOUTS[layout])
     inputs, cotangent = delta_inputs(row.total, (2, 4), (16, 24), dtype)
     check_errors(
         results(lambda *x: gated_delta(*x, row), inputs, cotangent),
@@ -65,7 +65,7 @@ def test_errs_at_most_twice_what_transformers_does_one_by_one(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_its_statement_in_float64(layout: str) -> None:
-    row = segments(LAYOUTS[layout])
+    row = segments_of_groups(LAYOUTS[layout])
     for heads in ((2, 2), (1, 3)):
         inputs, cotangent = delta_inputs(row.total, heads, (8, 5), torch.float64)
         got = results(lambda *x: gated_delta(*x, row), inputs, cotangent)
@@ -149,7 +149,7 @@ def test_a_segment_is_the_same_in_any_row() -> None:
 
 
 def test_few_calls_for_many_segments() -> None:
-    row = segments([(70, [3, 66]), (9, []), (100, [20, 2]), (64, [])])
+    row = segments_of_groups([(70, [3, 66]), (9, []), (100, [20, 2]), (64, [])])
     calls = delta.layout_of(row).chunks.calls
     shapes = [(c.segments, c.chunks, c.size, c.parents is not None) for c in calls]
     assert shapes == [

@@ -43,7 +43,8 @@ def fit_the_interpreter() -> None:
 fit_the_interpreter()
 
 import torch
-from helpers.delta_inputs import conv_inputs, delta_inputs, results, segments
+from helpers.delta_inputs import conv_inputs, delta_inputs, results
+from helpers.segments import segments_of_groups
 from safetensors.torch import save_file
 
 from ovlt.model import delta
@@ -52,7 +53,7 @@ LAYOUTS = {"alone": [(5, []), (70, []), (1, [])], "shared": [(66, [3, 65]), (9, 
 
 
 def values_of(groups: list[tuple[int, list[int]]]) -> dict[str, list[torch.Tensor]]:
-    row = segments(groups)
+    row = segments_of_groups(groups)
     options = {"segments": row, "backend": "fla"}
     inputs, cotangent = delta_inputs(row.total, (1, 2), (16, 16), torch.float32)
     values = {
