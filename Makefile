@@ -60,7 +60,7 @@ results: $(READY) ## make the demo's numbers again, three seeds
 	@$(OVLT) demo --results $(ARGS)
 cycle: $(READY) ## two iterations of distillation, SFT and GRPO on the small world
 	@$(OVLT) cycle recipes/smoke.toml $(ARGS)
-check: $(READY) ## lint and the fast tests, in a minute
+check: $(READY) ## lint and the fast tests, in two or three minutes
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PYTEST) -m "not slow and not vllm and not gpu" tests $(ARGS)

@@ -35,13 +35,15 @@ def memory(run: Run, kind: StageKind) -> Memory:
 
     The trainer's items are those of ovlt/train/footprint.py, the engine's of ovlt/rollout/vllm.py.
     """
-    update = _update_memory(run, kind)
-    recipe = run.recipe
+    chosen, recipe = training(run, kind), run.recipe
+    reserve = {"reserve (assumed)": run.assumed.reserve_gib * GIB}
+    moments = footprint.update_items(run.config, chosen)
+    update = {moment: held | reserve for moment, held in moments.items()}
     samples = kind == "grpo" or recipe.sft.eval_every > 0
     if not samples and not (recipe.data.held_out or recipe.evaluate.data):
         return Memory(update)
     p, work = run.parameters, sampling_work(run, 1, 1)
-    state = _state(run, kind)
+    state = footprint.state_items(run.config, chosen) | reserve
     engine = engine_items(work)
     # A large tensor, or a bucket of small ones and the copy of one; and the shard that was cast.
     largest = run.engine_itemsize * p.embedding
@@ -61,19 +63,6 @@ def engine_items(work: SamplingWork) -> dict[str, float]:
         "engine: workspace": work.workspace,
         "engine: KV cache": work.cache_bytes,
     }
-
-
-def _state(run: Run, kind: StageKind) -> dict[str, float]:
-    """Bytes that a rank holds at every moment of the stage."""
-    reserve = {"reserve (assumed)": run.assumed.reserve_gib * GIB}
-    return footprint.state_items(run.config, training(run, kind)) | reserve
-
-
-def _update_memory(run: Run, kind: StageKind) -> dict[str, dict[str, float]]:
-    """Bytes at the fullest moments of an update."""
-    reserve = {"reserve (assumed)": run.assumed.reserve_gib * GIB}
-    items = footprint.update_items(run.config, training(run, kind))
-    return {moment: held | reserve for moment, held in items.items()}
 
 
 def training(run: Run, kind: StageKind) -> Training:

@@ -15,7 +15,8 @@ from ovlt.train.footprint import Training, recomputed
 def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
     """Expected seconds of each phase of one step (SFT: one update; GRPO: one rollout batch)."""
     batch, assumed, gpu = layout(run, kind), run.assumed, run.node.gpu
-    update = _update_seconds(run, batch, training(run, kind))
+    chosen = training(run, kind)
+    update = _update_seconds(run, batch, chosen)
     if kind == "sft":
         return {"update": update}
     cfg, ranks, n = run.recipe.grpo, run.node.count, run.recipe.grpo.rollout.n
@@ -34,7 +35,7 @@ def seconds_per_step(run: Run, kind: StageKind) -> dict[str, float]:
         phases["old log-probs"] = (updates - 1) * decoder + seen.old * tower
     if cfg.loss.kl_coef > 0:
         phases["reference log-probs"] = updates * (decoder + tower)
-    without = _update_seconds(run, replace(batch, tower=0.0), training(run, kind))
+    without = _update_seconds(run, replace(batch, tower=0.0), chosen)
     phases["update"] = seen.update * update + (updates - seen.update) * without
     phases["weight sync"] = sync_seconds(run)
     return phases
