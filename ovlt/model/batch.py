@@ -40,6 +40,8 @@ class PackedBatch:
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
     grid_thw: Tensor | None  # int64 [I, 3]  (time, height, width) in patches
     vision_plan: VisionPlan | None  # where patches lie and what each of them sees
+    # int64 [U]  tokens in loss_index, each once; None: all are computed to the end
+    read_rows: Tensor | None = None
     image_slots: Tensor | None = None  # int64 [image tokens]  where in the row these slots are
     advantage: Tensor | None = None  # float32 [R]
     engine_logp: Tensor | None = None  # float32 [R]

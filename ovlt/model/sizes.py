@@ -198,6 +198,15 @@ def decoder_flops(config: Sizes, num_tokens: int, context: int = 0) -> float:
     return family_of(config).sizes.decoder_flops(config, num_tokens, context)
 
 
+def mlp_flops(config: Sizes, num_tokens: int) -> int:
+    """Return the FLOPs of one forward of the MLP of one decoder layer over ``num_tokens`` tokens.
+
+    The last layer's is computed for the tokens alone that carry loss (``model/rows.py``).
+    """
+    text = config.text_config
+    return 2 * 3 * num_tokens * text.hidden_size * text.intermediate_size
+
+
 def head_flops(config: Sizes, rows: int) -> int:
     """Return the FLOPs of the head over ``rows`` hidden states."""
     return 2 * rows * config.text_config.hidden_size * config.text_config.vocab_size

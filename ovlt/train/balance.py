@@ -118,9 +118,11 @@ def _part(samples: Sequence[Extent], config: sizes.Sizes, indices: tuple[int, ..
     own = [samples[i].tokens - shared for i in indices]  # of each sample, behind the shared prompt
     text = sizes.decoder_flops(config, shared)
     text += sum(sizes.decoder_flops(config, n, context=shared) for n in own)
-    text += sizes.head_flops(config, sum(samples[i].labels for i in indices))
+    tokens, labels = shared + sum(own), sum(samples[i].labels for i in indices)
+    text -= sizes.mlp_flops(config, max(0, tokens - labels))  # of the last layer
+    text += sizes.head_flops(config, labels)
     tower = sizes.tower_flops(config, first.grids)
-    return Part(indices, first.group, shared + sum(own), text, tower)
+    return Part(indices, first.group, tokens, text, tower)
 
 
 def _parts(

@@ -11,7 +11,7 @@ from helpers.tiny import tiny_folder
 
 from ovlt.model import sizes as model_sizes
 from ovlt.model.load import ModelFolder
-from ovlt.model.sizes import decoder_flops, head_flops, tower_flops
+from ovlt.model.sizes import decoder_flops, head_flops, mlp_flops, tower_flops
 from ovlt.train.balance import BatchPlan, Extent, plan
 
 
@@ -67,7 +67,9 @@ def cost_of(config: model_sizes.Config, samples: list[Extent], bin_: list[int]) 
         linear = 2 * decoder_flops(config, 1) - decoder_flops(config, 2) / 2  # of a token
         pair = decoder_flops(config, 2) - 2 * decoder_flops(config, 1)  # of one pair
         total += tokens * linear + pairs * pair
-        total += head_flops(config, sum(s.labels for s in part))
+        labels = sum(s.labels for s in part)
+        total -= mlp_flops(config, tokens - labels)  # of the last layer
+        total += head_flops(config, labels)
         total += tower_flops(config, part[0].grids)
     return total
 
