@@ -134,7 +134,7 @@ def measure() -> None:
         print("|---|---|---|---|")
         for text, held in cases(weights):
             engine.load(held.items())
-            both = [sync.difference(probe) for probe in sync.probes]
+            both = [sync.difference(probe, sync.ask(probe)) for probe in sync.probes]
             stopped = [
                 "no" if any(d.within(limits) for d in both) else "yes"
                 for limits in (FLOAT32, BFLOAT16)

@@ -62,11 +62,12 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
         timer.reset()
         for step in range(stage.first, cfg.steps):
             stage.profiler.at(step)
-            # Sync, then sample: the engine gets the newest weights, and an image probe proves that
-            # they arrived; n answers to each prompt are graded. Every rank gets the same groups.
+            # Sync, then sample: the engine gets the newest weights; n answers to each prompt are
+            # graded, and an image probe among the prompts proves that the weights arrived. Every
+            # rank gets the same groups.
             with engine.awake():
                 with timer("sync"):
-                    proof = parts.sync()
+                    parts.sync.send()
                 batch = parts.rollouts.draw(step)
             # Score and pack: advantages relative to the group; the samples of each optimizer step
             # joined without padding, by the same plan on every rank.
@@ -92,8 +93,7 @@ def train(runtime: Runtime, recipe: Recipe) -> None:
             seconds = timer.take()
             frozen = recipe.model.freeze_vision
             values = step_metrics(batch, updates, results, seconds, runtime, frozen_tower=frozen)
-            values |= {**proof.metrics(), **validation}
-            stage.log(step + 1, values, seconds, batch.groups[: cfg.log_groups])
+            stage.log(step + 1, values | validation, seconds, batch.groups[: cfg.log_groups])
             if batch.no_signal_frac == 1:
                 runtime.say(f"step {step + 1}: no group has a signal; their rewards are all equal")
             stage.save_if_due(step + 1, parts.rollouts.sampler.position)
@@ -203,6 +203,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
             runtime=runtime,
             chat=model_folder.chat,
             engine=engine,
+            sync=sync,
             pool=pool,
             loader=loader,
             sampler=Sampler(len(rows), recipe.run.seed, stage.position),

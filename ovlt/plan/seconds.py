@@ -100,13 +100,15 @@ def sync_seconds(run: Run) -> float:
     """Expected seconds of a weight sync.
 
     Shards are cast to the engine's dtype, gathered in buckets, taken out of these and copied into
-    the engine; then the image probe runs. At sleep level 1 the engine's weights have moved to the
-    host and back before.
+    the engine. At sleep level 1 the engine's weights have moved to the host and back before. The
+    engine answers the image probe among the prompts of the rollout, with a few tokens more in some
+    of its steps; the trainer's forward over the answer gathers and reads all its weights once.
     """
     p, assumed, gpu, ranks = run.parameters, run.assumed, run.node.gpu, run.node.count
     size = run.engine_itemsize * p.total  # bytes of the engine's weights
-    gather = size * (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)
+    wire = (ranks - 1) / ranks / (gpu.link * assumed.link_efficiency)  # seconds per byte gathered
     copies = ((4 * p.total + size) / ranks + 4 * size) / gpu.bandwidth
     host = 2 * size / (gpu.host * assumed.link_efficiency)
     moved = host if run.recipe.engine.sleep_level == 1 else 0.0
-    return gather + copies + moved + assumed.probe_seconds
+    probe = run.itemsize * p.total * (wire + 1 / gpu.bandwidth)
+    return size * wire + copies + moved + probe + assumed.proof_seconds

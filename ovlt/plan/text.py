@@ -216,7 +216,8 @@ def _assumption_lines(run: Run) -> list[str]:
         "its longest answer, (weights + cache of the running sequences) / (bandwidth x efficiency)",
         "+ overhead. A weight sync casts shards to the engine's dtype and gathers them over the",
         "links; at engine.sleep_level=1 the engine's weights also move over the host's link and",
-        "back. A frozen tower runs once over the images of a step. Answers are graded while others",
-        "are sampled. Traces are sampled in batches of distill.shard questions per engine, each",
-        "until its longest answer.",
+        "back. The image probe is one of the rollout's prompts. A frozen tower runs once over the",
+        "images of a step, the last layer's MLP over tokens with loss only. Answers are graded",
+        "while others are sampled. Traces are sampled in batches of distill.shard questions per",
+        "engine, each until its longest answer.",
     ]

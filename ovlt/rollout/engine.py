@@ -52,12 +52,13 @@ class Engine(ABC):
     def generate(
         self,
         prompts: Iterable[Prompt],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         seeds: Sequence[int],
         finished: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
-        """Return ``sampling.n`` completions for each prompt, in order; a seed for each prompt.
+        """Return ``n`` completions for each prompt, in order; a seed for each prompt.
 
+        ``sampling`` is that of all prompts, or there is one for each.
         A prompt is taken from ``prompts`` when there is room for it, and let go with its answer, so
         an iterator that decodes images as it goes holds few of them.
         Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.
@@ -129,6 +130,11 @@ def sampling_of(config: RolloutConfig | EvaluateConfig) -> Sampling:
         top_p=config.top_p,
         top_k=config.top_k,
     )
+
+
+def one_for_each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
+    """Return how each of ``count`` prompts is sampled."""
+    return [sampling] * count if isinstance(sampling, Sampling) else sampling
 
 
 def request_seeds(run_seed: int, step: int, indices: Sequence[int], spacing: int) -> list[int]:

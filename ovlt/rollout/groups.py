@@ -1,6 +1,7 @@
 """One rollout batch: prompts -> engine -> grader -> the same groups on every rank.
 
-The images of the next batch are decoded while the engine samples this one.
+The images of the next batch are decoded while the engine samples this one. One prompt more is the
+probe that proves which weights the engine samples from.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ovlt.reward.functions import soft_overlong_penalty
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import Completion, Engine, request_seeds, sample_of, sampling_of
 from ovlt.rollout.exchange import exchange_groups
+from ovlt.rollout.sync import PROBE_SAMPLING, Proof, WeightSync
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.ahead import Meanwhile
 from ovlt.system.runtime import Runtime
@@ -32,6 +34,7 @@ class RolloutBatch:
     drawn: int  # groups sampled, including those that dynamic sampling dropped
     no_signal_frac: float  # share of these whose rewards are all equal
     failures: Failures  # gradings without a verdict
+    proof: Proof | None = None  # that the engine has the trainer's weights, from the first round
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +52,7 @@ class RolloutBatch:
             "response/unfinished_frac": sum(not s.finished for s in samples) / len(samples),
             "groups/no_signal_frac": self.no_signal_frac,
             "groups/drawn": self.drawn,
+            **(self.proof.metrics() if self.proof else {}),
         }
 
 
@@ -62,6 +66,7 @@ class Rollouts:
     runtime: Runtime
     chat: Chat
     engine: Engine
+    sync: WeightSync
     pool: RewardPool
     loader: Loader[Prompt]
     sampler: Sampler
@@ -72,17 +77,18 @@ class Rollouts:
     has_told_errors: bool = False  # the commonest error of a reward is said once
 
     def draw(self, step: int) -> RolloutBatch:
-        """Sample and grade ``prompts_per_step`` groups. The engine is awake. Collective.
+        """Sample and grade ``prompts_per_step`` groups. Collective.
 
-        Raises RuntimeError if dynamic sampling finds too few groups in ``max_tries`` rounds,
-        ValueError if too many gradings fail.
+        The engine is awake and was sent weights: the first round proves that it samples from them.
+        Raises RuntimeError if it does not (``WeightSync.prove``), or if dynamic sampling finds too
+        few groups in ``max_tries`` rounds, ValueError if too many gradings fail.
         """
         cfg, count = self.config, self.config.prompts_per_step
         # Without dynamic sampling one round is all; with it, rounds until there are enough groups.
         batch = RolloutBatch([], drawn=0, no_signal_frac=0.0, failures=Failures())
         without_signal = 0
         for attempt in range(cfg.max_tries if cfg.dynamic_sampling else 1):
-            groups = self._round(step, attempt * count, batch.failures)
+            groups = self._round(step, attempt * count, batch)
             # A group whose rewards are all equal has advantage 0: nothing is learnt from it.
             useful = [g for g in groups if has_signal([s.reward for s in g.samples])]
             batch.drawn += len(groups)
@@ -117,18 +123,18 @@ class Rollouts:
             self.runtime.say(failures.sentence(f"step {step + 1}") + " (they score 0)")
         return failures
 
-    def _round(self, step: int, offset: int, failures: Failures) -> list[Group]:
+    def _round(self, step: int, offset: int, batch: RolloutBatch) -> list[Group]:
         """Sample and grade the next ``prompts_per_step`` prompts, each rank its share.
 
-        Adds what could not be graded to ``failures``.
+        Adds to ``batch`` what could not be graded and, in the first round, the proof.
         """
         cfg, rollout = self.config, self.config.rollout
         rank, ranks = self.runtime.rank, self.runtime.world_size
         # Prompts: this rank's share of the batch, and the next batch's images in the background.
         with self.timer("data"):
-            batch = self.sampler.take(cfg.prompts_per_step)  # rows, the same on every rank
-            mine = list(range(rank, len(batch), ranks))  # places in the batch
-            prompts = self.loader.get([batch[i] for i in mine])
+            rows = self.sampler.take(cfg.prompts_per_step)  # the same on every rank
+            mine = list(range(rank, len(rows), ranks))  # places in the batch
+            prompts = self.loader.get([rows[i] for i in mine])
             upcoming = self.sampler.peek(cfg.prompts_per_step)
             self.loader.prefetch([upcoming[i] for i in mine])
         # Sample. Seeds come from the place in the batch, so that ranks do not matter; ``offset``
@@ -136,8 +142,16 @@ class Rollouts:
         seeds = request_seeds(self.seed, step, [offset + i for i in mine], rollout.n)
         version = step * cfg.updates_per_rollout  # optimizer steps behind the sampling weights
         groups = [Group(prompt, []) for prompt in prompts]
+        samplings = [sampling_of(rollout)] * len(groups)
+        if prove := batch.proof is None:
+            # The last prompt: it takes a place that a short response has left, and no time.
+            prompts, samplings, seeds = (
+                [*prompts, self.sync.probes[0]], [*samplings, PROBE_SAMPLING], [*seeds, 0],
+            )  # fmt: skip
 
         def finished(place: int, answers: list[Completion]) -> None:
+            if place == len(groups):
+                return  # the probe
             group = groups[place]
             texts = [self.chat.decode(c.token_ids.tolist()) for c in answers]
             group.samples = [
@@ -149,18 +163,21 @@ class Rollouts:
 
         # Grade: each rank its own answers, in worker processes that can be killed; at once, or in
         # a thread as groups are finished.
-        with Meanwhile(lambda some: self._grade(some, failures)) as grading:
+        with Meanwhile(lambda some: self._grade(some, batch.failures)) as grading:
             with self.timer("rollout"):
-                self.engine.generate(prompts, sampling_of(rollout), seeds, finished)
+                answers = self.engine.generate(prompts, samplings, seeds, finished)
+            if prove:
+                with self.timer("sync"):
+                    batch.proof = self.sync.prove(answers[-1][0])
             with self.timer("reward"):
                 if not self.grade_early:
-                    self._grade(groups, failures)
+                    self._grade(groups, batch.failures)
                 grading.finish()
         with self.timer("exchange"):
             everyone = exchange_groups(self.runtime, groups)
         # Groups come rank by rank; put them into the order of the batch, so that results do not
         # depend on the number of ranks.
-        places = [i for r in range(ranks) for i in range(r, len(batch), ranks)]
+        places = [i for r in range(ranks) for i in range(r, len(rows), ranks)]
         return [group for _, group in sorted(zip(places, everyone, strict=True), key=_place)]
 
     def _grade(self, groups: Sequence[Group], failures: Failures) -> None:

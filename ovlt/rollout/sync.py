@@ -2,8 +2,8 @@
 
 Half of the known failures of such trainers are stale weights or caches that crash nothing and only
 bend the curve. So every transfer is proven: the names sent are the names expected, and a fixed
-image prompt scores the same in the engine and in the trainer. docs/metrics.md says what the probe
-can see, and how seldom it stops a healthy run.
+image prompt, the probe, scores the same in the engine and in the trainer. A rollout asks it among
+its own prompts. docs/metrics.md says what the probe can see, and how seldom it stops a healthy run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
 from ovlt.model.packed_model import PackedModel
 from ovlt.model.weights import expected_names, full_weights
-from ovlt.rollout.engine import Engine, Sampling, sample_of
+from ovlt.rollout.engine import Completion, Engine, Sampling, sample_of
 from ovlt.system.collectives import gather_json
 from ovlt.train.pack import collate
 from ovlt.types import Prompt
@@ -88,10 +88,18 @@ class WeightSync:
         self._expected = expected_names(model)
 
     def __call__(self) -> Proof:
-        """Transfer the weights and prove that they arrived.
+        """Transfer the weights and prove that they arrived: ``send``, ask, ``prove``. Collective.
+
+        The engine is awake. Raises RuntimeError as these do.
+        """
+        self.send()
+        return self.prove(self.ask(self.probes[0]))
+
+    def send(self) -> None:
+        """Transfer the weights. Nothing is learnt from what the engine samples before ``prove``.
 
         The engine is awake. Collective. Raises RuntimeError if a name is missing or unknown, or if
-        a rank's engine disagrees with the trainer on both probes or in a tensor.
+        a rank's engine disagrees with the trainer in a tensor that is read back.
         """
         # 1. Stream whole tensors, a few at a time: no rank ever holds two copies of the model.
         sent: set[str] = set()
@@ -108,13 +116,20 @@ class WeightSync:
         self._syncs += 1
         if verify:
             self.verify()
-        # 4. The probe sees what names cannot: caches, fused copies, the tower. All ranks repeat it
-        # if one has to, since the trainer's forward is collective; a rank that fails twice stops.
-        first = self.difference(self.probes[0])
+
+    def prove(self, answer: Completion) -> Proof:
+        """Return what ``answer``, the engine's to the first probe since ``send``, proves.
+
+        The engine is awake. Collective. Raises RuntimeError if a rank's engine disagrees with the
+        trainer on both probes.
+        """
+        # The probe sees what names cannot: caches, fused copies, the tower. All ranks repeat it if
+        # one has to, since the trainer's forward is collective; a rank that fails twice stops.
+        first = self.difference(self.probes[0], answer)
         passed = gather_json(first.within(self.tolerance))
         if all(passed):
             return Proof(first, repeated=False)
-        second = self.difference(self.probes[1])
+        second = self.difference(self.probes[1], self.ask(self.probes[1]))
         figures = gather_json([str(first), str(second), second.within(self.tolerance)])
         for rank, (one, two, good) in enumerate(figures):
             if not passed[rank] and not good:
@@ -151,13 +166,16 @@ class WeightSync:
             sent.add(name)
             yield name, tensor
 
-    def difference(self, probe: Prompt) -> ProbeDifference:
-        """Return how far engine and trainer are apart on a probe. Collective."""
-        # The engine answers an image question; the trainer scores the very tokens it chose, on the
-        # path that training takes: packed, sharded, with the head's bans. An engine's log-probs of
-        # greedy tokens are those of temperature 1.
-        completion = self.engine.generate([probe], PROBE_SAMPLING, [0])[0][0]
-        sample = sample_of(probe, completion)
+    def ask(self, probe: Prompt) -> Completion:
+        """Return the engine's answer to a probe alone."""
+        return self.engine.generate([probe], PROBE_SAMPLING, [0])[0][0]
+
+    def difference(self, probe: Prompt, answer: Completion) -> ProbeDifference:
+        """Return how far engine and trainer are apart on the answer to a probe. Collective."""
+        # The trainer scores the very tokens that the engine chose, on the path that training takes:
+        # packed, sharded, with the head's bans. An engine's log-probs of greedy tokens are those of
+        # temperature 1.
+        sample = sample_of(probe, answer)
         device = next(self.model.parameters()).device
         batch = collate(
             [sample], [1.0], config=self.model_folder.config, patchify=self.model_folder.patchify
@@ -169,7 +187,7 @@ class WeightSync:
                 head = self.model(batch)
         finally:
             self.model.head_options = options
-        engine_logp = torch.from_numpy(completion.logp).to(device)  # [PROBE_TOKENS]
+        engine_logp = torch.from_numpy(answer.logp).to(device)  # [PROBE_TOKENS]
         apart = (head.logp - engine_logp).abs()
         return ProbeDifference(float(apart.mean()), float(apart.max()))
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
 from ovlt.model.positions import mrope_positions
-from ovlt.rollout.engine import Completion, Engine, Sampling
+from ovlt.rollout.engine import Completion, Engine, Sampling, one_for_each
 from ovlt.types import Prompt
 
 
@@ -61,19 +61,20 @@ class TransformersEngine(Engine):
     def generate(
         self,
         prompts: Iterable[Prompt],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         seeds: Sequence[int],
         finished: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``, one prompt at a time. Raises ValueError for a nucleus."""
-        if sampling.temperature > 0 and (sampling.top_p < 1 or sampling.top_k):
+        samplings = one_for_each(sampling, len(seeds))
+        if any(s.temperature > 0 and (s.top_p < 1 or s.top_k) for s in samplings):
             raise ValueError(
                 "engine.backend='transformers' samples with top_p = 1 and top_k = 0 only: set them "
                 "so in [grpo.rollout], [evaluate] or [distill], whichever samples"
             )
         completions: list[list[Completion]] = []
-        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            completions.append(self._one(prompt, sampling, seed))
+        for place, (prompt, each, seed) in enumerate(zip(prompts, samplings, seeds, strict=True)):
+            completions.append(self._one(prompt, each, seed))
             if finished is not None:
                 finished(place, completions[-1])
         return completions

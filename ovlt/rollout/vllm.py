@@ -28,7 +28,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from ovlt.model import sizes
 from ovlt.model.load import ModelFolder
-from ovlt.rollout.engine import Completion, Engine, Sampling
+from ovlt.rollout.engine import Completion, Engine, Sampling, one_for_each
 from ovlt.rollout.vllm_weights import weight_of
 from ovlt.system import quiet
 from ovlt.system.ahead import ahead
@@ -53,6 +53,7 @@ class _Rendered(NamedTuple):
     """A prompt with what vLLM takes of it."""
 
     prompt: Prompt
+    sampling: Sampling
     seed: int
     inputs: Any
 
@@ -109,7 +110,7 @@ class VllmEngine(Engine):
     def generate(
         self,
         prompts: Iterable[Prompt],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         seeds: Sequence[int],
         finished: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
@@ -118,8 +119,9 @@ class VllmEngine(Engine):
         Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
         """
         completions: list[list[Completion]] = [[] for _ in seeds]
-        inputs = self._rendered(zip(prompts, seeds, strict=True))
-        for place, group in self._sampled(inputs, sampling):
+        samplings = one_for_each(sampling, len(seeds))
+        inputs = self._rendered(zip(prompts, samplings, seeds, strict=True))
+        for place, group in self._sampled(inputs, max((s.n for s in samplings), default=1)):
             completions[place] = group
             if finished is not None:
                 finished(place, group)
@@ -133,28 +135,30 @@ class VllmEngine(Engine):
         Images become patches in a thread, which takes the prompts, so that the engine does not
         stand still meanwhile.
         """
-        return self._sampled(ahead(self._rendered(prompts), _RENDERED), sampling)
+        asked = ((prompt, sampling, seed) for prompt, seed in prompts)
+        return self._sampled(ahead(self._rendered(asked), _RENDERED), sampling.n)
 
-    def _rendered(self, prompts: Iterable[tuple[Prompt, int]]) -> Iterator[_Rendered]:
+    def _rendered(self, asked: Iterable[tuple[Prompt, Sampling, int]]) -> Iterator[_Rendered]:
         """Yield each prompt with its seed and with what vLLM's processor makes of it."""
-        for prompt, seed in prompts:
+        for prompt, sampling, seed in asked:
             # What LLM.enqueue does first; vLLM offers this step alone under no public name.
-            yield _Rendered(prompt, seed, self.llm._preprocess_cmpl_one(self._request(prompt)))
+            inputs = self.llm._preprocess_cmpl_one(self._request(prompt))
+            yield _Rendered(prompt, sampling, seed, inputs)
 
     def _sampled(
-        self, rendered: Iterator[_Rendered], sampling: Sampling
+        self, rendered: Iterator[_Rendered], n: int
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (place, completions) of each prompt as it is finished."""
+        """Yield (place, completions) of each prompt as it is finished; most have ``n`` of them."""
         if not self._has_weights:
             raise RuntimeError("the engine's weights were dropped when it slept: load some first")
         self.reset_caches()
         upcoming = enumerate(rendered)
         # Enough that no sequence slot waits for a prompt, and no more: vLLM keeps the patches of
         # a waiting prompt as floats, four times the size of its pixels.
-        room = math.ceil(self._max_sequences / sampling.n) + _QUEUED
+        room = math.ceil(self._max_sequences / n) + _QUEUED
         waiting: dict[str, _Waiting] = {}  # by the name of the request
         try:
-            while self._fill(waiting, room, upcoming, sampling):
+            while self._fill(waiting, room, upcoming):
                 since = time.perf_counter()
                 with guarded():
                     outputs = self.llm.llm_engine.step()
@@ -173,12 +177,11 @@ class VllmEngine(Engine):
         waiting: dict[str, _Waiting],
         room: int,
         upcoming: Iterator[tuple[int, _Rendered]],
-        sampling: Sampling,
     ) -> bool:
         """Give the engine prompts until it has ``room`` of them; whether it has any."""
         with guarded():
             for place, entry in itertools.islice(upcoming, max(0, room - len(waiting))):
-                params = self._params(sampling, entry.seed)
+                params = self._params(entry.sampling, entry.seed)
                 params.output_kind = RequestOutputKind.FINAL_ONLY
                 name = str(next(self.llm.request_counter))
                 # To the name that the outputs have, vLLM adds letters within itself.

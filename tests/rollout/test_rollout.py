@@ -202,6 +202,24 @@ def test_seeds_decide_the_samples_and_nothing_else(parts: tuple[ModelFolder, Any
     assert len({tuple(s) for s in everything[:4]}) == 4
 
 
+def test_prompts_of_one_call_may_be_sampled_differently(
+    parts: tuple[ModelFolder, Any, Engine],
+) -> None:
+    """As the probe is, greedy and without a stop, among the prompts of a rollout."""
+    folder, _, engine = parts
+    prompts = [prompt for prompt in prompts_of(folder) for _ in range(3)]
+    kinds = (Sampling(3, 0.8, 17), Sampling(1, 0.0, 16, ignore_stop=True), Sampling(2, 1.3, 5))
+    samplings = [kinds[i % 3] for i in range(len(prompts))]
+    seeds = request_seeds(5, 2, range(len(prompts)), 4)
+    together = engine.generate(prompts, samplings, seeds)
+    for place, answers in enumerate(together):
+        [alone] = engine.generate([prompts[place]], samplings[place], [seeds[place]])
+        assert len(answers) == samplings[place].n
+        for one, two in zip(answers, alone, strict=True):
+            assert one.token_ids.tolist() == two.token_ids.tolist()
+            np.testing.assert_allclose(one.logp, two.logp, atol=1e-5)
+
+
 def test_vllms_largest_image_is_the_recipes(parts: tuple[ModelFolder, Any, Engine]) -> None:
     """Its trial run on a GPU, its encoder cache and its batches are sized for that image."""
     _, _, engine = parts

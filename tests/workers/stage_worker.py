@@ -18,6 +18,7 @@ from ovlt.system import env
 env.apply("cpu")
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -37,7 +38,7 @@ from ovlt.reward.pool import RewardPool
 from ovlt.rollout import exchange
 from ovlt.rollout.exchange import encode, rank_image
 from ovlt.rollout.groups import Rollouts
-from ovlt.rollout.open import open_engine
+from ovlt.rollout.open import open_engine, weight_sync
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime, leave, start
 from ovlt.train.balance import plan
@@ -295,7 +296,9 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
     recipe = recipe_from({"grpo": grpo, "reward": reward, "engine": {"backend": "transformers"}})
     rng = np.random.default_rng(23)
     prompts = [random_sample(folder, rng, [(56, 28)][: i % 2], 1).prompt for i in range(9)]
-    engine = open_engine(folder, recipe.engine, runtime, dtype=torch.float32, max_tokens=69)
+    dtype = torch.float32
+    engine = open_engine(folder, recipe.engine, runtime, dtype=dtype, max_tokens=69)
+    model = load_sharded(folder, runtime.mesh, runtime.device, recipe.model, dtype=dtype)
     with RewardPool(recipe.reward) as pool:
         rollouts = Rollouts(
             config=recipe.grpo,
@@ -304,12 +307,15 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
             runtime=runtime,
             chat=folder.chat,
             engine=engine,
+            sync=weight_sync(engine, model, folder, recipe.engine, dtype),
             pool=pool,
             loader=Loader(prompts.__getitem__, 1),
             sampler=Sampler(len(prompts), 3),
             timer=PhaseTimer(),
         )
         batch = rollouts.draw(4)
+        assert batch.proof is not None
+        assert not batch.proof.repeated
         # The same, graded while the engine is at work.
         rollouts.grade_early, rollouts.sampler = True, Sampler(len(prompts), 3)
         early = rollouts.draw(4)
@@ -317,6 +323,12 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
             assert one.prompt.id == other.prompt.id
             assert [s.reward for s in one.samples] == [s.reward for s in other.samples]
         assert early.failures.gradings == batch.failures.gradings > 0
+        # An engine whose weights are not the trainer's: before anything else, and on all ranks.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        with pytest.raises(RuntimeError, match="scores the image probe apart"):
+            rollouts.draw(5)
     if runtime.world_size == 1:
         for group in batch.groups:
             images: Any = tuple(rank_image(x, 0) for x in group.prompt.images)
