@@ -1,4 +1,4 @@
-"""Some rows only: what no loss reads is not computed."""
+"""What no loss reads is not computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class OnRows:
     what they are until then.
 
     Attributes:
-        rows: int64 [R], each once; None: all tokens are computed.
+        rows: int64 [U], each once; None: all tokens are computed.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -25,13 +25,13 @@ class OnRows:
         module.register_forward_hook(self._spread)
 
     def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Replace the hidden states [1, T, H] by those of the rows, [1, R, H]."""
-        hidden, *others = args
+        """Replace the hidden states [1, T, H] by those of the rows, [1, U, H]."""
+        (hidden,) = args
         self._num_tokens = hidden.shape[1]
-        return (hidden if self.rows is None else hidden.index_select(1, self.rows), *others)
+        return (hidden if self.rows is None else hidden.index_select(1, self.rows),)
 
     def _spread(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Put the module's output [1, R, H] at its rows of [1, T, H]."""
+        """Put the module's output [1, U, H] at its rows of [1, T, H]."""
         if self.rows is None:
             return output
         whole = output.new_zeros(1, self._num_tokens, output.shape[2])
