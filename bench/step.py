@@ -325,8 +325,8 @@ def rates(
 ) -> dict[str, object]:  # fmt: skip
     """Return MFU of what was measured, and scaled to all layers of the decoder.
 
-    Scaled: the decoder's seconds grow with its layers, the optimizer's with the parameters, the
-    rest stays as it is.
+    Scaled: the decoder's seconds grow with its FLOPs, the optimizer's with the parameters, the rest
+    stays as it is.
     """
 
     def flops(planned: BatchPlan) -> float:
@@ -337,18 +337,18 @@ def rates(
     optimizer = sum(seconds.get(name, 0.0) for name in ("clip", "optimizer"))
     computing = marks.total() - optimizer
     decoder = sum(v for k, v in seconds.items() if k.startswith("decoder"))
-    layers, of = (int(f.config.text_config.num_hidden_layers) for f in (folder, whole))
-    scaled = computing + decoder * (of / layers - 1)
+    head = sizes.head_flops(whole.config, rows)
+    scaled = computing + decoder * ((all_layers.text - head) / (part.text - head) - 1)
     parameters = [sizes.parameters(f.config).total for f in (folder, whole)]
     scaled_optimizer = optimizer * parameters[1] / parameters[0]
     again = sizes.recomputed_share(whole.config, training.checkpointing)
-    again *= all_layers.text - sizes.head_flops(whole.config, rows)
+    again *= all_layers.text - head
     predicted = predicted_seconds(flops(all_layers) + again, parameters[1])
     result: dict[str, object] = {
         "flops": flops(part),
         "tflops_per_s": flops(part) / computing / 1e12,
         "scaled": {
-            "layers": of,
+            "layers": int(whole.config.text_config.num_hidden_layers),
             "forward_backward_s": scaled,
             "optimizer_s": scaled_optimizer,
             "tokens_per_s": part.tokens / (scaled + scaled_optimizer),
