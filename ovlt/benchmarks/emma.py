@@ -111,9 +111,8 @@ class Emma(BenchmarkTask):
         text = f"{context}\n{body}{_CHOOSE if options else _ONE_WORD}{strategy}"
         return interleaved(text, item, numbered=True)
 
-    def rule(self, style: StyleName) -> Rule:
-        rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_matcher}
-        return rules[style]
+    def rules(self) -> Mapping[StyleName, Rule]:
+        return {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_matcher}
 
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:
         subject, task = text_of(row, "subject"), text_of(row, "task")

@@ -101,9 +101,8 @@ class HallusionBench(BenchmarkTask):
             question += " Please answer yes or no."
         return BenchmarkPrompt.images_first(item.images, question)
 
-    def rule(self, style: StyleName) -> Rule:
-        rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_words}
-        return rules[style]
+    def rules(self) -> Mapping[StyleName, Rule]:
+        return {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_words}
 
     def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
         return PlainTruth("Yes" if text_of(row, "gt_answer") == "1" else "No", yes_no=True)

@@ -213,8 +213,8 @@ class BenchmarkTask(ABC):
         """Return what the style sends."""
 
     @abstractmethod
-    def rule(self, style: StyleName) -> Rule:
-        """Return the style's rules."""
+    def rules(self) -> Mapping[StyleName, Rule]:
+        """Return the rule of each style."""
 
     @abstractmethod
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:

@@ -112,9 +112,8 @@ class MathVerse(BenchmarkTask):
             column = "query_cot" if cot else "query_wo"
         return BenchmarkPrompt.images_first(item.images, text_of(item.row, column))
 
-    def rule(self, style: StyleName) -> Rule:
-        rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_two_calls}
-        return rules[style]
+    def rules(self) -> Mapping[StyleName, Rule]:
+        return {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_two_calls}
 
     def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
         answer = text_of(row, "answer")

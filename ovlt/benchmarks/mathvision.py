@@ -100,9 +100,8 @@ class MathVision(BenchmarkTask):
                 text = f"{_STEPS}\n{question}\n{shown}"
         return BenchmarkPrompt.images_first((1,), text)
 
-    def rule(self, style: StyleName) -> Rule:
-        rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_prefetch}
-        return rules[style]
+    def rules(self) -> Mapping[StyleName, Rule]:
+        return {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_prefetch}
 
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:
         level, subject = text_of(row, "level"), text_of(row, "subject")

@@ -86,9 +86,8 @@ class MathVista(BenchmarkTask):
             query = build_query(item.row, hint_last="solution_order" in settings)
         return BenchmarkPrompt.images_first((1,), query)
 
-    def rule(self, style: StyleName) -> Rule:
-        rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_prefetch}
-        return rules[style]
+    def rules(self) -> Mapping[StyleName, Rule]:
+        return {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_prefetch}
 
     def plain_truth(self, row: BenchmarkRow) -> PlainTruth | None:
         options, answer = options_of(row, "choices"), text_of(row, "answer")

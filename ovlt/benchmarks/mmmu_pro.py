@@ -105,9 +105,8 @@ class MmmuPro(BenchmarkTask):
         ask = _DIRECT if "direct" in settings else f"{head} {_LAST_LINE}{_STEPS}"
         return images_last(f"{question}\n{lettered(options, '{}. {}')}\n{ask}", item)
 
-    def rule(self, style: StyleName) -> Rule:
-        rules = {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_matcher}
-        return rules[style]
+    def rules(self) -> Mapping[StyleName, Rule]:
+        return {"official": official, "openvlthinker": by_tags, "vlmevalkit": by_matcher}
 
     def labels(self, row: BenchmarkRow) -> Mapping[str, tuple[str, ...]]:
         difficulty = text_of(row, "topic_difficulty")

@@ -106,7 +106,7 @@ def _input(
 def grade(x: RewardInput) -> RewardOutput:
     """Run one rule: what a worker does. ``x.answer`` holds the task as JSON."""
     task = json.loads(x.answer)
-    rule = BENCHMARKS[task["benchmark"]].rule(style_named(task["style"]))
+    rule = BENCHMARKS[task["benchmark"]].rules()[style_named(task["style"])]
     result = rule_on(rule, task["row"], x.response, task["replies"], task["settings"])
     if isinstance(result, Ask):
         text = _fitting({"ask": result.kind}, {"extraction": result.extraction})

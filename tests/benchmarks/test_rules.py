@@ -9,7 +9,7 @@ from helpers import benchmark_files as files
 
 from ovlt.benchmarks import emma, mathvision, mmmu_pro, vlmevalkit
 from ovlt.benchmarks.answers import boxed, distance, number_in_words, without_thoughts
-from ovlt.benchmarks.items import Ask, PlainTruth, Ruling, rule_on
+from ovlt.benchmarks.items import STYLES, Ask, PlainTruth, Ruling, rule_on
 from ovlt.benchmarks.openvlthinker import extract, truth_of
 from ovlt.benchmarks.plain import plain_verdict
 from ovlt.benchmarks.registry import BENCHMARKS, style_named
@@ -17,12 +17,17 @@ from ovlt.benchmarks.registry import BENCHMARKS, style_named
 
 def ruled(name: str, style: str, row: dict[str, Any], response: str, *replies: str) -> Ruling:
     given: list[str | None] = [*replies, None]
-    rule = BENCHMARKS[name].rule(style_named(style))
+    rule = BENCHMARKS[name].rules()[style_named(style)]
     for count in range(len(given) + 1):
         result = rule_on(rule, row, response, given[:count])
         if isinstance(result, Ruling):
             return result
     raise AssertionError("the rule asks more than it is answered")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_has_a_rule_for_every_style(name: str) -> None:
+    assert set(BENCHMARKS[name].rules()) == set(STYLES)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def test_plain_verdicts_abstain_unless_an_answer_is_plain(
 
 
 def test_a_rule_that_asks_is_run_again_with_the_replies() -> None:
-    rule = BENCHMARKS["hallusionbench"].rule("official")
+    rule = BENCHMARKS["hallusionbench"].rules()["official"]
     row = {"category": "VS", "figure_id": "0", "gt_answer": "1"}
     assert rule_on(rule, row, "None.") == Ask("conflict")
     unclear = rule_on(rule, row, "None.", ["unclear"])

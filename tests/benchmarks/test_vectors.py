@@ -28,7 +28,7 @@ def replies_of(vector: dict[str, str]) -> list[str]:
 
 def rule_of(vector: dict[str, str]) -> tuple[Ruling, int]:
     """The ruling on a vector, and how often the judge was asked; None is what an end replies."""
-    rule = BENCHMARKS[vector["benchmark"]].rule(style_named(vector["style"]))
+    rule = BENCHMARKS[vector["benchmark"]].rules()[style_named(vector["style"])]
     settings = [SETTINGS.get(vector["setting"], vector["setting"])]
     row, response = json.loads(vector["item"]), json.loads(vector["response"])
     replies: list[str | None] = []
