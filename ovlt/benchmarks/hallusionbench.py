@@ -126,14 +126,17 @@ class HallusionBench(BenchmarkTask):
             for table in [accuracies([rows[i] for i in at], [values[i] for i in at])]
         ]
         with_image = [i for i, row in enumerate(rows) if text_of(row, "visual_input") != "0"]
-        plain = ScoreTable(
-            "accuracy on the image questions, as OpenVLThinker prints",
-            (ScoreRow("accuracy", tuple(values[i] for i in with_image)),),
-        )
-        others = super().tables(rows, values)[1:]
-        hard = ScoreTable("pairs by difficulty", tuple(_difficulty(rows, values)))
-        shown = [hard] if hard.rows else []
-        return [*metrics, plain, *by_category, *others, *shown]
+        plain = ScoreRow("accuracy", tuple(values[i] for i in with_image))
+        title = "accuracy on the image questions, as OpenVLThinker prints"
+        tables = [
+            *metrics,
+            ScoreTable(title, (plain,) if with_image else ()),
+            *by_category,
+            *super().tables(rows, values)[1:],
+            ScoreTable("pairs by difficulty", _difficulty(rows, values)),
+            ScoreTable("consistency test", _consistency(rows, values), measure="share of figures"),
+        ]
+        return [table for table in tables if table.rows]
 
 
 def figure_key(row: BenchmarkRow) -> tuple[str, ...] | None:
@@ -178,28 +181,32 @@ def accuracies(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> ScoreTa
     return ScoreTable("aAcc, fAcc, qAcc", tuple(m for m in metrics if m.units), mean="mean")
 
 
-def _difficulty(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> list[ScoreRow]:
+def _difficulty(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> tuple[ScoreRow, ...]:
+    """Return the pairs of the questions without and with an edited figure."""
     result: list[ScoreRow] = []
     for label, hard in (("easy", False), ("hard", True)):
         at = [i for i, row in enumerate(rows) if (text_of(row, "visual_input") == "2") == hard]
         if at:
             pairs = all_right([rows[i] for i in at], [values[i] for i in at], pair_key)
             result.append(ScoreRow(label, tuple(pairs.values())))
-    return result
+    return tuple(result)
 
 
-def figure_consistency(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> dict[str, int]:
-    """Count figures whose questions are all right, partly right, and all wrong."""
+def _consistency(rows: Sequence[BenchmarkRow], values: Sequence[float]) -> tuple[ScoreRow, ...]:
+    """Return the shares of figures whose questions are all, partly and never right."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for row, value in zip(rows, values, strict=True):
         if (name := figure_key(row)) is not None:
             groups.setdefault(name, []).append(value)
-    shares = [sum(group) / len(group) for group in groups.values()]
-    return {
-        "correct": sum(share == 1 for share in shares),
-        "inconsistent": sum(0 < share < 1 for share in shares),
-        "wrong": sum(share == 0 for share in shares),
-    }
+    kinds = [
+        "correct" if min(group) == 1 else "wrong" if max(group) == 0 else "inconsistent"
+        for group in groups.values()
+    ]
+    return tuple(
+        ScoreRow(label, tuple(float(kind == label) for kind in kinds))
+        for label in ("correct", "inconsistent", "wrong")
+        if kinds
+    )
 
 
 def is_right(row: BenchmarkRow, code: str) -> bool:

@@ -140,11 +140,13 @@ class ScoreTable:
     """A table of accuracies. Its first row is the one that is compared, unless ``mean`` is there.
 
     ``mean``: the table's number is the mean of its rows' values, for instance of aAcc, fAcc, qAcc.
+    ``measure``: what the values are, if not accuracies.
     """
 
     title: str
     rows: tuple[ScoreRow, ...]
     mean: str = ""
+    measure: str = "accuracy"
 
     @property
     def number(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ovlt.benchmarks.items import BenchmarkRow, BenchmarkTask, Ruling, ScoreRow, ScoreTable
@@ -66,7 +66,7 @@ def tables_of(benchmark: BenchmarkTask, items: Sequence[ScoredItem]) -> list[Sco
             units = [_row(run, table.title, row.label).units for run in runs]
             means = tuple(sum(values) / count for values in zip(*units, strict=True))
             lines.append(ScoreRow(row.label, means, row.clusters))
-        merged.append(ScoreTable(table.title, tuple(lines), table.mean))
+        merged.append(replace(table, rows=tuple(lines)))
     return merged
 
 
@@ -208,7 +208,7 @@ def markdown(head: Mapping[str, object], tables: Sequence[ScoreTable]) -> str:
         if key not in ("tables", "samples", "benchmark", "split", "style", "questions"):
             lines.append(f"| {_cell(key)} | {_cell(_said(value))} |")
     for table in tables:
-        lines += ["", f"## {table.title}", "", "| | accuracy | 95 % interval | of |"]
+        lines += ["", f"## {table.title}", "", f"| | {table.measure} | 95 % interval | of |"]
         lines.append("|---|---:|---|---:|")
         lines += [
             _table_line(_cell(row.label), row.value, row.interval, str(len(row.units)))

@@ -14,6 +14,7 @@ from ovlt.benchmarks.registry import BENCHMARKS
 from ovlt.benchmarks.results import (
     ScoredItem,
     ScoredSample,
+    read_head,
     read_items,
     samples_summary,
     tables_of,
@@ -48,6 +49,35 @@ def test_with_several_samples_a_figure_needs_all_its_questions_in_the_same_sampl
     table = tables_of(BENCHMARKS["hallusionbench"], items)[0]
     values = {line.label: line.value for line in table.rows}
     assert values == {"aAcc": 0.5, "fAcc": 0.0, "qAcc": 0.5}
+
+
+def test_the_consistency_test_of_hallusionbench_stands_in_page_and_json(tmp_path: Path) -> None:
+    figures = {"0": (True, True), "1": (True, False), "2": (False, False), "3": (False, True)}
+    items = [
+        item(f"{figure}{question}", right, category="VD", subcategory="ocr", set_id="0",
+             figure_id=figure, question_id=str(question), visual_input="1", gt_answer="1")
+        for figure, rights in figures.items()
+        for question, right in enumerate(rights)
+    ]  # fmt: skip
+    write_result(tmp_path, BENCHMARKS["hallusionbench"], items, {})
+    tables = read_head(tmp_path)["tables"]
+    assert isinstance(tables, list)
+    (test,) = (table for table in tables if table["title"] == "consistency test")
+    shares = {row["label"]: row["value"] for row in test["rows"]}
+    assert shares == {"correct": 0.25, "inconsistent": 0.5, "wrong": 0.25}
+    page = (tmp_path / "result.md").read_text()
+    assert "## consistency test\n\n| | share of figures |" in page
+    assert "| inconsistent | 50.0 |" in page
+
+
+def test_tables_of_hallusionbench_that_no_question_belongs_to_are_left_out(tmp_path: Path) -> None:
+    row = {"category": "VS", "subcategory": "chart", "set_id": "0", "figure_id": "0",
+           "question_id": "0", "visual_input": "0", "gt_answer": "1"}  # fmt: skip
+    write_result(tmp_path, BENCHMARKS["hallusionbench"], [item("a", True, **row)], {})
+    page = (tmp_path / "result.md").read_text()
+    assert "aAcc, fAcc, qAcc" in page
+    assert "image questions" not in page
+    assert "consistency test" not in page
 
 
 def test_pass_at_k_and_mean_at_k_are_over_questions() -> None:
