@@ -240,9 +240,9 @@ def fill_buffers(model: PackedModel, device: torch.device) -> None:
     compute = text.compute_default_rope_parameters
     if text.rope_type != "default":
         compute = ROPE_INIT_FUNCTIONS[text.rope_type]
-    text_frequencies, text.attention_scaling = compute(text.config, device=device)
+    text_frequencies, text.attention_scaling = compute(text.config)  # 5.17 warns of device=
     if hasattr(vision, "compute_axial_rope_parameters"):  # transformers >= 5.19
-        frequencies, _ = vision.compute_axial_rope_parameters(vision.config, device=device)
+        frequencies, _ = vision.compute_axial_rope_parameters(vision.config)
     else:
         sizes = model.config.vision_config
         head_dim = sizes.hidden_size // sizes.num_heads

@@ -89,6 +89,15 @@ def test_log_probs_are_those_of_transformers(
     assert (ours - expected).abs().max() < 1e-5
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["default", "yarn"])
+def test_no_version_of_transformers_warns_of_how_it_is_called(
+    home: Path, tmp_path: Path, name: str
+) -> None:
+    rope(copy_of(home / "model", tmp_path / "m"), **TYPES[name])
+    packed(open_folder(tmp_path / "m"))
+
+
 @pytest.mark.parametrize("name", ["default", "linear", "yarn by its old name"])
 def test_the_hubs_flat_configuration_means_the_same(home: Path, tmp_path: Path, name: str) -> None:
     """As Qwen2.5-VL's folders on the Hub have it: one table, and rope_scaling."""
