@@ -155,6 +155,25 @@ def test_what_libraries_repeat_is_dropped_and_a_crash_is_not() -> None:
     assert set(done.stderr.splitlines()) == {"before", "of a child", "after", "last words"}
 
 
+def test_fla_is_imported_on_a_cpu_without_a_warning() -> None:
+    """It says at its import that it found no GPU."""
+    words = "from ovlt.system import env\nenv.apply('cpu')\nimport fla.utils"
+    done = run("-c", words)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("machine", ["cpu", "cuda"])
+def test_no_other_warning_of_triton_is_silenced_and_none_on_a_gpu(machine: str) -> None:
+    texts = (
+        "Triton is not supported on current platform, roll back to CPU.",
+        "Triton is not supported on Windows",
+    )
+    warn = "".join(f"warnings.warn({text!r})\n" for text in texts)
+    words = f"import warnings\nfrom ovlt.system import env\nenv.apply({machine!r})\n{warn}"
+    shown = run("-c", words).stderr
+    assert [text in shown for text in texts] == [machine == "cuda", True]
+
+
 @pytest.mark.parametrize("old", sorted(MOVED))
 def test_a_module_of_an_older_version_is_answered_with_its_new_place(old: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=f"{old} has moved: it is ".replace(".", r"\.")):

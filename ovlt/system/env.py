@@ -111,7 +111,7 @@ def apply(device: Device, *, shared: bool = False) -> None:
     if device == "cpu":
         _keep_large_blocks()
     torchvision_shim.install()
-    quiet.install()
+    quiet.install(cpu=device == "cpu")
 
 
 def _keep_large_blocks() -> None:

@@ -27,15 +27,17 @@ WARNINGS = (
     r"`torch\.distributed\.reduce_op` is deprecated",  # vLLM looks at every attribute of torch
     r"builtin type [Ss]wig",
 )
+# Of fla, which Qwen3.5 imports. On a GPU it is news: Triton does not find it.
+WARNINGS_ON_CPU = (r"Triton is not supported on current platform, roll back to CPU",)
 # Lines of C++ code: vLLM binds memory to the NUMA node of a CPU and says so on each rank.
 LINES = ("NUMA binding: Using MEMBIND policy",)
 
 
-def install() -> None:
-    """Silence LOGGERS and WARNINGS in this process."""
+def install(*, cpu: bool) -> None:
+    """Silence LOGGERS and WARNINGS in this process, and WARNINGS_ON_CPU on a CPU."""
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in WARNINGS:
+    for text in WARNINGS + WARNINGS_ON_CPU * cpu:
         warnings.filterwarnings("ignore", message=text)
 
 
