@@ -67,7 +67,8 @@ def help_text(command: str, summary: str, tables: Sequence[str], *, resume: bool
         assert annotation is not None
         lines += ["", f"[{name}] {annotation.__doc__}"]
         for key, info in leaves(annotation, f"{name}."):
-            value = info.default if isinstance(info.default, str) else json.dumps(info.default)
+            value = info.default
+            value = "" if value is None else value if isinstance(value, str) else json.dumps(value)
             line = f"{f'  --{key}={value}':<42} {info.description}"
             if get_origin(info.annotation) is Literal:
                 line += f" One of: {' | '.join(map(str, get_args(info.annotation)))}."

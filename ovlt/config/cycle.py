@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ovlt.config.engine import SoloEngineConfig
-from ovlt.config.fields import NonNegative, Place, Positive, StageName, Table, field
+from ovlt.config.fields import (
+    NonNegative,
+    Place,
+    Positive,
+    StageName,
+    Table,
+    TemplateKeywords,
+    field,
+)
 
 
 class DistillConfig(Table):
@@ -19,10 +27,17 @@ class DistillConfig(Table):
         0, "Use only this many questions, from the start of the file; 0: all."
     )
     captioner: Place = field("", "Model folder that describes the images; empty: model.path.")
+    captioner_chat_template_kwargs: TemplateKeywords | None = field(
+        None,
+        "Keywords for the captioner's chat template; unset: model.chat_template_kwargs; {}: none.",
+    )
     teacher: Place = field(
         "", "Model folder that reasons over the captions, text only; empty: no captions, the "
         "captioner answers the questions itself (iterations after the first)."
     )  # fmt: skip
+    teacher_chat_template_kwargs: TemplateKeywords = field(
+        {}, "Keywords for the teacher's chat template, such as enable_thinking = true."
+    )
     k: Positive = field(4, "Answers sampled per question.")
     temperature: Annotated[float, Field(gt=0)] = field(0.6, "Temperature of the answers.")
     top_p: Annotated[float, Field(gt=0, le=1)] = field(1.0, "Nucleus of the answers.")

@@ -54,6 +54,26 @@ def _plain_name(text: str) -> str:
 
 StageName = Annotated[str, AfterValidator(_plain_name)]
 
+# What ovlt itself hands to apply_chat_template, or what would change the type of its result.
+OWN_TEMPLATE_KEYWORDS = frozenset(
+    (
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+        "messages", "return_dict", "return_tensors", "tokenize",
+    )
+)  # fmt: skip
+TemplateValues = dict[str, bool | int | float | str]
+
+
+def _template_values(values: TemplateValues) -> TemplateValues:
+    if taken := sorted(values.keys() & OWN_TEMPLATE_KEYWORDS):
+        raise ValueError(
+            f"ovlt gives the chat template the keyword '{taken[0]}' itself: leave it out"
+        )
+    return values
+
+
+TemplateKeywords = Annotated[TemplateValues, AfterValidator(_template_values)]
+
 
 class Table(BaseModel):
     # Infinity and NaN pass every comparison the wrong way, and JSON has no word for them.

@@ -117,9 +117,13 @@ def _set(tree: dict[str, Any], text: str) -> None:
     info = _fields_at(tables).get(last)
     if info is not None and info.annotation is str and not isinstance(parsed, str):
         parsed = value  # a folder may be called 7 or 2026-01-31
+    if info is not None and info.default is None and value == "":
+        parsed = None  # not set
     node = tree
     for table in tables:
-        node = node.setdefault(table, {})
+        if node.get(table) is None:  # a record holds null for a table that is not set
+            node[table] = {}
+        node = node[table]
         if not isinstance(node, dict):
             raise ValueError(f"{key}: '{table}' is a value, not a table")
     node[last] = parsed

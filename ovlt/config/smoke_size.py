@@ -21,8 +21,11 @@ TOKENS = ("token_budget", "max_prompt_tokens", "max_response_tokens", "max_capti
 WORDS = ("suffix", "caption_request", "teacher_request", "form")  # what a tiny model was taught
 MACHINE = ("device", "compute_dtype", "reshard", "activation_checkpointing", "reduce_gradients",
            "ranks")  # fmt: skip
-OTHERS = ("model", "min_pixels", "max_pixels", "optim", "overlong_tokens", "tensor_parallel")
-SIZED = frozenset((*PLACES, *AMOUNTS, *PACE, *TOKENS, *WORDS, *MACHINE, *OTHERS))
+OTHERS = ("model", "min_pixels", "max_pixels", "overlong_tokens", "tensor_parallel")
+# Whole tables: a template of another model reads other keywords.
+TABLES = ("optim", "chat_template_kwargs", "captioner_chat_template_kwargs",
+          "teacher_chat_template_kwargs")  # fmt: skip
+SIZED = frozenset((*PLACES, *AMOUNTS, *PACE, *TOKENS, *WORDS, *MACHINE, *OTHERS, *TABLES))
 METHOD = ("run", "model", "data", "engine", "reward", "sft", "grpo", "evaluate", "distill", "cycle")
 WORLD = ("synthetic", "base", "teacher", "demo")
 
@@ -43,7 +46,7 @@ def at_smoke_size(recipe: Tree, smoke: Tree, name: str) -> Tree:
 
 def _is_sized(key: str, value: object) -> bool:
     # `model` is a path in [evaluate], and a table of [model]'s keys in a stage of an iteration
-    return key in SIZED and (key == "optim" or not isinstance(value, dict))
+    return key in SIZED and (key in TABLES or not isinstance(value, dict))
 
 
 def _without(table: Tree) -> Tree:

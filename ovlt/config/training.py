@@ -17,6 +17,7 @@ from ovlt.config.fields import (
     Share,
     StageName,
     Table,
+    TemplateKeywords,
     field,
 )
 
@@ -59,15 +60,6 @@ class RunConfig(Table):
         return self
 
 
-# What ovlt itself hands to apply_chat_template, or what would change the type of its result.
-OWN_TEMPLATE_KEYWORDS = frozenset(
-    (
-        "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
-        "messages", "return_dict", "return_tensors", "tokenize",
-    )
-)  # fmt: skip
-
-
 def _checkpointing(value: object) -> object:
     """Read the switch of earlier recipes: true recomputes whole blocks."""
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
@@ -107,19 +99,11 @@ class ModelConfig(Table):
     )
     max_pixels: Positive = field(512 * 512, "Images of more pixels are reduced to this area.")
 
-    chat_template_kwargs: dict[str, bool | int | float | str] = field(
+    chat_template_kwargs: TemplateKeywords = field(
         {},
         "Keywords for the model's chat template, such as enable_thinking = false; the same for "
         "training, sampling and evaluation.",
     )
-
-    @model_validator(mode="after")
-    def _template(self) -> ModelConfig:
-        if taken := sorted(self.chat_template_kwargs.keys() & OWN_TEMPLATE_KEYWORDS):
-            raise ValueError(
-                f"chat_template_kwargs.{taken[0]}: ovlt gives the chat template this keyword itself"
-            )
-        return self
 
     @model_validator(mode="after")
     def _pixels(self) -> ModelConfig:

@@ -22,7 +22,9 @@ from ovlt.cycle.stages import Kind
 from ovlt.data.rows import RowReader
 from ovlt.data.sources import load_conversations, load_questions
 from ovlt.distill.command import check_contexts
+from ovlt.distill.phases import captioner_keywords, teacher_keywords
 from ovlt.model.load import ModelFolder, open_folder, open_text_model
+from ovlt.model.tokenizer import MODEL_KEYWORDS
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout.engine import sampling_of
 from ovlt.rollout.open import check_engine
@@ -32,13 +34,11 @@ from ovlt.system.runtime import Runtime, sentence_of, start
 
 FIRST_ROWS = 16  # that are read of each file
 
-open_teacher_once = functools.cache(open_text_model)
-
 
 @functools.cache
-def open_once(path: str, template: str) -> ModelFolder:
+def open_once(path: str, template: str, key: str, *, text_only: bool = False) -> ModelFolder:
     """Open a folder once with the same keywords for its chat template, which are given as JSON."""
-    return open_folder(path, json.loads(template))
+    return (open_text_model if text_only else open_folder)(path, json.loads(template), key)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -142,7 +142,10 @@ class StageCheck:
         longest, samplings = 0, [sampling_of(evaluate)] if self.measures else []
         if self.table == "distill":
             path = recipe.expand(recipe.distill.teacher)
-            teacher = open_teacher_once(path) if _is_there(path) else model
+            teacher = model
+            if _is_there(path):
+                keywords, key = teacher_keywords(recipe.distill)
+                teacher = open_once(path, json.dumps(keywords), key, text_only=True)
             check_contexts(recipe.distill, model, teacher)
             check_engine(teacher, engine, max_tokens=0)
             return recipe.distill.max_prompt_tokens
@@ -158,8 +161,10 @@ class StageCheck:
 
     def _opened(self, path: str) -> ModelFolder | None:
         """Open a model folder, or the Hub's; None if none is named or it has yet to be made."""
-        template = json.dumps(self.recipe.model.chat_template_kwargs)
-        return open_once(path, template) if _is_there(path) else None
+        keywords, key = self.recipe.model.chat_template_kwargs, MODEL_KEYWORDS
+        if self.table == "distill":
+            keywords, key = captioner_keywords(self.recipe.distill, self.recipe.model)
+        return open_once(path, json.dumps(keywords), key) if _is_there(path) else None
 
 
 def _is_there(path: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ovlt.cycle.record import CycleRecord
-from ovlt.cycle.stages import CycleStage, model_of, rows_of, stage_of
+from ovlt.cycle.stages import CycleStage, model_of, own_answers, rows_of, stage_of
 from ovlt.run.record import step_seconds
 
 FILTERS = {
@@ -90,7 +90,7 @@ def single(main: Mapping[str, CycleStage], record: CycleRecord) -> Iterator[Cycl
     title = "SFT alone, compute of the cycle"
     yield changed(sft1, "sft-only", title, {"steps": steps_in(budget)}, "single")
     name = "distill-rejection"
-    answers = {"teacher": "", "captioner": model_of("sft1")}
+    answers = own_answers(model_of("sft1"))
     yield changed(main["distill1"], name, "Traces of SFT-1 itself", answers, "single")
     left = budget - sum(of_sft1) - record.seconds(name)
     title = "Rejection sampling alone, compute of the cycle"

@@ -61,7 +61,7 @@ def cycle_stages(recipe: Recipe) -> list[CycleStage]:
         start = base if cycle.restart == "base" else last
         keys: Tree = {"seed": recipe.run.seed}
         if number > 1:
-            keys |= {"teacher": "", "captioner": last}
+            keys |= own_answers(last)
         name, title = f"distill{number}", f"Traces for SFT-{number}"
         changes = {"distill": keys | iteration.distill}
         stages.append(stage_of(recipe, name, "distill", number, title, changes))
@@ -77,6 +77,14 @@ def cycle_stages(recipe: Recipe) -> list[CycleStage]:
             stages.append(stage_of(recipe, name, "grpo", number, title, changes))
             last = model_of(name)
     return stages
+
+
+def own_answers(model: str) -> Tree:
+    """Return the keys of [distill] by which a model of this run answers the questions itself.
+
+    With the keywords of its training: those of another captioner are not for its template.
+    """
+    return {"teacher": "", "captioner": model, "captioner_chat_template_kwargs": None}
 
 
 def stage_of(

@@ -26,10 +26,12 @@ from ovlt.distill.assemble import assemble
 from ovlt.distill.generate import Task, generate, verify
 from ovlt.distill.phases import (
     Phase,
+    captioner_keywords,
     generation_settings,
     grading_settings,
     phase_and_before,
     phases,
+    teacher_keywords,
 )
 from ovlt.distill.requests import Asker, Requests, digest_of
 from ovlt.distill.shards import PhaseFolders
@@ -65,8 +67,9 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
     home = recipe.folder / config.stage
     home.mkdir(parents=True, exist_ok=True)
     path = recipe.expand(config.captioner or recipe.model.path)
-    captioner = open_folder(path, recipe.model.chat_template_kwargs)
-    teacher = open_text_model(recipe.expand(config.teacher)) if config.teacher else captioner
+    captioner = teacher = open_folder(path, *captioner_keywords(config, recipe.model))
+    if config.teacher:
+        teacher = open_text_model(recipe.expand(config.teacher), *teacher_keywords(config))
     check_contexts(config, captioner, teacher)
     check_engine(captioner, recipe.engine, max_tokens=0)
     samplings = [sampling_of(config, "answers")]
@@ -78,9 +81,9 @@ def work(runtime: Runtime, recipe: Recipe) -> None:
         recipe.folder / config.answers_of if config.answers_of else home,
         config,
         generation_settings(
+            config,
             recipe.model,
             recipe.engine,
-            config.captioner or recipe.model.path,
             {
                 "list of good questions": digest_of(rows),
                 "contents of the captioner": folder_digest(captioner),

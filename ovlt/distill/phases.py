@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from ovlt.config import DataConfig, DistillConfig, EngineConfig, ModelConfig, RewardConfig
+from ovlt.config.changes import flat
+from ovlt.model.tokenizer import MODEL_KEYWORDS, TemplateKeywords
 
 Phase = Literal["captions", "details", "recaptions", "answers"]
 Settings = dict[str, object]  # JSON values by the name under which a mistake is reported
@@ -12,14 +14,15 @@ Settings = dict[str, object]  # JSON values by the name under which a mistake is
 # The keys of [distill] that decide the records of a phase, besides those of the phases before it.
 DECIDED_BY: dict[Phase, tuple[str, ...]] = {
     "captions": (
-        "data", "questions", "seed", "caption_request", "caption_temperature",
-        "max_caption_tokens", "max_prompt_tokens",
+        "data", "questions", "seed", "captioner_chat_template_kwargs", "caption_request",
+        "caption_temperature", "max_caption_tokens", "max_prompt_tokens",
     ),
-    "details": ("teacher", "details_request"),
+    "details": ("teacher", "teacher_chat_template_kwargs", "details_request"),
     "recaptions": ("recaption_request",),
     "answers": (
-        "data", "questions", "seed", "teacher", "teacher_request", "k", "temperature",
-        "top_p", "top_k", "max_prompt_tokens", "max_response_tokens",
+        "data", "questions", "seed", "captioner_chat_template_kwargs", "teacher",
+        "teacher_chat_template_kwargs", "teacher_request", "k", "temperature", "top_p", "top_k",
+        "max_prompt_tokens", "max_response_tokens",
     ),
 }  # fmt: skip
 
@@ -47,26 +50,40 @@ def phase_and_before(config: DistillConfig) -> tuple[Phase, Phase | None]:
 
 
 def own_settings(config: DistillConfig, phase: Phase) -> Settings:
-    """Return the keys of [distill] that decide the records of a phase."""
+    """Return the keys of [distill] that decide the records of a phase; of tables, their keys."""
     order = phases(config)
     earlier = order[: order.index(phase) + 1]
-    return {name: getattr(config, name) for one in earlier for name in DECIDED_BY[one]}
+    return flat({name: getattr(config, name) for one in earlier for name in DECIDED_BY[one]})
+
+
+def captioner_keywords(config: DistillConfig, model: ModelConfig) -> tuple[TemplateKeywords, str]:
+    """Return the keywords for the captioner's chat template, and the recipe key that gives them."""
+    if config.captioner_chat_template_kwargs is None:
+        return model.chat_template_kwargs, MODEL_KEYWORDS
+    return config.captioner_chat_template_kwargs, "distill.captioner_chat_template_kwargs"
+
+
+def teacher_keywords(config: DistillConfig) -> tuple[TemplateKeywords, str]:
+    """Return the keywords for the teacher's chat template, and the recipe key that gives them."""
+    return config.teacher_chat_template_kwargs, "distill.teacher_chat_template_kwargs"
 
 
 def generation_settings(
-    model: ModelConfig, engine: EngineConfig, captioner: str, digests: Settings
+    config: DistillConfig, model: ModelConfig, engine: EngineConfig, digests: Settings
 ) -> Settings:
     """Return what decides the records of every phase outside [distill].
 
     ``digests`` are those of the models, and of the list of questions: records know theirs by its
     place in it.
     """
+    keywords, key = captioner_keywords(config, model)
+    inherited = keywords if key == MODEL_KEYWORDS else {}  # ``own_settings`` has the others
     return {
         **digests,
-        "captioner": captioner,
+        "captioner": config.captioner or model.path,
         "model.min_pixels": model.min_pixels,
         "model.max_pixels": model.max_pixels,
-        **{f"model.chat_template_kwargs.{k}": v for k, v in model.chat_template_kwargs.items()},
+        **flat({MODEL_KEYWORDS: inherited}),
         "engine.dtype": model.compute_dtype if engine.dtype == "auto" else engine.dtype,
         "engine.backend": engine.backend,
     }

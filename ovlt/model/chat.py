@@ -25,7 +25,7 @@ from ovlt.model.template import (
     read_template,
     render,
 )
-from ovlt.model.tokenizer import TemplateKeywords, Tokenizer
+from ovlt.model.tokenizer import MODEL_KEYWORDS, TemplateKeywords, Tokenizer
 
 IMAGE_TAG = "<image>"
 Message = dict[str, str]
@@ -51,11 +51,12 @@ class Chat:
         tokenizer: Tokenizer,
         config: sizes.Config,
         keywords: TemplateKeywords | None = None,
+        key: str = MODEL_KEYWORDS,
     ):
-        """``keywords`` are given to the template (``model.chat_template_kwargs``)."""
+        """``keywords``, which the recipe gives as ``key``, are handed to the template."""
         self.tokenizer = tokenizer
         self.config = config
-        self._renderer = Renderer(tokenizer, keywords or {})
+        self._renderer = Renderer(tokenizer, keywords or {}, key)
         self.image_id = int(getattr(config, "image_token_id", -1))  # -1: a text-only model
         self.template = read_template(self._renderer, images=self.image_id >= 0)
         self.end, self.end_id = self.template.end, self.template.end_id

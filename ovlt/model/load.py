@@ -22,7 +22,7 @@ from ovlt.model.families import is_known, require
 from ovlt.model.patchify import Patchify
 from ovlt.model.sizes import Config, TextConfig
 from ovlt.model.template import banned_ids, rows_without_token
-from ovlt.model.tokenizer import TemplateKeywords, Tokenizer
+from ovlt.model.tokenizer import MODEL_KEYWORDS, TemplateKeywords, Tokenizer
 from ovlt.system.hub import model_path
 
 
@@ -44,11 +44,13 @@ class ModelFolder:
         return self.config.get_text_config()
 
 
-def open_folder(path: str | Path, template: TemplateKeywords | None = None) -> ModelFolder:
+def open_folder(
+    path: str | Path, template: TemplateKeywords | None = None, key: str = MODEL_KEYWORDS
+) -> ModelFolder:
     """Read configuration, tokenizer and image processor, and check them and the weights' headers.
 
-    ``hf://owner/name`` is downloaded first. ``template`` are keywords for its chat template.
-    Raises ValueError that says how to fix it.
+    ``hf://owner/name`` is downloaded first. ``template`` are keywords for its chat template, which
+    the recipe gives as ``key``. Raises ValueError that says how to fix it.
     """
     from transformers import AutoImageProcessor  # here: its import takes a second
 
@@ -73,7 +75,7 @@ def open_folder(path: str | Path, template: TemplateKeywords | None = None) -> M
         tokenizer=tokenizer,
         patchify=Patchify.from_processor(processor),
         pixel_range=pixel_range,
-        chat=_chat(path, tokenizer, config, template),
+        chat=_chat(path, tokenizer, config, template, key),
         banned=tuple(banned_ids(config, tokenizer)),
     )
     check_weights(path, config)
@@ -90,23 +92,25 @@ def open_reference(path: str | Path, model: ModelFolder) -> ModelFolder:
     return reference
 
 
-def open_text_model(path: str | Path) -> ModelFolder:
+def open_text_model(
+    path: str | Path, template: TemplateKeywords | None = None, key: str = MODEL_KEYWORDS
+) -> ModelFolder:
     """Open the folder of a model that gets text only: any language model that the engine serves,
     or one that ovlt trains.
 
-    Raises ValueError that says how to fix it.
+    ``template`` and ``key`` as for ``open_folder``. Raises ValueError that says how to fix it.
     """
     path = local_folder(path)
     config, tokenizer = _read_config(path)
     if is_known(config.model_type):
-        return open_folder(path)
+        return open_folder(path, template, key)
     folder = ModelFolder(
         path=path,
         config=config,
         tokenizer=tokenizer,
         patchify=None,
         pixel_range=(0, 0),
-        chat=_chat(path, tokenizer, config, None),
+        chat=_chat(path, tokenizer, config, template, key),
         banned=tuple(rows_without_token(config, tokenizer)),
     )
     _tell(path, folder)
@@ -170,10 +174,10 @@ def _base_of(adapter: Path) -> str:
 
 
 def _chat(
-    path: Path, tokenizer: Tokenizer, config: Config, template: TemplateKeywords | None
+    path: Path, tokenizer: Tokenizer, config: Config, template: TemplateKeywords | None, key: str
 ) -> Chat:
     try:
-        return Chat(tokenizer, config, template)
+        return Chat(tokenizer, config, template, key)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

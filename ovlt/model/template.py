@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ovlt.model.sizes import Config
-from ovlt.model.tokenizer import TemplateKeywords, Tokenizer
+from ovlt.model.tokenizer import MODEL_KEYWORDS, TemplateKeywords, Tokenizer
 
 IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - a token of the vocabulary
 IMAGE_MARKUP = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"  # for templates of plain strings
@@ -100,10 +100,14 @@ def content_of(parts: Sequence[Part], *, as_string: bool) -> str | list[Part]:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer's chat template, with keywords that it reads besides the conversation."""
+    """A tokenizer's chat template, with keywords that it reads besides the conversation.
+
+    ``key`` is the recipe key that gives the keywords.
+    """
 
     tokenizer: Tokenizer
     keywords: TemplateKeywords
+    key: str = MODEL_KEYWORDS
 
     def check(self) -> None:
         """Raise ValueError for a keyword that stands nowhere in the template: a misspelt one."""
@@ -112,9 +116,7 @@ class Renderer:
             if name not in words:
                 near = difflib.get_close_matches(name, words, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise ValueError(
-                    f"the chat template does not read model.chat_template_kwargs.{name}{hint}"
-                )
+                raise ValueError(f"the chat template does not read {self.key}.{name}{hint}")
 
 
 def render(renderer: Renderer, turns: Sequence[Turn], *, open_turn: bool) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 TemplateValue = bool | int | float | str
 TemplateKeywords = Mapping[str, TemplateValue]  # of a chat template, such as enable_thinking
+MODEL_KEYWORDS = "model.chat_template_kwargs"  # the recipe key that gives them, most often
 
 
 class Encoding(Protocol):

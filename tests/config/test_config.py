@@ -295,7 +295,15 @@ def test_mistyped_values_name_their_key(override: str, expected: str) -> None:
         (["--model.min_pixels=4000", "--model.max_pixels=3000"], "raise max_pixels or lower min"),
         (
             ["--model.chat_template_kwargs.tokenize=true"],
-            "kwargs.tokenize: ovlt gives",
+            "model.chat_template_kwargs: ovlt gives the chat template the keyword 'tokenize' its",
+        ),
+        (
+            ["--distill.teacher_chat_template_kwargs.messages=x"],
+            "distill.teacher_chat_template_kwargs: ovlt gives the chat template the keyword 'mess",
+        ),
+        (
+            ["--distill.captioner_chat_template_kwargs={return_dict = true, a = 1}"],
+            "distill.captioner_chat_template_kwargs: ovlt gives the chat template the keyword 'ret",
         ),
     ],
 )
@@ -430,6 +438,17 @@ def test_every_key_that_has_moved_is_one_now() -> None:
     for old, new in MOVED.items():
         assert old not in tables
         assert any(key == new or key.startswith(f"{new}.") for key in tables), new
+
+
+def test_a_table_that_is_not_set_is_set_and_unset_over_a_record(tmp_path: Path) -> None:
+    """A record of a stage holds null for it."""
+    key, path = "distill.captioner_chat_template_kwargs", tmp_path / "recipe.json"
+    path.write_text(json.dumps(load_recipe().resolved()))
+    for word, values in (("=", None), ("={}", {}), (".thinks=false", {"thinks": False})):
+        recipe = load_recipe(path, [f"--{key}{word}"])
+        assert recipe.distill.captioner_chat_template_kwargs == values
+        path.write_text(json.dumps(recipe.resolved()))
+    assert load_recipe(path, [f"--{key}="]).distill.captioner_chat_template_kwargs is None
 
 
 @pytest.mark.parametrize("command", [name for name, c in COMMANDS.items() if not c.own_help])

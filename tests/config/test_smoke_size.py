@@ -23,6 +23,7 @@ path = "models/Qwen2.5-VL-7B-Instruct"
 compute_dtype = "bfloat16"
 freeze_vision = true
 max_pixels = 262144
+chat_template_kwargs = { enable_thinking = false }
 [data]
 validation = "data/big/validation.parquet"
 suffix = " Think first."
@@ -57,6 +58,8 @@ model = "models/judged"
 [distill]
 data = "data/big/seeds.parquet"
 teacher = "models/QwQ-32B"
+teacher_chat_template_kwargs = { enable_thinking = true }
+captioner_chat_template_kwargs = {}
 k = 7
 keep = "second_longest"
 filter = "reflections"
@@ -69,8 +72,12 @@ ranks = 8
 [[cycle.iterations]]
 distill = { data = "data/big/first.parquet", keep = "shortest", questions = 9 }
 [[cycle.iterations]]
-distill = { teacher = "", filter = "none", engine.tensor_parallel = 8 }
 sft = { epochs = 3.0, model = { freeze_vision = false, path = "models/x" }, optim = { lr = 1e-7 } }
+[cycle.iterations.distill]
+teacher = ""
+filter = "none"
+engine.tensor_parallel = 8
+captioner_chat_template_kwargs.enable_thinking = true
 [[cycle.iterations.grpo]]
 name = "medium"
 steps = 25
@@ -145,6 +152,8 @@ def test_what_means_nothing_on_this_machine_falls_back_to_its_default(big: Path)
     assert got.grpo.reference == ""
     assert got.evaluate.model == ""
     assert got.distill.engine.tensor_parallel == 1
+    assert got.model.chat_template_kwargs == got.distill.teacher_chat_template_kwargs == {}
+    assert got.distill.captioner_chat_template_kwargs is None
     assert got.reward.overlong_tokens == 0
     assert got.cycle.ranks == 0
     assert got.cycle.validation in ("", smoke_recipe().cycle.validation)

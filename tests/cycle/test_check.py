@@ -72,7 +72,8 @@ def words(home: Path, tmp_path: Path, changes: dict[str, Any]) -> list[str]:
 def test_a_good_cycle_is_counted(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check.main(words(home, tmp_path, {}))
+    keywords = {"teacher_chat_template_kwargs": {"thinks": True}}  # which the model does not read
+    check.main(words(home, tmp_path, {"distill": keywords}))
     said = capsys.readouterr().out
     assert "checked 8 stages" in said
     assert f"{home}/questions.jsonl (4 rows)" in said
@@ -95,6 +96,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a length of the teacher": ({"distill": {"max_response_tokens": 4000}}, "distill1", "512"),
     "the teacher's template": (
         {"distill": {"teacher": "{home}/mute"}}, "distill1", "no chat template",
+    ),
+    "a keyword of the teacher": (
+        {"distill": {"teacher_chat_template_kwargs": {"thnks": True}}},
+        "distill1", "distill.teacher_chat_template_kwargs.thnks; did you mean 'thinks'?",
+    ),
+    "a keyword of the captioner": (
+        {"distill": {"captioner_chat_template_kwargs": {"thinks": True}}},
+        "distill1", "distill.captioner_chat_template_kwargs.thinks",
+    ),
+    "a keyword of the model": (
+        {"model": {"chat_template_kwargs": {"thinks": True}}},
+        "base_answers", "model.chat_template_kwargs.thinks",
     ),
     "a start of a later stage": (
         second_part(start="{home}/adapter"), "grpo1-b", "LoRA adapter",

@@ -15,7 +15,10 @@ TREE: dict[str, Any] = {
     "run": {"folder": "runs/x{seed}", "seed": 3},
     "model": {"path": "models/base", "freeze_vision": True},
     "data": {"validation": "v.parquet", "held_out": "h.parquet"},
-    "distill": {"teacher": "models/teacher", "filter": "none", "data": "seeds.parquet"},
+    "distill": {
+        "teacher": "models/teacher", "filter": "none", "data": "seeds.parquet",
+        "captioner": "models/seer", "captioner_chat_template_kwargs": {"thinks": False},
+    },
     "sft": {"optim": {"lr": 5e-6, "weight_decay": 0.5}},
     "grpo": {"data": "default.parquet", "eval_every": 5},
     "cycle": {
@@ -37,7 +40,7 @@ TREE: dict[str, Any] = {
             {},
         ],
     },
-}
+}  # fmt: skip
 
 
 def tree(**cycle: Any) -> dict[str, Any]:
@@ -64,6 +67,8 @@ def test_the_stages_and_what_each_starts_from() -> None:
     # the model of the iteration before answers itself, and SFT starts from the base again
     assert path("distill2", "distill", "teacher") == ""
     assert path("distill2", "distill", "captioner") == f"{home}/grpo1-hard/model"
+    assert stages["distill1"].recipe.distill.captioner_chat_template_kwargs == {"thinks": False}
+    assert stages["distill2"].recipe.distill.captioner_chat_template_kwargs is None
     for name in ("sft1", "sft2"):
         assert path(name, "sft", "start") == "models/base"
     assert path("sft2", "sft", "data") == f"{home}/distill2/rows.parquet"

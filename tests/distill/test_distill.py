@@ -171,10 +171,11 @@ def test_fewer_questions_than_ranks_are_answered_too(home: DistillHome) -> None:
 
 def test_a_teacher_may_be_any_language_model(home: DistillHome) -> None:
     reader = f"--distill.teacher={home.folder / 'reader'}"
-    folder = home.run("reader", reader, "--distill.questions=5")
+    thinks = "--distill.teacher_chat_template_kwargs.thinks=true"  # the captioner reads no such one
+    folder = home.run("reader", reader, thinks, "--distill.questions=5")
     assert len(answers(folder)) == 5
     texts = [text for record in answers(folder).values() for text in record["texts"]]
-    assert all(text.startswith("<think>t") and "<|" not in text for text in texts)
+    assert all(text.startswith("t") and "<|" not in text for text in texts)  # after <think>
     message = home.phase(
         "blind", "captions", f"--distill.captioner={home.folder / 'reader'}"
     ).refusal()
@@ -235,6 +236,8 @@ def test_mistakes_end_in_one_sentence(home: DistillHome, whole: Path) -> None:
     short = home.phase("short", "captions", reader, "--distill.max_response_tokens=500")
     early = home.phase("early", "answers")
     nobody = home.phase("whole", "answers", "--distill.answers_of=distil")
+    word = "--distill.teacher_chat_template_kwargs.thnks=true"
+    misspelt = home.phase("misspelt", "captions", reader, word)
     message = never.refusal()
     assert "no trace is left to learn from" in message
     assert "most often since no sample is correct" in message
@@ -248,6 +251,9 @@ def test_mistakes_end_in_one_sentence(home: DistillHome, whole: Path) -> None:
     assert "13 of 13 questions have no record in" in (message := early.refusal())
     assert "run --distill.phase=captions first" in message
     assert "distill.answers_of = 'distil': no answers are in" in nobody.refusal()
+    message = misspelt.refusal()
+    assert "reader: the chat template does not read distill.teacher_chat_template_kw" in message
+    assert "did you mean 'thinks'?" in message
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ovlt.distill.shards import Shards
+from ovlt.config.load import load_recipe
+from ovlt.distill.phases import Phase, generation_settings
+from ovlt.distill.shards import PhaseFolders, Shards
 
 SETTINGS = {"teacher": "models/x", "k": 4}
 
@@ -47,6 +49,67 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     Shards(tmp_path, SETTINGS).write([record(0)])  # nothing was made with k = 2
     with pytest.raises(ValueError, match="another k: put them back"):
         Shards(tmp_path, SETTINGS | {"k": 8})
+
+
+def shards_of(folder: Path, phase: Phase, *overrides: str) -> Shards:
+    """The records of a phase, with a teacher, as a recipe with ``overrides`` opens them."""
+    recipe = load_recipe(None, ["--distill.teacher=t", *overrides])
+    shared = generation_settings(recipe.distill, recipe.model, recipe.engine, {})
+    return PhaseFolders(folder, recipe.distill, shared, {}).shards(phase)
+
+
+MODEL, CAPTIONER, TEACHER = (
+    f"--{key}.thinks="
+    for key in (
+        "model.chat_template_kwargs",
+        "distill.captioner_chat_template_kwargs",
+        "distill.teacher_chat_template_kwargs",
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        ([TEACHER + "true"], [TEACHER + "false"], "teacher_chat_template_kwargs.thinks"),
+        ([TEACHER + "true"], [], "teacher_chat_template_kwargs.thinks"),
+        ([], [TEACHER + "true"], "teacher_chat_template_kwargs.thinks"),
+        ([CAPTIONER + "true"], [CAPTIONER + "1.5"], "captioner_chat_template_kwargs.thinks"),
+        ([MODEL + "true"], [MODEL + "false"], "model.chat_template_kwargs.thinks"),
+        (
+            [MODEL + "true"],
+            [MODEL + "true", "--distill.captioner_chat_template_kwargs={}"],
+            "model.chat_template_kwargs.thinks",
+        ),
+    ],
+)
+def test_other_keywords_of_a_chat_template_are_refused_by_name(
+    tmp_path: Path, before: list[str], now: list[str], name: str
+) -> None:
+    shards_of(tmp_path, "answers", *before).write([record(0)])
+    assert shards_of(tmp_path, "answers", *before).done() == {0}
+    with pytest.raises(ValueError, match=rf"made with another (.*, )?{name}(,.*)?: put them back"):
+        shards_of(tmp_path, "answers", *now)
+
+
+def test_captions_do_not_depend_on_the_keywords_of_the_teacher(tmp_path: Path) -> None:
+    shards_of(tmp_path, "captions").write([record(0)])
+    assert shards_of(tmp_path, "captions", TEACHER + "true").done() == {0}
+
+
+def test_keywords_of_the_model_do_not_decide_if_the_captioner_has_its_own(tmp_path: Path) -> None:
+    own = CAPTIONER + "true"
+    shards_of(tmp_path, "captions", own).write([record(0)])
+    assert shards_of(tmp_path, "captions", own, MODEL + "true").done() == {0}
+
+
+def test_records_of_before_there_were_keywords_of_the_teacher_are_continued(tmp_path: Path) -> None:
+    shards_of(tmp_path, "answers").write([record(0)])
+    path = tmp_path / "answers" / "settings.json"
+    settings = json.loads(path.read_text())
+    old = {key: value for key, value in settings.items() if "chat_template_kwargs" not in key}
+    path.write_text(json.dumps(old))
+    assert shards_of(tmp_path, "answers").done() == {0}
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

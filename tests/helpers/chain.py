@@ -45,7 +45,8 @@ def say_by_chain(folder: ModelFolder) -> None:
 
 def reader_folder(path: Path, like: ModelFolder) -> ModelFolder:
     """A language model that only reads, of Qwen2's family as QwQ is, with the tokenizer of another.
-    Its chat template joins strings, as those of language models do."""
+    Its chat template joins strings, as those of language models do, and with the keyword
+    ``thinks`` it opens the thoughts in the prompt."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -59,7 +60,8 @@ def reader_folder(path: Path, like: ModelFolder) -> ModelFolder:
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
         "{{ '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if thinks %}{{ '<think>' }}{% endif %}{% endif %}"
     )
     tokenizer.save_pretrained(path)
     return open_text_model(path)

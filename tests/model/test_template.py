@@ -213,6 +213,9 @@ def test_keywords_reach_prompts_and_training_alike(home: Path, tmp_path: Path) -
     assert list(openings.values()) == ["<think>\n", "<think>\n", "<think>\n\n</think>\n\n"]
     with pytest.raises(ValueError, match=r"kwargs\.enable_thinkin; did you mean 'enable_thinking'"):
         open_folder(folder, {"enable_thinkin": False})
+    key = "distill.captioner_chat_template_kwargs"
+    with pytest.raises(ValueError, match=rf"{key}\.enable_thinkin; did you mean"):
+        open_folder(folder, {"enable_thinkin": False}, key)
 
 
 def test_a_decoder_does_not_tidy_what_the_model_wrote(home: Path, tmp_path: Path) -> None:
@@ -383,6 +386,9 @@ def test_a_text_only_model_is_asked_in_strings_or_in_parts(home: Path, tmp_path:
         assert teacher.chat.end == "<|box_end|>"
         text = teacher.chat.decode(teacher.chat.prompt_ids("How many?", []).tolist())
         assert text == "<|im_start|>user\nHow many?<|im_start|>assistant\n"
+        key = "distill.teacher_chat_template_kwargs"
+        with pytest.raises(ValueError, match=rf"template does not read {key}\.enable_thinking"):
+            open_text_model(folder, {"enable_thinking": True}, key)
         (folder / "chat_template.jinja").unlink()
         with pytest.raises(ValueError, match="no chat template"):
             open_text_model(folder)
