@@ -16,11 +16,13 @@ import torch
 from head import IMPLEMENTATIONS, Head, Results
 from timing import DEVICE, relative_errors, short, timed
 
-SHAPES = {"smoke": (1504, 128, 464), "wide": (2048, 256, 32_768)}  # N, H, V
-DTYPES = [torch.bfloat16, torch.float32]
-if DEVICE.type == "cuda":
-    SHAPES = {"7B": (16_384, 3584, 152_064), "3B": (16_384, 2048, 151_936)}
-    DTYPES = [torch.bfloat16]
+ON_GPU = DEVICE.type == "cuda"
+SHAPES = (  # N, H, V
+    {"7B": (16_384, 3584, 152_064), "3B": (16_384, 2048, 151_936)}
+    if ON_GPU
+    else {"smoke": (1504, 128, 464), "wide": (2048, 256, 32_768)}
+)
+DTYPES = [torch.bfloat16] if ON_GPU else [torch.bfloat16, torch.float32]
 
 
 @functools.lru_cache(maxsize=1)  # tests of one shape follow one another

@@ -23,14 +23,20 @@ from ovlt_kernels.extension import HAS_CUDA
 from ovlt_kernels.linear_logp import linear_logp
 from ovlt_kernels.row_logp import row_logp, row_logp_grad_, row_logp_reference
 
-LOGITS = {"smoke": (1504, 464), "qwen": (64, 151_936)}  # R, V
-HEADS = {"wide": (2048, 256, 32_768)}  # N, H, V
+ON_GPU = DEVICE.type == "cuda"
+LOGITS = (  # R, V
+    {"3B": (4096, 151_936), "7B": (4096, 152_064)}
+    if ON_GPU
+    else {"smoke": (1504, 464), "qwen": (64, 151_936)}
+)
+HEADS = (  # N, H, V
+    {"3B": (16_384, 2048, 151_936), "7B": (16_384, 3584, 152_064)}
+    if ON_GPU
+    else {"wide": (2048, 256, 32_768)}
+)
 DTYPES = [torch.bfloat16, torch.float32]
-if DEVICE.type == "cuda":
-    LOGITS = {"3B": (4096, 151_936), "7B": (4096, 152_064)}
-    HEADS = {"3B": (16_384, 2048, 151_936), "7B": (16_384, 3584, 152_064)}
 # On a GPU each of ovlt's two kernels is timed by name, whatever OVLT_ROW_KERNEL says.
-KERNELS = {"ovlt": "triton", "ovlt_cuda": "cuda"} if DEVICE.type == "cuda" else {"ovlt": "cpu"}
+KERNELS = {"ovlt": "triton", "ovlt_cuda": "cuda"} if ON_GPU else {"ovlt": "cpu"}
 Pair = tuple[Tensor, Tensor]
 
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -100,6 +100,6 @@ def short(dtype: torch.dtype) -> str:
     return {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float16: "fp16"}[dtype]
 
 
-def absent(why: str) -> None:
+def absent(why: str) -> NoReturn:
     """Leave out a peer that this machine does not have: the table then has no line for it."""
     pytest.skip(why)

@@ -11,13 +11,13 @@ Each part is written when it is done, and its failure ends no other but those th
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ovlt.system import env
@@ -54,28 +54,46 @@ SIZES = ([(84, 84)], [], [(56, 140), (196, 112)], [(252, 252)] * 2)  # images of
 SHAPES = ((32, 2, 1, True), (24, 2, 2, False), (80, 16, 16, False), (128, 28, 4, True))
 
 
+# By way of gpu_model_runner numba is imported too, which must like this numpy.
+MODULES = (
+    "vllm.cumem_allocator",
+    "vllm.model_executor.models.qwen2_5_vl",
+    "vllm.v1.worker.gpu.model_runner",
+    "vllm.v1.worker.gpu_model_runner",
+    "vllm.v1.worker.gpu_worker",
+)
+
+
 class Report:
     """Parts with their verdicts and figures, written after each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checks: list[dict[str, object]] = []
+        self._name, self._began = "", 0.0
         self._figures: dict[str, object] = {}
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Run a part; an error is its verdict."""
-        began, self._figures = time.perf_counter(), {}
-        check: dict[str, object] = {"check": name, "passed": True}
-        try:
-            yield
-        except Exception as error:
-            traceback.print_exc()
-            check |= {"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}
-        check |= {"figures": self._figures, "seconds": round(time.perf_counter() - began, 2)}
+    def part(self, name: str) -> Report:
+        """Name the part that a ``with`` block runs; an error is its verdict."""
+        self._name, self._began, self._figures = name, time.perf_counter(), {}
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """Write the verdict. The parts that follow are run, whatever the error."""
+        if error is not None and not isinstance(error, Exception):
+            return False  # such as an interrupt
+        check: dict[str, object] = {"check": self._name, "passed": error is None}
+        if error is not None:
+            traceback.print_exception(error)
+            check["error"] = f"{type(error).__name__}: {error}"[:500]
+        seconds = round(time.perf_counter() - self._began, 2)
+        check |= {"figures": self._figures, "seconds": seconds}
         self.checks.append(check)
         print("PASS" if check["passed"] else "FAIL", check, flush=True)
         write_json(self.path, {"about": about(), "checks": self.checks})
+        return True
 
     def note(self, **figures: object) -> None:
         """Add figures to the part at work."""
@@ -107,11 +125,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 def libraries(report: Report) -> None:
     """Import vLLM, and compare its compiled operations with PyTorch."""
     with report.part("vllm: imports"):
-        import vllm.cumem_allocator
-        import vllm.model_executor.models.qwen2_5_vl
-        import vllm.v1.worker.gpu.model_runner
-        import vllm.v1.worker.gpu_model_runner  # by way of it numba, which must like this numpy
-        import vllm.v1.worker.gpu_worker
+        for name in MODULES:
+            importlib.import_module(name)
+        import vllm
         from vllm.platforms import current_platform
         from vllm.vllm_flash_attn import FA3_AVAILABLE
 
@@ -119,8 +135,7 @@ def libraries(report: Report) -> None:
         expect(current_platform.is_cuda(), "vLLM sees no CUDA")
         expect(FA3_AVAILABLE, "FlashAttention 3 is not there")
     with report.part("vllm: the slimmed library computes"):
-        import vllm._custom_ops
-
+        importlib.import_module("vllm._custom_ops")  # registers torch.ops._C
         x, weight = (torch.randn(n, 512, device="cuda", dtype=torch.bfloat16) for n in (64, 1))
         out = torch.empty_like(x)
         torch.ops._C.rms_norm(out, x, weight[0], 1e-6)

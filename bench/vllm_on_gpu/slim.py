@@ -24,13 +24,15 @@ Entry = tuple[int, int, int, int]
 Container = tuple[int, int, int, list[Entry]]
 
 
-def fatbin(path):
-    """-> (offset, size) of .nv_fatbin."""
+def fatbin(path: str) -> tuple[int, int]:
+    """Return (offset, size) of .nv_fatbin."""
     listed = subprocess.run(
         ["readelf", "-SW", path], capture_output=True, text=True, check=True
     ).stdout
-    found = re.search(r"\]\s+\.nv_fatbin\s+\S+\s+[0-9a-f]+\s+([0-9a-f]+)\s+([0-9a-f]+)", listed)
-    return int(found[1], 16), int(found[2], 16)
+    line = re.search(r"\]\s+\.nv_fatbin\s+\S+\s+[0-9a-f]+\s+([0-9a-f]+)\s+([0-9a-f]+)", listed)
+    if line is None:
+        raise SystemExit(f"{path} has no section .nv_fatbin: name a CUDA library")
+    return int(line[1], 16), int(line[2], 16)
 
 
 def containers(data: mmap.mmap, offset: int, size: int) -> Iterator[Container]:
