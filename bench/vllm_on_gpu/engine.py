@@ -221,6 +221,14 @@ class Parts:
         groups = self.engine.generate(self.prompts, sampling, seeds)
         return [completion for group in groups for completion in group]
 
+    def sample_beside_greedy(self, seed: int) -> list[Completion]:
+        """Return what ``sample`` returns; a greedy prompt is among the others, as a probe is."""
+        sampling, greedy = Sampling(3, 0.8, 17), Sampling(1, 0.0, 16, ignore_stop=True)
+        seeds = request_seeds(seed, 0, range(len(self.prompts)), sampling.n)
+        samplings = [sampling] * len(self.prompts) + [greedy]
+        groups = self.engine.generate([*self.prompts, self.prompts[1]], samplings, [*seeds, 0])
+        return [completion for group in groups[:-1] for completion in group]
+
     def difference(self, seed: int) -> float:
         """Return the mean |log-prob of the trainer - of the engine|."""
         assert self.model is not None
@@ -284,6 +292,11 @@ def engine(report: Report, runtime: Runtime, home: Path, *, eager: bool) -> None
         expect(not np.isin(said, parts.folder.banned).any(), "a banned id was sampled")
         expect(all(np.isfinite(c.logp).all() for c in first), "a log-prob is not finite")
         expect(same(first, parts.sample(8)) < 1, "seeds make no difference")
+        if parts.engine.mixes:
+            beside = same(first, parts.sample_beside_greedy(7))
+            report.note(beside_greedy=beside)
+            # Rounding may turn a text: the batch has another size. Without seeds all would differ.
+            expect(beside >= 0.5, "a greedy prompt beside them takes the seeds from others")
     with report.part("engine: log-probs are the trainer's"):
         mean = parts.difference(9)
         report.note(mean_difference=mean)

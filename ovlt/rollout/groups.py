@@ -143,10 +143,11 @@ class Rollouts:
         version = step * cfg.updates_per_rollout  # optimizer steps behind the sampling weights
         groups = [Group(prompt, []) for prompt in prompts]
         samplings = [sampling_of(rollout)] * len(groups)
-        if prove := batch.proof is None:
+        probe = self.sync.probes[0]
+        if among := batch.proof is None and self.engine.mixes:
             # The last prompt: it takes a place that a short response has left, and no time.
             prompts, samplings, seeds = (
-                [*prompts, self.sync.probes[0]], [*samplings, PROBE_SAMPLING], [*seeds, 0],
+                [*prompts, probe], [*samplings, PROBE_SAMPLING], [*seeds, 0],
             )  # fmt: skip
 
         def finished(place: int, answers: list[Completion]) -> None:
@@ -166,9 +167,10 @@ class Rollouts:
         with Meanwhile(lambda some: self._grade(some, batch.failures)) as grading:
             with self.timer("rollout"):
                 answers = self.engine.generate(prompts, samplings, seeds, finished)
-            if prove:
+            if batch.proof is None:
                 with self.timer("sync"):
-                    batch.proof = self.sync.prove(answers[-1][0])
+                    answer = answers[-1][0] if among else self.sync.ask(probe)
+                    batch.proof = self.sync.prove(answer)
             with self.timer("reward"):
                 if not self.grade_early:
                     self._grade(groups, batch.failures)

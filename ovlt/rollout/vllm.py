@@ -104,6 +104,9 @@ class VllmEngine(Engine):
                 "[engine]: gpu_memory, kv_cache_gib, max_sequences for memory; runner, eager, "
                 "attention_backend if a kernel fails)"
             ) from error
+        # A greedy request has no seed. On a CPU vLLM 0.25.1 then draws for the whole batch without
+        # seeds; versions with this operation draw for each request apart.
+        self.mixes = device.type != "cpu" or hasattr(torch.ops._C, "fused_gumbel_argmax")
         self._bans = dict.fromkeys(folder.banned, BAN)
         self.sleep()
 
@@ -116,10 +119,13 @@ class VllmEngine(Engine):
     ) -> list[list[Completion]]:
         """Implement ``Engine.generate``.
 
-        Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied.
+        Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied, or if
+        greedy prompts are among others and may not be (``mixes``).
         """
         completions: list[list[Completion]] = [[] for _ in seeds]
         samplings = one_for_each(sampling, len(seeds))
+        if not self.mixes and len({s.temperature == 0 for s in samplings}) == 2:
+            raise RuntimeError("this vLLM ignores the seeds of prompts beside greedy ones")
         inputs = self._rendered(zip(prompts, samplings, seeds, strict=True))
         for place, group in self._sampled(inputs, max((s.n for s in samplings), default=1)):
             completions[place] = group
