@@ -83,11 +83,13 @@ def open_folder(
     return folder
 
 
-def open_reference(path: str | Path, model: ModelFolder) -> ModelFolder:
+def open_reference(
+    path: str | Path, model: ModelFolder, template: TemplateKeywords | None = None
+) -> ModelFolder:
     """Open the folder of the KL's reference, ``model`` itself for "". Raises ValueError."""
     if not str(path):
         return model
-    reference = open_folder(path)
+    reference = open_folder(path, template)
     check_same_tokens(model.path, model.tokenizer, reference.path, reference.tokenizer)
     return reference
 
