@@ -143,10 +143,7 @@ def setup(runtime: Runtime, recipe: Recipe, opened: contextlib.ExitStack) -> Par
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         suffix=cfg.suffix,
     )
-    frozen = open_reference(
-        recipe.expand(cfg.reference) if cfg.loss.kl_coef else "", model_folder,
-        recipe.model.chat_template_kwargs,
-    )  # fmt: skip
+    frozen = open_reference(recipe.expand(cfg.reference) if cfg.loss.kl_coef else "", model_folder)
     # The longest prompt and response of all who ask this engine: rollouts, held-out questions.
     longest = longest_of(cfg.rollout, recipe.evaluate, evaluation)
     samplings = [sampling_of(cfg.rollout)]

@@ -56,7 +56,8 @@ class Chat:
         """``keywords``, which the recipe gives as ``key``, are handed to the template."""
         self.tokenizer = tokenizer
         self.config = config
-        self._renderer = Renderer(tokenizer, keywords or {}, key)
+        self.keywords = keywords or {}
+        self._renderer = Renderer(tokenizer, self.keywords, key)
         self.image_id = int(getattr(config, "image_token_id", -1))  # -1: a text-only model
         self.template = read_template(self._renderer, images=self.image_id >= 0)
         self.end, self.end_id = self.template.end, self.template.end_id

@@ -83,13 +83,14 @@ def open_folder(
     return folder
 
 
-def open_reference(
-    path: str | Path, model: ModelFolder, template: TemplateKeywords | None = None
-) -> ModelFolder:
-    """Open the folder of the KL's reference, ``model`` itself for "". Raises ValueError."""
+def open_reference(path: str | Path, model: ModelFolder) -> ModelFolder:
+    """Open the folder of the KL's reference, ``model`` itself for "". Raises ValueError.
+
+    With the template's keywords of ``model``.
+    """
     if not str(path):
         return model
-    reference = open_folder(path, template)
+    reference = open_folder(path, model.chat.keywords)
     check_same_tokens(model.path, model.tokenizer, reference.path, reference.tokenizer)
     return reference
 
