@@ -42,6 +42,7 @@ class Chat:
     Raises ValueError if the chat template does not do what prompts need.
 
     Attributes:
+        keywords: what the template is given besides the conversation.
         end: the token that ends a turn of the model, and its ``end_id``: labels end with it, and
             engines stop at it.
     """
