@@ -1,9 +1,10 @@
 """``engine.py OUT.json [libraries] [engine] [--eager]``: vLLM on this device, beside a trainer.
 
 ``libraries`` (a GPU only): the trimmed libraries of the kit, one by one, against PyTorch.
-``engine``: a tiny model; the same seeds, bans, sleep and wake with the memory they give back,
-weights into the engine, the probe, every tensor read back, ten rounds of it with constant memory,
-greedy tokens, and the mean difference of log-probs to the trainer. OVLT_VLLM: see settings.py.
+``engine``: a tiny model; the same seeds, beside a greedy prompt too, bans, sleep and wake with the
+memory they give back, weights into the engine, the probe, every tensor read back, ten rounds of it
+with constant memory, greedy tokens, and the mean difference of log-probs to the trainer. OVLT_VLLM:
+see settings.py.
 
 Each part is written when it is done, and its failure ends no other but those that need it.
 """
@@ -292,7 +293,7 @@ def engine(report: Report, runtime: Runtime, home: Path, *, eager: bool) -> None
         expect(not np.isin(said, parts.folder.banned).any(), "a banned id was sampled")
         expect(all(np.isfinite(c.logp).all() for c in first), "a log-prob is not finite")
         expect(same(first, parts.sample(8)) < 1, "seeds make no difference")
-        if parts.engine.mixes:
+        if parts.engine.mixes_greedy:
             beside = same(first, parts.sample_beside_greedy(7))
             report.note(beside_greedy=beside)
             # Rounding may turn a text: the batch has another size. Without seeds all would differ.

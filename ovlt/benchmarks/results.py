@@ -155,7 +155,7 @@ def _plain(table: ScoreTable) -> dict[str, object]:
         for row in table.rows
     ]
     number = {"number": table.number, "ci95": list(table.interval), "mean": bool(table.mean)}
-    return {"title": table.title, **number, "rows": rows}
+    return {"title": table.title, "measure": table.measure, **number, "rows": rows}
 
 
 def read_items(folder: Path) -> list[ScoredItem]:

@@ -53,7 +53,10 @@ def own_settings(config: DistillConfig, phase: Phase) -> Settings:
     """Return the keys of [distill] that decide the records of a phase; of tables, their keys."""
     order = phases(config)
     earlier = order[: order.index(phase) + 1]
-    return flat({name: getattr(config, name) for one in earlier for name in DECIDED_BY[one]})
+    names = [name for one in earlier for name in DECIDED_BY[one]]
+    if not config.teacher:
+        names.remove("teacher_chat_template_kwargs")  # nobody reads them
+    return flat({name: getattr(config, name) for name in names})
 
 
 def captioner_keywords(config: DistillConfig, model: ModelConfig) -> tuple[TemplateKeywords, str]:

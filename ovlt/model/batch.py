@@ -25,7 +25,8 @@ class PackedBatch:
     hidden state of the prompt then predicts the first token of each response, and appears several
     times in ``loss_index``.
 
-    Shapes: T tokens, S samples, R rows that carry loss (R <= T), P vision patches, I images.
+    Shapes: T tokens, S samples, R rows that carry loss (R <= T), U tokens whose hidden states these
+    read (U <= R), P vision patches, I images.
     """
 
     input_ids: Tensor  # int64 [T]
@@ -40,8 +41,8 @@ class PackedBatch:
     feature_index: Tensor | None  # int64 [image tokens]  row of the tower's output for each slot
     grid_thw: Tensor | None  # int64 [I, 3]  (time, height, width) in patches
     vision_plan: VisionPlan | None  # where patches lie and what each of them sees
-    # int64 [U]  tokens in loss_index, each once; None: all are computed to the end
-    read_rows: Tensor | None = None
+    # int64 [U]  those of loss_index, each once; None: all tokens are computed to the end
+    read_tokens: Tensor | None = None
     image_slots: Tensor | None = None  # int64 [image tokens]  where in the row these slots are
     advantage: Tensor | None = None  # float32 [R]
     engine_logp: Tensor | None = None  # float32 [R]

@@ -98,7 +98,8 @@ def rms_norm(self: Norm, hidden_states: Tensor) -> Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     # Backward overwrites the gradient of the output with that of the input. Nothing else uses it:
-    # the only readers of a norm here are a matrix product and the selection of rows for the head.
+    # the only readers of a norm here are matrix products and selections of rows, for the last MLP
+    # and for the head.
     in_place = True
     return LigerRMSNormFunction.apply(
         hidden_states, self.weight, self.variance_epsilon, 0.0, "llama", in_place, None

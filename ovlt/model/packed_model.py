@@ -15,7 +15,7 @@ from ovlt.model import attention
 from ovlt.model.batch import PackedBatch
 from ovlt.model.families import family_of
 from ovlt.model.objective import LossOutput, Objective
-from ovlt.model.rows import OnRows
+from ovlt.model.on_tokens import OnTokens
 from ovlt.model.vision import LinearPatchEmbed, VisionPlan
 from ovlt_kernels.head import HeadOptions, HeadOutput, check_ids
 from ovlt_kernels.linear_logp import linear_logp
@@ -54,8 +54,8 @@ class PackedModel(PreTrainedModel):
         self.model.language_model.config._attn_implementation = attention.TEXT_ATTENTION
         self.model.visual.config._attn_implementation = attention.VISION_ATTENTION
         self.model.visual.patch_embed = LinearPatchEmbed(self.model.visual.patch_embed.proj)
-        # Behind the last attention nothing but rows with loss is read.
-        self._last_mlp = OnRows(self.model.language_model.layers[-1].mlp)
+        # Behind the last attention only the hidden states in ``loss_index`` are read.
+        self._last_mlp = OnTokens(self.model.language_model.layers[-1].mlp)
         # Grid and plan of the smallest image, by device: they are copied once, which waits.
         self._smallest: dict[torch.device, tuple[Tensor, VisionPlan]] = {}
         self.set_head()
@@ -143,7 +143,7 @@ class PackedModel(PreTrainedModel):
             )
         embeddings = decoder.embed_tokens(batch.input_ids)  # [T, H]
         hidden, keywords = self._with_images(embeddings, batch)
-        self._last_mlp.rows = batch.read_rows
+        self._last_mlp.tokens = batch.read_tokens
         hidden = decoder(
             inputs_embeds=hidden[None],  # [1, T, H]: one packed row is a batch of one
             position_ids=batch.position_ids[:, None],  # [3, 1, T]

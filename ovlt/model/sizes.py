@@ -201,7 +201,7 @@ def decoder_flops(config: Sizes, num_tokens: int, context: int = 0) -> float:
 def mlp_flops(config: Sizes, num_tokens: int) -> int:
     """Return the FLOPs of one forward of the MLP of one decoder layer over ``num_tokens`` tokens.
 
-    The last layer's is computed for the tokens alone that carry loss (``model/rows.py``).
+    The last layer's is computed for the tokens alone that carry loss (``model/on_tokens.py``).
     """
     text = config.text_config
     return 2 * 3 * num_tokens * text.hidden_size * text.intermediate_size

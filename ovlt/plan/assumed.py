@@ -31,8 +31,8 @@ class Assumptions:
     start_seconds: float = 180.0  # per stage or phase: imports, weights, the engine's compilation
     link_efficiency: float = 0.70  # share of the data sheet, for collectives and host copies
     grade_seconds: float = 0.005  # per answer and worker
-    # Per weight sync, on the host: clearing caches, packing the probe, launching a forward over it
-    # (20 ms on a CPU, with the forward of a tiny model).
+    # Per rollout, on the host, for the proof of a weight sync: clearing caches, packing the probe,
+    # launching a forward over it (20 ms on a CPU, with the forward of a tiny model).
     proof_seconds: float = 0.1
     disk_rate: float = 2e9  # bytes/s that a node writes into a checkpoint
     engine_workspace_gib: float = 4.0  # the engine's own activations and CUDA graphs

@@ -97,7 +97,7 @@ def generation_seconds(run: Run, prompts: int, n: int, longest: int = 0) -> floa
 
 
 def sync_seconds(run: Run) -> float:
-    """Expected seconds of a weight sync.
+    """Expected seconds of a weight sync before a rollout.
 
     Shards are cast to the engine's dtype, gathered in buckets, taken out of these and copied into
     the engine. At sleep level 1 the engine's weights have moved to the host and back before. The

@@ -44,11 +44,11 @@ class Engine(ABC):
 
     Attributes:
         busy_s: seconds in which ``stream`` has let the engine work.
-        mixes: greedy prompts may be in one call with others.
+        mixes_greedy: greedy prompts may be in one call with others.
     """
 
     busy_s: float = 0.0
-    mixes: bool = True
+    mixes_greedy: bool = True
 
     @abstractmethod
     def generate(
@@ -60,7 +60,7 @@ class Engine(ABC):
     ) -> list[list[Completion]]:
         """Return ``n`` completions for each prompt, in order; a seed for each prompt.
 
-        ``sampling`` is that of all prompts, or there is one for each (``mixes``).
+        ``sampling`` is that of all prompts, or there is one for each (``mixes_greedy``).
         A prompt is taken from ``prompts`` when there is room for it, and let go with its answer, so
         an iterator that decodes images as it goes holds few of them.
         Sample i of a prompt uses its seed + i, so seeds of different prompts are at least n apart.

@@ -144,7 +144,7 @@ class Rollouts:
         groups = [Group(prompt, []) for prompt in prompts]
         samplings = [sampling_of(rollout)] * len(groups)
         probe = self.sync.probes[0]
-        if among := batch.proof is None and self.engine.mixes:
+        if among := batch.proof is None and self.engine.mixes_greedy:
             # The last prompt: it takes a place that a short response has left, and no time.
             prompts, samplings, seeds = (
                 [*prompts, probe], [*samplings, PROBE_SAMPLING], [*seeds, 0],

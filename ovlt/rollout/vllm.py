@@ -106,7 +106,7 @@ class VllmEngine(Engine):
             ) from error
         # A greedy request has no seed. On a CPU vLLM 0.25.1 then draws for the whole batch without
         # seeds; versions with this operation draw for each request apart.
-        self.mixes = device.type != "cpu" or hasattr(torch.ops._C, "fused_gumbel_argmax")
+        self.mixes_greedy = device.type != "cpu" or hasattr(torch.ops._C, "fused_gumbel_argmax")
         self._bans = dict.fromkeys(folder.banned, BAN)
         self.sleep()
 
@@ -120,11 +120,11 @@ class VllmEngine(Engine):
         """Implement ``Engine.generate``.
 
         Raises RuntimeError if the engine changed a prompt or its caches cannot be emptied, or if
-        greedy prompts are among others and may not be (``mixes``).
+        greedy prompts are among others and may not be (``mixes_greedy``).
         """
         completions: list[list[Completion]] = [[] for _ in seeds]
         samplings = one_for_each(sampling, len(seeds))
-        if not self.mixes and len({s.temperature == 0 for s in samplings}) == 2:
+        if not self.mixes_greedy and len({s.temperature == 0 for s in samplings}) == 2:
             raise RuntimeError("this vLLM ignores the seeds of prompts beside greedy ones")
         inputs = self._rendered(zip(prompts, samplings, seeds, strict=True))
         for place, group in self._sampled(inputs, max((s.n for s in samplings), default=1)):

@@ -184,14 +184,14 @@ def collate(
 
     engine_logp = _engine_logp(samples, predicted)  # None for SFT
     loss_index = _joined(states)
-    read_rows = torch.unique(loss_index)
+    read_tokens = torch.unique(loss_index)
     return PackedBatch(
         input_ids=_joined(row.token_ids),  # [T]
         position_ids=torch.from_numpy(np.concatenate(row.positions, axis=1)),  # [3, T]
         segments=Segments(row.lengths, row.prefix),
         sample_ids=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),  # [R]
         loss_index=loss_index,
-        read_rows=read_rows if len(read_rows) else None,
+        read_tokens=read_tokens if len(read_tokens) else None,
         labels=_joined([s.token_ids[t] for s, t in zip(samples, predicted, strict=True)]),
         loss_weight=of_rows(weights),
         patches=images.patches(patchify, dtype),

@@ -194,8 +194,8 @@ def mfu(
 ) -> dict[str, float]:
     """Model FLOP/s of forward and backward; and their share of the chips' peak, if it is known.
 
-    What is computed counts: a shared prompt once, the head's rows that carry loss, no backward of a
-    frozen tower; activations that are computed again do not.
+    What is computed counts: a shared prompt once, the last MLP and the head for what carries loss,
+    no backward of a frozen tower; activations that are computed again do not.
     """
     # Of a plan's FLOPs, those of one forward, the backward costs twice as much again.
     tower = 1 if frozen_tower else FORWARD_AND_BACKWARD

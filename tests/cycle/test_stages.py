@@ -107,6 +107,15 @@ def test_an_iteration_says_only_what_differs() -> None:
     assert recipes["grpo2"].grpo.data == "default.parquet"
 
 
+def test_an_iterations_keywords_for_a_chat_template_are_not_mixed_with_others() -> None:
+    """Keywords of another model's template would be refused or, worse, read."""
+    key = "captioner_chat_template_kwargs"
+    iterations = [{"distill": {key: words}} for words in ({}, {"deep": True})] + [{}]
+    stages = {s.name: s.recipe for s in cycle_stages(recipe_from(tree(iterations=iterations)))}
+    keywords = [getattr(stages[f"distill{i}"].distill, key) for i in (1, 2, 3)]
+    assert keywords == [{}, {"deep": True}, None]
+
+
 def test_continue_starts_sft_from_the_iteration_before() -> None:
     recipes = {
         stage.name: stage.recipe for stage in cycle_stages(recipe_from(tree(restart="continue")))

@@ -36,9 +36,11 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded, same_tower
 from ovlt.reward.pool import RewardPool
 from ovlt.rollout import exchange
+from ovlt.rollout.engine import Engine, one_for_each
 from ovlt.rollout.exchange import encode, rank_image
-from ovlt.rollout.groups import Rollouts
+from ovlt.rollout.groups import RolloutBatch, Rollouts
 from ovlt.rollout.open import open_engine, weight_sync
+from ovlt.rollout.sync import PROBE_TOKENS
 from ovlt.run.metrics import PhaseTimer
 from ovlt.system.runtime import Runtime, leave, start
 from ovlt.train.balance import plan
@@ -313,9 +315,15 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
             sampler=Sampler(len(prompts), 3),
             timer=PhaseTimer(),
         )
+        calls = watch(engine)
         batch = rollouts.draw(4)
-        assert batch.proof is not None
-        assert not batch.proof.repeated
+        proves(batch, calls, alone=0)
+        # The same where a greedy prompt must not be among others: the probe is asked alone.
+        rollouts.sampler, engine.mixes_greedy = Sampler(len(prompts), 3), False
+        apart = rollouts.draw(4)
+        engine.mixes_greedy = True
+        proves(apart, calls, alone=1)
+        assert [g.prompt.id for g in apart.groups] == [g.prompt.id for g in batch.groups]
         # The same, graded while the engine is at work.
         rollouts.grade_early, rollouts.sampler = True, Sampler(len(prompts), 3)
         early = rollouts.draw(4)
@@ -344,6 +352,31 @@ def draw(runtime: Runtime, home: Path, out: Path) -> None:
         "timeouts": batch.failures.timeouts,
     }
     (out / f"counts-{runtime.rank}.json").write_text(json.dumps(counts))
+
+
+def watch(engine: Engine) -> list[list[int]]:
+    """Return a list that gets, for each call of ``generate``, the most tokens of each prompt."""
+    calls: list[list[int]] = []
+    generate = engine.generate
+
+    def watched(prompts: Any, sampling: Any, seeds: Any, finished: Any = None) -> Any:
+        samplings = one_for_each(sampling, len(seeds))
+        calls.append([s.max_tokens for s in samplings])
+        return generate(prompts, sampling, seeds, finished)
+
+    engine.generate = watched  # type: ignore[method-assign]
+    return calls
+
+
+def proves(batch: RolloutBatch, calls: list[list[int]], *, alone: int) -> None:
+    """The first round has asked the probe, last or alone, and no other round has."""
+    assert batch.proof is not None
+    assert not batch.proof.repeated
+    assert calls[0][-1] == (5 if alone else PROBE_TOKENS)
+    assert sum(call == [PROBE_TOKENS] for call in calls) == alone
+    assert sum(call.count(PROBE_TOKENS) for call in calls) == 1
+    assert len(calls) - alone > 1  # dynamic sampling has drawn again
+    calls.clear()
 
 
 def images_of(
