@@ -70,7 +70,7 @@ max_prompt_tokens = 160
 max_response_tokens = 12
 [engine]
 max_sequences = 16
-kv_cache_gib = 0.2
+kv_cache_gib = 0.05
 [reward]
 workers = 1
 [evaluate]
