@@ -55,7 +55,7 @@ import ovlt.run.profile
 import ovlt.smoke.make
 import ovlt.train.prompts
 import ovlt.train.stage
-import ovlt.train.step  # noqa: F401  (no module that is itself a command)
+import ovlt.train.step  # no module that is itself a command
 from ovlt.system import launch
 
 
@@ -136,6 +136,8 @@ def status_of(target: str, argv: list[str]) -> int:
 
 def prepare() -> None:
     """Do once what each command would do with the same outcome: no fork repeats it."""
+    for module in (launch, ovlt.smoke.make):  # which has a name of its own for the function
+        module.python_module = fork_module
     PIL.Image.init()
     video_processor_class_from_name("Qwen2VLVideoProcessor")  # looks through 40 modules
     # vLLM puts its CPU functions into every module that has imported a kernel. Older ones do it
@@ -156,5 +158,4 @@ redirect(os.devnull, 0)
 redirect(request["stdout"], 1)
 redirect(request["stderr"], 2)
 os.environ.update(request["env"])
-launch.python_module = fork_module
 run(request["target"], request["argv"])
