@@ -85,7 +85,7 @@ max_prompt_tokens = 160
 max_response_tokens = 7
 [engine]
 max_sequences = 16
-kv_cache_gib = 0.2
+kv_cache_gib = 0.05
 [reward]
 function = "{home}/odd.py:odd"
 workers = 1

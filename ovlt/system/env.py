@@ -29,7 +29,6 @@ ALWAYS = {
 ON_CPU = {
     # vLLM's sampler calls torch.compile even when eager: 9 s of g++ before the first token.
     "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, the ranks of one machine would share its cores
 }
 ON_CUDA = {

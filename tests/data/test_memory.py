@@ -105,7 +105,7 @@ def test_images_within_rows_stay_in_their_file(tmp_path: Path) -> None:
     names = ["q.parquet", "q.arrow", "q.jsonl", "q.json", "conversations.parquet"]
     paths = []
     for name in names:
-        for count in (600, 1_800):
+        for count in (200, 1_400):
             path = tmp_path / f"{count}{name}"
             write(path, "conversations" if "conversations" in name else "questions", count)
             paths.append(str(path))
@@ -122,12 +122,13 @@ def test_images_within_rows_stay_in_their_file(tmp_path: Path) -> None:
 def growths(home: Path, paths: list[str]) -> list[int]:
     """Return, for each pair of files, the MiB that the longer takes more than the shorter."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(home / "model"), *paths],
+        [sys.executable, "-c", MEASURE, str(home / "model"), paths[0], *paths],
         env=os.environ | {"OVLT_CACHE": str(home / "scratch")},
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    figures = list(map(int, done.stdout.split()))
+    # The first read of a process takes 60 MiB for the libraries: it is done twice.
+    figures = list(map(int, done.stdout.split()))[1:]
     return [longer - shorter for shorter, longer in zip(figures[::2], figures[1::2], strict=True)]

@@ -41,7 +41,7 @@ compute_dtype = "float32"
 workers = 1
 suffix = " Think."
 [engine]
-kv_cache_gib = 0.2
+kv_cache_gib = 0.05
 [reward]
 workers = 1
 [distill]

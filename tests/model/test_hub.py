@@ -44,11 +44,14 @@ def test_a_name_on_the_hub_is_downloaded_once_and_pickles_never(tmp_path: Path) 
     with serving({"some/model": folder}) as (address, asked):
         names = [
             "hf://some/model", f"hf://some/model@{COMMIT}", "hf://some/other",
-            "hf://some/model@wrong", "hf://some", "hf://some/model:train",
+            "hf://some/model@wrong", "hf://some", "hf://some/model:train", "plain/model",
         ]  # fmt: skip
         said = opened(tmp_path, *names, HF_ENDPOINT=address)
-        assert [line.split()[0] for line in said] == ["opened"] * 2 + ["refused"] * 4
-        assert all("hf://some" in line for line in said[2:])
+        assert [line.split()[0] for line in said] == ["opened"] * 2 + ["refused"] * 5
+        assert all("hf://some" in line for line in said[2:6])
+        assert "it is 'hf://plain/model'" in said[6]
+        assert any("some/other" in line for line in asked)
+        assert not any("plain/model" in line for line in asked)  # without hf:// nothing is asked
         copy = Path(said[0].split()[1])
         assert (copy / "model.safetensors").is_file()
         assert not (copy / "pytorch_model.bin").exists()
@@ -58,10 +61,3 @@ def test_a_name_on_the_hub_is_downloaded_once_and_pickles_never(tmp_path: Path) 
     assert offline[0] == f"opened {copy}"
     assert offline[1].startswith("refused hf://some/new")
     assert "HF_HUB_OFFLINE" in offline[1]
-
-
-def test_a_plain_name_asks_no_network(tmp_path: Path) -> None:
-    with serving({}) as (address, asked):
-        (said,) = opened(tmp_path, "some/model", HF_ENDPOINT=address)
-        assert "it is 'hf://some/model'" in said
-        assert asked == []

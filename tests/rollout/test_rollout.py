@@ -26,7 +26,7 @@ from ovlt.types import Prompt
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
-ENGINE = EngineConfig(max_sequences=32)
+ENGINE = EngineConfig(max_sequences=32, kv_cache_gib=0.05)
 MAX_TOKENS = 464
 EXACT = ProbeDifference(mean=1e-5, largest=1e-4)
 MAX_PIXELS = 256 * 256
@@ -99,6 +99,14 @@ def largest_difference(folder: ModelFolder, model: Any, engine: Engine, seed: in
         head = model(batch)
     assert batch.engine_logp is not None
     return float((head.logp - batch.engine_logp).abs().max())
+
+
+def test_the_cache_has_the_size_of_the_recipe(parts: tuple[ModelFolder, Any, Engine]) -> None:
+    """A variable of vLLM that ovlt once set took the key's place."""
+    engine = parts[2]
+    if isinstance(engine, VllmEngine):
+        cache = engine.llm.llm_engine.vllm_config.cache_config
+        assert cache.kv_cache_memory_bytes == int(0.05 * 2**30)
 
 
 def test_engine_and_trainer_agree_before_and_after_syncs(

@@ -49,7 +49,7 @@ max_prompt_tokens = 160
 max_response_tokens = 4
 [engine]
 backend = "transformers"
-kv_cache_gib = 0.2
+kv_cache_gib = 0.05
 [reward]
 function = "{home}/mine.py:f"
 workers = 1

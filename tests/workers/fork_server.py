@@ -1,5 +1,6 @@
 """Run ``python -m MODULE`` or ``python SCRIPT`` as forks of one process, which has imported torch,
-transformers and vLLM already: each command would need ten seconds of CPU for that.
+transformers and vLLM already: each command would need ten seconds of CPU for that. What a command
+imports only when it needs it is imported here too, and half a second of each is saved.
 
 Started by helpers/commands.py. A request is one line of JSON on stdin. The answer to ``{"target",
 "argv", "env", "stdout", "stderr"}`` is the id of the new process, the answer to ``{"wait": pid}``
@@ -27,16 +28,34 @@ from ovlt.system import env
 
 env.apply("cpu")
 
+import compressed_tensors.compressors  # noqa: F401
+import PIL.Image
 import torch
-import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl  # noqa: F401
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
+import transformers.tokenization_mistral_common  # noqa: F401
 import vllm.model_executor.models.qwen2_5_vl
+import vllm.v1.attention.backends.cpu_attn
+import vllm.v1.core.sched.scheduler
 import vllm.v1.engine.core
 import vllm.v1.worker.cpu_worker  # noqa: F401
+from transformers.models.auto.video_processing_auto import video_processor_class_from_name
 from vllm import LLM  # noqa: F401
+from vllm.platforms import current_platform
 
+import ovlt.config.command_line
+import ovlt.data.loader
+import ovlt.evaluate.validator
+import ovlt.model.families.qwen2_5_vl
 import ovlt.model.parallel
 import ovlt.reward.pool
-import ovlt.train.step  # noqa: F401  (no module that is itself a command)
+import ovlt.rollout.groups
+import ovlt.rollout.sync
+import ovlt.rollout.vllm
+import ovlt.run.profile
+import ovlt.smoke.make
+import ovlt.train.prompts
+import ovlt.train.stage
+import ovlt.train.step  # no module that is itself a command
 from ovlt.system import launch
 
 
@@ -115,12 +134,28 @@ def status_of(target: str, argv: list[str]) -> int:
     return status
 
 
-gc.freeze()
+def prepare() -> None:
+    """Do once what each command would do with the same outcome: no fork repeats it."""
+    for module in (launch, ovlt.smoke.make):  # which has a name of its own for the function
+        module.python_module = fork_module
+    PIL.Image.init()
+    video_processor_class_from_name("Qwen2VLVideoProcessor")  # looks through 40 modules
+    # vLLM puts its CPU functions into every module that has imported a kernel. Older ones do it
+    # elsewhere, by themselves.
+    name = "register_triton_kernel_overrides"
+    if register := getattr(current_platform, name, None):
+        register()
+        setattr(type(current_platform), name, staticmethod(lambda: None))
+    gc.freeze()
+    # vLLM unfreezes all and collects twice when it closes: one second, at the end of a process.
+    gc.unfreeze = lambda: None
+
+
+prepare()
 request = serve()
 sys.stdin.close()
 redirect(os.devnull, 0)
 redirect(request["stdout"], 1)
 redirect(request["stderr"], 2)
 os.environ.update(request["env"])
-launch.python_module = fork_module
 run(request["target"], request["argv"])

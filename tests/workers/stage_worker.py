@@ -83,7 +83,7 @@ def budgets(samples: list[Sample], config: Any, ranks: int) -> dict[str, list[li
     """Bins of 1, 2 and many micro-batches per rank, as ``plan`` makes them."""
     lengths = extents(samples, config, group_numbers(samples))
     found: dict[int, list[list[list[int]]]] = {}
-    for budget in range(sum(e.tokens for e in lengths), max(e.tokens for e in lengths) - 1, -1):
+    for budget in range(sum(e.tokens for e in lengths), max(e.tokens for e in lengths) - 1, -5):
         bins = plan(lengths, ranks=ranks, budget=budget, config=config).bins
         found.setdefault(len(bins[0]), bins)
     assert max(found) > 2
