@@ -37,7 +37,9 @@ def opened(tmp_path: Path, *names: str, **variables: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith(("opened", "refused"))]
 
 
-def test_a_name_on_the_hub_is_downloaded_once_and_pickles_never(tmp_path: Path) -> None:
+def test_a_name_on_the_hub_is_downloaded_once_without_pickles_and_a_plain_name_asks_nothing(
+    tmp_path: Path,
+) -> None:
     folder = tiny_folder(tmp_path / "model").path
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "modeling.py").write_text("raise SystemExit")
