@@ -28,6 +28,8 @@ from ovlt.system.rng import seed_everything
 
 # A collective of the training that takes longer hangs. Uneven work is waited for elsewhere.
 COLLECTIVE_LIMIT = timedelta(minutes=30)
+# What torchrun would say to the only rank; MASTER_PORT comes to it.
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 OTHERS_WAIT_S = 10.0  # in which rank 0 comes to the same mistake, and torchrun ends the others
 
 
@@ -39,6 +41,7 @@ class Runtime:
     world_size: int
     device: torch.device
     mesh: DeviceMesh
+    _alone: bool = field(default=False, repr=False)  # torchrun's variables are ours
     _topics: set[str] = field(default_factory=set[str], repr=False)  # of say_once
 
     @property
@@ -69,8 +72,12 @@ class Runtime:
         return collectives.gather_json(value, self.device)
 
     def close(self) -> None:
+        """Leave the process group. The next one, or a child process, finds no rank described."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self._alone:
+            for name in (*ALONE, "MASTER_PORT"):
+                os.environ.pop(name, None)
 
 
 def start(config: RunConfig) -> Runtime:
@@ -79,7 +86,7 @@ def start(config: RunConfig) -> Runtime:
         die_with_parent(signal.SIGKILL)  # no rank goes on writing after torchrun was killed
     alone = "RANK" not in os.environ
     if alone:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ.update(ALONE)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
@@ -102,7 +109,7 @@ def start(config: RunConfig) -> Runtime:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return Runtime(dist.get_rank(), world_size, device, mesh)
+    return Runtime(dist.get_rank(), world_size, device, mesh, alone)
 
 
 def choose_device(config: RunConfig, local_rank: int) -> torch.device:

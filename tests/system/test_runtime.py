@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from helpers.commands import WORKERS, Command, Server
 
 from ovlt.config import RunConfig
-from ovlt.system.runtime import choose_device
+from ovlt.system.runtime import choose_device, start
 
 
 @pytest.mark.slow
@@ -18,6 +19,17 @@ def test_ranks_wait_for_uneven_work_longer_than_a_collective_may_take(
 ) -> None:
     command = Command(server, str(WORKERS / "wait_worker.py"), [], 2, tmp_path / "wait")
     command.finish()
+
+
+def test_a_single_rank_leaves_no_description_of_itself_behind() -> None:
+    """A second run in the process, or a child of it, would join a group that is no more."""
+    before = dict(os.environ)
+    for _ in range(2):
+        runtime = start(RunConfig(device="cpu"))
+        assert os.environ["RANK"] == "0"
+        assert runtime.gather_json(7) == [7]
+        runtime.close()
+        assert os.environ == before
 
 
 def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
