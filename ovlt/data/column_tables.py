@@ -78,6 +78,7 @@ class _HeldGroups:
     def __init__(self, most_bytes: int):
         self.most_bytes = most_bytes
         self._groups: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
+        self._bytes = 0  # of them all: asking each table again takes longer than reading one
         self._lock = threading.Lock()
 
     def get(self, key: tuple[Path, int], read: Callable[[], pa.Table]) -> pa.Table:
@@ -85,13 +86,11 @@ class _HeldGroups:
         with self._lock:
             if key not in self._groups:
                 self._groups[key] = read()
-                while len(self._groups) > 1 and self._bytes() > self.most_bytes:
-                    self._groups.popitem(last=False)
+                self._bytes += self._groups[key].nbytes
+                while len(self._groups) > 1 and self._bytes > self.most_bytes:
+                    self._bytes -= self._groups.popitem(last=False)[1].nbytes
             self._groups.move_to_end(key)
             return self._groups[key]
-
-    def _bytes(self) -> int:
-        return sum(group.nbytes for group in self._groups.values())
 
 
 _HELD = _HeldGroups(_HELD_GROUPS)
