@@ -185,11 +185,18 @@ def test_any_row_is_read_again_by_threads(tmp_path: Path, kind: str, scratch: Pa
 
 def test_groups_that_were_read_are_held_within_a_limit(tmp_path: Path) -> None:
     held = column_tables._HeldGroups(10_000)
-    group = pa.table({"x": pa.array([b"x" * 4_000])})
-    for number in range(9):
-        assert held.get((tmp_path, number), lambda: group) is group
-    assert held._bytes() <= 10_000
-    assert (tmp_path, 8) in held._groups
+    read: list[int] = []
+    for number in (*range(9), 8, 3, 8):
+        group = pa.table({"x": pa.array([b"x" * (1_000 + 500 * number)])})
+
+        def once(number: int = number, group: pa.Table = group) -> pa.Table:
+            read.append(number)
+            return group
+
+        assert held.get((tmp_path, number), once).equals(group)
+        sizes = [table.nbytes for table in held._groups.values()]
+        assert sum(sizes) == held._bytes <= 10_000
+    assert read == [*range(9), 3]  # the last ones were held
 
 
 def test_a_scratch_folder_without_room_is_a_sentence(
