@@ -40,7 +40,7 @@ from ovlt.model.packed_model import PackedModel
 from ovlt.model.parallel import load_sharded
 from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
-from ovlt.rollout.sync import ProbeDifference, WeightSync
+from ovlt.rollout.sync import PROBE_SAMPLING, ProbeDifference, WeightSync
 from ovlt.system.runtime import Runtime, start
 from ovlt.train.pack import collate
 from ovlt.types import Prompt
@@ -215,20 +215,21 @@ class Parts:
         limits = ProbeDifference(mean=MEAN, largest=2.0)
         return WeightSync(self.engine, self.model, self.folder, tolerance=limits, verify_every=1)
 
-    def sample(self, seed: int, sampling: Sampling | None = None) -> list[Completion]:
-        """Return the completions of all prompts. The engine is awake."""
-        sampling = sampling or Sampling(3, 0.8, 17)
-        seeds = request_seeds(seed, 0, range(len(self.prompts)), sampling.n)
-        groups = self.engine.generate(self.prompts, sampling, seeds)
-        return [completion for group in groups for completion in group]
+    def sample(
+        self, seed: int, sampling: Sampling | None = None, *, beside: Sequence[Sampling] = ()
+    ) -> list[Completion]:
+        """Return the completions of all prompts. The engine is awake.
 
-    def sample_beside_greedy(self, seed: int) -> list[Completion]:
-        """Return what ``sample`` returns; a greedy prompt is among the others, as a probe is."""
-        sampling, greedy = Sampling(3, 0.8, 17), Sampling(1, 0.0, 16, ignore_stop=True)
-        seeds = request_seeds(seed, 0, range(len(self.prompts)), sampling.n)
-        samplings = [sampling] * len(self.prompts) + [greedy]
-        groups = self.engine.generate([*self.prompts, self.prompts[1]], samplings, [*seeds, 0])
-        return [completion for group in groups[:-1] for completion in group]
+        ``beside``: how more prompts of the same call are sampled, whose completions are left out.
+        """
+        sampling, prompts = sampling or Sampling(3, 0.8, 17), self.prompts
+        seeds = request_seeds(seed, 0, range(len(prompts)), sampling.n)
+        groups = self.engine.generate(
+            [*prompts, *[prompts[1]] * len(beside)],
+            [*[sampling] * len(prompts), *beside],
+            [*seeds, *[0] * len(beside)],
+        )
+        return [completion for group in groups[: len(prompts)] for completion in group]
 
     def difference(self, seed: int) -> float:
         """Return the mean |log-prob of the trainer - of the engine|."""
@@ -294,7 +295,7 @@ def engine(report: Report, runtime: Runtime, home: Path, *, eager: bool) -> None
         expect(all(np.isfinite(c.logp).all() for c in first), "a log-prob is not finite")
         expect(same(first, parts.sample(8)) < 1, "seeds make no difference")
         if parts.engine.mixes_greedy:
-            beside = same(first, parts.sample_beside_greedy(7))
+            beside = same(first, parts.sample(7, beside=[PROBE_SAMPLING]))
             report.note(beside_greedy=beside)
             # Rounding may turn a text: the batch has another size. Without seeds all would differ.
             expect(beside >= 0.5, "a greedy prompt beside them takes the seeds from others")

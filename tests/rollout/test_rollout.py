@@ -18,7 +18,7 @@ from ovlt.model.parallel import load_sharded
 from ovlt.model.weights import full_weights, is_tied
 from ovlt.rollout.engine import Completion, Engine, Sampling, request_seeds, sample_of
 from ovlt.rollout.open import open_engine
-from ovlt.rollout.sync import ProbeDifference, WeightSync
+from ovlt.rollout.sync import PROBE_SAMPLING, ProbeDifference, WeightSync
 from ovlt.rollout.vllm import VllmEngine
 from ovlt.system.runtime import Runtime, start
 from ovlt.train.pack import collate
@@ -216,7 +216,7 @@ def test_prompts_of_one_call_may_be_sampled_differently(
     """As the probe is, greedy and without a stop, among the prompts of a rollout."""
     folder, _, engine = parts
     prompts = [prompt for prompt in prompts_of(folder) for _ in range(3)]
-    kinds = (Sampling(3, 0.8, 17), Sampling(1, 0.0, 16, ignore_stop=True), Sampling(2, 1.3, 5))
+    kinds = (Sampling(3, 0.8, 17), PROBE_SAMPLING, Sampling(2, 1.3, 5))
     samplings = [kinds[i % 3] for i in range(len(prompts))]
     seeds = request_seeds(5, 2, range(len(prompts)), 4)
     if not engine.mixes_greedy:  # vLLM 0.25.1 on a CPU
